@@ -34,15 +34,15 @@ type Job struct {
 
 // Progress of a job. Losses are means over trained tokens, in nats.
 type Progress struct {
-	Examples       int      `json:"examples"`            // trained on
-	HeldOut        int      `json:"held_out,omitempty"`  // validated on
-	ExampleTokens  int64    `json:"example_tokens"`      // tokens of one epoch
-	Step           int      `json:"step"`                // optimizer steps done
-	Steps          int      `json:"steps"`               // of so many
-	Epoch          float64  `json:"epoch"`               // epochs done
-	Loss           float64  `json:"loss"`                // of the last step
-	LearningRate   float64  `json:"learning_rate"`       // of the last step
-	GradNorm       float64  `json:"grad_norm"`           // of the last step, before clipping
+	Examples       int      `json:"examples"`           // trained on
+	HeldOut        int      `json:"held_out,omitempty"` // validated on
+	ExampleTokens  int64    `json:"example_tokens"`     // tokens of one epoch
+	Step           int      `json:"step"`               // optimizer steps done
+	Steps          int      `json:"steps"`              // of so many
+	Epoch          float64  `json:"epoch"`              // epochs done
+	Loss           float64  `json:"loss"`               // of the last step
+	LearningRate   float64  `json:"learning_rate"`      // of the last step
+	GradNorm       float64  `json:"grad_norm"`          // of the last step, before clipping
 	ValidationLoss *float64 `json:"validation_loss,omitempty"`
 	BestLoss       *float64 `json:"best_validation_loss,omitempty"`
 	BestStep       int      `json:"best_step,omitempty"`
@@ -76,10 +76,12 @@ type EventType string
 const (
 	EventState      EventType = "state"      // the job's state changed
 	EventProgress   EventType = "progress"   // an optimizer step (some are left out where steps are fast)
-	EventEvaluation EventType = "evaluation" // a validation loss
+	EventValidation EventType = "validation" // a validation loss
 	EventSample     EventType = "sample"     // texts by the base and the candidate
 	EventCheckpoint EventType = "checkpoint" // durable
 	EventWarning    EventType = "warning"    // a skipped step, truncated examples
+	EventPublished  EventType = "published"  // a version, now live
+	EventError      EventType = "error"      // why the job failed
 )
 
 // Event is one entry of a job's log.

@@ -15,12 +15,12 @@ type ListOptions struct {
 }
 
 // Manager owns the jobs. Host work happens in Run; device work in Slice, on the engine's goroutine.
-// A tenant sees only its own jobs; the empty tenant, for administrators, sees all.
+// A tenant sees only its own jobs ("" is adapters.DefaultTenant); adapters.AllTenants, for administrators, sees all.
 type Manager struct{}
 
 // Submit checks the spec, stores it with its examples and queues the job. Errors: *FieldError (also for an unknown parent),
-// *ExamplesError where inline examples are malformed, adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed.
-// Contents of files are checked later, in state validating_files.
+// *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed. The job is durable
+// when Submit returns.
 func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
 	return Job{}, errors.ErrUnsupported
 }

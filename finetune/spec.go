@@ -64,6 +64,8 @@ type JobSpec struct {
 	Examples   []json.RawMessage `json:"examples,omitempty"`
 	Training   io.Reader         `json:"-"`
 	Validation io.Reader         `json:"-"` // JSONL, optional
+	// Deferred leaves reading the examples to the state validating_files, as OpenAI's jobs do; otherwise Submit returns their errors.
+	Deferred bool `json:"-"`
 
 	Rank  int     `json:"rank,omitempty"`  // default: 16, or the parent's; at most the basis's R
 	Alpha float64 `json:"alpha,omitempty"` // default: 2·rank, or the parent's
@@ -78,35 +80,34 @@ type JobSpec struct {
 	Epochs       float64      `json:"epochs,omitempty"`       // default: 3; not with MaxSteps
 	MaxSteps     int          `json:"max_steps,omitempty"`    // optimizer steps; default: as Epochs says
 
-	BatchSize    int `json:"batch_size,omitempty"`                  // examples of a micro-batch; default: 8, or fewer where examples are few
-	BatchTokens  int `json:"batch_tokens,omitempty"`                // instead of BatchSize: tokens of a micro-batch, in whole examples
-	Accumulation int `json:"gradient_accumulation_steps,omitempty"` // micro-batches of an optimizer step; default: 1
+	BatchSize    int `json:"batch_size,omitempty"`                  // examples of an optimizer step; default: 16, or fewer where examples are few
+	BatchTokens  int `json:"batch_tokens,omitempty"`                // instead of BatchSize: tokens of an optimizer step, in whole examples
+	Accumulation int `json:"gradient_accumulation_steps,omitempty"` // so many of these batches make one optimizer step; default: 1
 
-	WeightDecay float64 `json:"weight_decay,omitempty"`  // decoupled; default: 0
-	MaxGradNorm float64 `json:"max_grad_norm,omitempty"` // default: 1; negative: no clipping
-	AdamBeta1   float64 `json:"adam_beta1,omitempty"`    // default: 0.9
-	AdamBeta2   float64 `json:"adam_beta2,omitempty"`    // default: 0.999
-	AdamEpsilon float64 `json:"adam_epsilon,omitempty"`  // default: 1e-6
-	Correction  *bool   `json:"correction,omitempty"`    // of the gradient by (A·Aᵀ)⁻¹/s²; default: by the basis's method
-	Seed        int64   `json:"seed,omitempty"`          // order of the examples and the validation split
+	WeightDecay float64  `json:"weight_decay,omitempty"`  // decoupled; default: 0
+	MaxGradNorm *float64 `json:"max_grad_norm,omitempty"` // default: 1; 0: no clipping
+	AdamBeta1   float64  `json:"adam_beta1,omitempty"`    // default: 0.9
+	AdamBeta2   float64  `json:"adam_beta2,omitempty"`    // default: 0.999
+	AdamEpsilon float64  `json:"adam_epsilon,omitempty"`  // default: 1e-6
+	Correction  *bool    `json:"correction,omitempty"`    // of the gradient by (A·Aᵀ)⁻¹/s²; default: by the basis's method
+	Seed        int64    `json:"seed,omitempty"`          // order of the examples and the validation split
 
 	ValidationSplit float64 `json:"validation_split,omitempty"` // share of the examples held out; not with Validation
 	EvalSteps       int     `json:"eval_steps,omitempty"`       // optimizer steps between evaluations; default: a tenth of all
-	Publish         string  `json:"publish,omitempty"`          // last (default) or best
+	Publish         string  `json:"publish,omitempty"`          // last or best; default: best with validation, else last
 
 	MaxLength int  `json:"max_length,omitempty"` // tokens of an example; default and at most: the model's context and the trainer's batch
 	Truncate  bool `json:"truncate,omitempty"`   // cut longer examples at their end; otherwise they are errors
 	Raw       bool `json:"raw,omitempty"`        // prompt and completion as they stand, not as turns of the chat template
 
-	Watch *Watch `json:"watch,omitempty"` // texts to show while training
+	// SamplePrompts asks for events of type sample: greedy continuations by the base and by the candidate. They are user turns, or
+	// with Raw plain text. The one prompt "auto" takes up to four held-out, else first, examples.
+	SamplePrompts []string `json:"sample_prompts,omitempty"`
+	SampleSteps   int      `json:"sample_steps,omitempty"`  // optimizer steps between samples; default: an eighth of all
+	SampleTokens  int      `json:"sample_tokens,omitempty"` // most tokens of a sample; default: 48
 }
 
-// Watch asks for events of type sample: greedy continuations by the base and by the candidate.
-type Watch struct {
-	Prompts    []string `json:"prompts,omitempty"`     // user turns (with Raw: plain text); default: from held-out, else first, examples
-	EverySteps int      `json:"every_steps,omitempty"` // default: an eighth of all steps
-	MaxTokens  int      `json:"max_tokens,omitempty"`  // default: 48
-}
+const maxSamplePrompts = 16
 
 // Projections that target_modules may name.
 var projections = []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -146,14 +147,22 @@ func (s *JobSpec) Validate() error {
 	if s.Scheduler == "" {
 		s.Scheduler = ScheduleCosine
 	}
+	validated := s.Validation != nil || s.ValidationSplit > 0
 	if s.Publish == "" {
 		s.Publish = PublishLast
+		if validated {
+			s.Publish = PublishBest
+		}
+	}
+	if s.MaxGradNorm == nil {
+		one := 1.0
+		s.MaxGradNorm = &one
 	}
 	setDefault(&s.Accumulation, 1)
 	setDefault(&s.AdamBeta1, 0.9)
 	setDefault(&s.AdamBeta2, 0.999)
 	setDefault(&s.AdamEpsilon, 1e-6)
-	setDefault(&s.MaxGradNorm, 1)
+	setDefault(&s.SampleTokens, 48)
 	if s.MaxSteps == 0 {
 		setDefault(&s.Epochs, 3)
 	}
@@ -162,9 +171,9 @@ func (s *JobSpec) Validate() error {
 		count("rank", s.Rank, 4096), finite("alpha", s.Alpha, 0, 1e4), count("max_steps", s.MaxSteps, million), finite("epochs", s.Epochs, 0, 1000),
 		count("batch_size", s.BatchSize, 4096), count("batch_tokens", s.BatchTokens, million), count("gradient_accumulation_steps", s.Accumulation, 4096),
 		count("warmup_steps", s.WarmupSteps, million), finite("warmup_ratio", s.WarmupRatio, 0, 1), finite("weight_decay", s.WeightDecay, 0, 10),
-		finite("max_grad_norm", s.MaxGradNorm, -1, 1e9), finite("adam_beta1", s.AdamBeta1, 0, 0.99999), finite("adam_beta2", s.AdamBeta2, 0, 0.99999999),
-		finite("adam_epsilon", s.AdamEpsilon, 1e-20, 1), finite("validation_split", s.ValidationSplit, 0, 0.5), count("eval_steps", s.EvalSteps, million),
-		count("max_length", s.MaxLength, million),
+		finite("max_grad_norm", *s.MaxGradNorm, 0, 1e9), finite("adam_beta1", s.AdamBeta1, 0, 0.99999), finite("adam_beta2", s.AdamBeta2, 0, 0.99999999),
+		finite("adam_epsilon", s.AdamEpsilon, 1e-20, 1), finite("validation_split", s.ValidationSplit, 0, 0.99), count("eval_steps", s.EvalSteps, million),
+		count("max_length", s.MaxLength, million), count("sample_steps", s.SampleSteps, million), count("sample_tokens", s.SampleTokens, 512),
 	} {
 		if err != nil {
 			return err
@@ -201,19 +210,11 @@ func (s *JobSpec) Validate() error {
 	if s.Validation != nil && s.ValidationSplit > 0 {
 		return fieldErrorf("validation_split", "must not be given together with a validation file")
 	}
-	if s.Publish == PublishBest && s.Validation == nil && s.ValidationSplit == 0 {
+	if s.Publish == PublishBest && !validated {
 		return fieldErrorf("publish", "best needs a validation file or validation_split")
 	}
-	if w := s.Watch; w != nil {
-		setDefault(&w.MaxTokens, 48)
-		for _, err := range []error{count("watch.every_steps", w.EverySteps, million), count("watch.max_tokens", w.MaxTokens, 512)} {
-			if err != nil {
-				return err
-			}
-		}
-		if len(w.Prompts) > 8 {
-			return fieldErrorf("watch.prompts", "at most 8 prompts, not %d", len(w.Prompts))
-		}
+	if len(s.SamplePrompts) > maxSamplePrompts {
+		return fieldErrorf("sample_prompts", "at most %d prompts, not %d", maxSamplePrompts, len(s.SamplePrompts))
 	}
 	return nil
 }
