@@ -10,3 +10,4 @@ require (
 	gonum.org/v1/gonum v0.17.0 // indirect
 	pgregory.net/rapid v1.3.0 // indirect
 )
+require go.uber.org/goleak v1.3.0

@@ -9,7 +9,6 @@ import (
 
 	"bhive/adapters"
 	"bhive/infer/tokenizer"
-	"bhive/kernels"
 )
 
 // Engine runs requests against one model in common steps. Its methods are safe for concurrent use; everything on the device happens on
@@ -24,8 +23,7 @@ type Engine struct {
 	model     *Model
 	pool      *adapters.Pool
 	tokenizer *tokenizer.Tokenizer
-	table     kernels.AdapterTable
-	ownTable  bool
+	device    *Device
 
 	run     *runner
 	sched   *scheduler
@@ -70,29 +68,29 @@ type call struct {
 	done chan struct{}
 }
 
-// New makes an engine over a loaded model. pool and table may be nil where there are no adapters; table is the one whose slots the
-// pool sets. New acquires nothing. The pool's PoolConfig.Wake should call Engine.Wake.
-func New(c Config, m *Model, pool *adapters.Pool, table kernels.AdapterTable, t *tokenizer.Tokenizer) (*Engine, error) {
+// New makes an engine over a loaded model. pool and device may be nil where there are no adapters; device is the pool's, and its stream
+// the engine's. New acquires nothing. The pool's PoolConfig.Wake should call Engine.Wake.
+func New(c Config, m *Model, pool *adapters.Pool, device *Device, t *tokenizer.Tokenizer) (*Engine, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
 	c = c.defaults()
-	if most := m.Rope.Rows; c.MaxContext == 0 || c.MaxContext > most {
+	if most := m.Positions; c.MaxContext == 0 || c.MaxContext > most {
 		c.MaxContext = most
 	}
 	if c.EOS == nil {
 		c.EOS = m.Config.EOS
 	}
 	if c.KVBlocks == 0 {
-		c.KVBlocks = int(c.KVBytes / kvBlockBytes(c, m))
+		c.KVBlocks = int(c.KVBytes / (int64(c.BlockTokens) * m.KVTokenBytes()))
 	}
 	if c.KVBlocks < 1 || c.KVBlocks*c.BlockTokens < 2 {
 		return nil, fmt.Errorf("engine configuration: KVBytes = %d is less than a block of %d tokens", c.KVBytes, c.BlockTokens)
 	}
 	c.KVBlocks = min(c.KVBlocks, c.MaxSeqs*((c.MaxContext+c.BlockTokens-1)/c.BlockTokens)*2) // more are of no use but for prefixes
 	c.MaxTokens = max(min(c.MaxTokens, c.MaxContext*c.MaxSeqs), c.MaxSeqs)
-	c.KVBytes = int64(c.KVBlocks) * kvBlockBytes(c, m)
-	return &Engine{config: c, model: m, pool: pool, table: table, tokenizer: t, works: map[*work]struct{}{},
+	c.KVBytes = int64(c.KVBlocks) * (int64(c.BlockTokens) * m.KVTokenBytes())
+	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{},
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
 		stats: Stats{Requests: map[FinishReason]int64{}}}, nil
 }
@@ -104,14 +102,7 @@ func (e *Engine) Open() error {
 	if e.phase != phaseNew {
 		return fmt.Errorf("opening the engine: %w", ErrClosed)
 	}
-	if e.table == nil {
-		t, err := e.model.Backend.NewAdapterTable(1)
-		if err != nil {
-			return fmt.Errorf("opening the engine: %w", err)
-		}
-		e.table = t
-	}
-	r, err := openRunner(e.config, e.model, e.table, e.config.KVBlocks)
+	r, err := openRunner(e.config, e.model, e.device, e.config.KVBlocks)
 	if err != nil {
 		return err
 	}

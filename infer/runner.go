@@ -42,22 +42,27 @@ type flight struct {
 }
 
 // openRunner allocates for n KV blocks. Where it fails nothing stays allocated.
-func openRunner(c Config, m *Model, table kernels.AdapterTable, nBlocks int) (d *runner, err error) {
-	d = &runner{model: m, config: c, vocab: m.Config.Vocab, table: table, mem: resources{backend: m.Backend}}
+func openRunner(c Config, m *Model, adapters *Device, nBlocks int) (d *runner, err error) {
+	d = &runner{model: m, config: c, vocab: m.Config.Vocab, mem: resources{backend: m.Backend}}
 	defer func() {
 		if err != nil {
 			d.close()
 			d, err = nil, fmt.Errorf("opening the engine with %d KV blocks: %w", nBlocks, err)
 		}
 	}()
-	d.stream = m.Backend.NewStream()
+	if adapters != nil {
+		d.stream, d.table = adapters.serving, adapters.Table
+	} else {
+		d.stream = m.Backend.NewStream()
+		if d.table, err = m.Backend.NewAdapterTable(1); err != nil {
+			return d, err
+		}
+	}
 	rows := c.MaxSeqs + c.PromptRows
 	if d.state, err = NewState(m, c.MaxTokens, rows); err != nil {
 		return d, err
 	}
-	spec := kvSpec(c, m)
-	spec.Blocks = nBlocks
-	if d.cache, err = m.Backend.NewKVCache(spec); err != nil {
+	if d.cache, err = m.Backend.NewKVCache(m.KVSpec(nBlocks, c.BlockTokens)); err != nil {
 		return d, err
 	}
 	d.sampler = kernels.SamplerState{
@@ -93,17 +98,6 @@ func openRunner(c Config, m *Model, table kernels.AdapterTable, nBlocks int) (d 
 		}
 	}
 	return d, d.stream.Sync()
-}
-
-// kvSpec is the KV cache of one block.
-func kvSpec(c Config, m *Model) kernels.KVSpec {
-	return kernels.KVSpec{Layers: len(m.Layers), Blocks: 1, BlockTokens: c.BlockTokens, KVHeads: m.Config.KVHeads, HeadDim: m.Config.HeadDim}
-}
-
-// kvBlockBytes is the memory of one block in all layers.
-func kvBlockBytes(c Config, m *Model) int64 {
-	s := kvSpec(c, m)
-	return 2 * int64(s.Layers) * int64(s.BlockTokens) * int64(s.KVHeads) * int64(s.HeadDim) * int64(m.Backend.Info().Working.Size())
 }
 
 // close frees everything. It may be called twice.
