@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"bhive/adapters/safetensors"
@@ -64,12 +65,9 @@ func LoadBasis(r io.ReaderAt, size int64) (*Basis, error) {
 	b := emptyBasis(Method(meta["method"]), seed, rows, g, meta["base"])
 	for i := range b.rows {
 		name := basisTensor(i/int(NumSites), Site(i%int(NumSites)))
-		t, err := readTensor(f, name, rows, g.In(Site(i%int(NumSites))))
+		t, err := readTensor(f, name, rows, g.In(Site(i%int(NumSites))), safetensors.BF16)
 		if err != nil {
 			return bad("%w", err)
-		}
-		if !t.exact {
-			return bad("tensor %s is not BF16", name)
 		}
 		b.rows[i] = t.bits()
 	}
@@ -104,7 +102,7 @@ func parseGeometry(meta map[string]string) (Geometry, error) {
 // tensor is a matrix read from outside, widened.
 type tensor struct {
 	values []float32
-	exact  bool // it was stored as bf16
+	exact  bool // bf16 holds every value
 }
 
 func (t tensor) bits() []uint16 {
@@ -115,8 +113,8 @@ func (t tensor) bits() []uint16 {
 	return out
 }
 
-// readTensor reads a BF16 or F32 matrix of the given shape with finite values.
-func readTensor(f *safetensors.File, name string, rows, cols int) (tensor, error) {
+// readTensor reads a matrix of the given shape and of one of the given dtypes, with finite values.
+func readTensor(f *safetensors.File, name string, rows, cols int, dtypes ...safetensors.DType) (tensor, error) {
 	info, ok := f.Info(name)
 	if !ok {
 		return tensor{}, fmt.Errorf("tensor %s is missing", name)
@@ -124,23 +122,30 @@ func readTensor(f *safetensors.File, name string, rows, cols int) (tensor, error
 	if len(info.Shape) != 2 || info.Shape[0] != rows || info.Shape[1] != cols {
 		return tensor{}, fmt.Errorf("tensor %s has shape %v, not [%d, %d]", name, info.Shape, rows, cols)
 	}
-	if info.DType != safetensors.BF16 && info.DType != safetensors.F32 {
-		return tensor{}, fmt.Errorf("tensor %s is %s, not BF16 or F32", name, info.DType)
+	if !slices.Contains(dtypes, info.DType) {
+		return tensor{}, fmt.Errorf("tensor %s is %s, not one of %v", name, info.DType, dtypes)
 	}
 	raw, err := f.Tensor(name)
 	if err != nil {
 		return tensor{}, fmt.Errorf("tensor %s: %w", name, err)
 	}
-	t := tensor{values: make([]float32, rows*cols), exact: info.DType == safetensors.BF16}
+	t := tensor{values: make([]float32, rows*cols), exact: true}
 	for i := range t.values {
-		if t.exact {
-			t.values[i] = fromBF16(binary.LittleEndian.Uint16(raw.Data[2*i:]))
-		} else {
-			t.values[i] = fromF32(raw.Data[4*i:])
+		v := &t.values[i]
+		switch info.DType {
+		case safetensors.BF16:
+			*v = fromBF16(binary.LittleEndian.Uint16(raw.Data[2*i:]))
+		case safetensors.F16:
+			*v = fromF16(binary.LittleEndian.Uint16(raw.Data[2*i:]))
+		case safetensors.F32:
+			*v = fromF32(raw.Data[4*i:])
+		default:
+			panic("adapters: readTensor of " + string(info.DType))
 		}
-		if !finite(t.values[i]) {
-			return tensor{}, fmt.Errorf("tensor %s: element [%d, %d] is %v", name, i/cols, i%cols, t.values[i])
+		if !finite(*v) {
+			return tensor{}, fmt.Errorf("tensor %s: element [%d, %d] is %v", name, i/cols, i%cols, *v)
 		}
+		t.exact = t.exact && fromBF16(toBF16(*v)) == *v
 	}
 	return t, nil
 }

@@ -27,3 +27,14 @@ func bf16Bytes(v []uint16) []byte {
 	}
 	return out
 }
+
+func fromF16(h uint16) float32 {
+	sign, exp, frac := uint32(h>>15)<<31, uint32(h>>10)&31, uint32(h)&0x3ff
+	switch exp {
+	case 0: // zero or subnormal: frac·2⁻²⁴
+		return math.Float32frombits(sign | math.Float32bits(float32(frac)*0x1p-24))
+	case 31:
+		return math.Float32frombits(sign | 0x7f800000 | frac<<13)
+	}
+	return math.Float32frombits(sign | (exp+112)<<23 | frac<<13)
+}
