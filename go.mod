@@ -20,3 +20,7 @@ require (
 	golang.org/x/text v0.44.0
 	pgregory.net/rapid v1.3.0
 )
+
+require (
+	golang.org/x/sync v0.25.0 // indirect
+)
