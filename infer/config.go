@@ -92,3 +92,11 @@ func (c Config) Validate() error {
 	}
 	return nil
 }
+
+// flights is the number of steps that may be enqueued and not read.
+func (c Config) flights() int {
+	if c.Overlap {
+		return 2
+	}
+	return 1
+}

@@ -8,9 +8,9 @@ import (
 
 // Request asks for one or more continuations of a prompt.
 type Request struct {
-	ID       string       // the caller's name for it, in logs and in RequestInfo
-	Tenant   string       // owner: orders the queue fairly and separates prefix caches
-	Prompt   []int        // token ids, at least one
+	ID       string          // the caller's name for it, in logs and in RequestInfo
+	Tenant   string          // owner: orders the queue fairly and separates prefix caches
+	Prompt   []int           // token ids, at least one
 	Adapter  adapters.Target // resolved versions; the zero Target is the base. Leased from Submit to the end
 	Params   Params
 	Deadline time.Time  // zero: none. Choices that run at that time end with FinishDeadline

@@ -9,21 +9,21 @@ type Stats struct {
 
 	WaitingAdapters int // sequences whose adapter is on its way
 
-	KVBlocks       int // blocks of the KV cache
-	KVUsed         int // blocks that sequences hold
-	KVCached       int // further blocks that hold a cached prefix
-	KVBytes        int64
-	MaxSeqs        int
-	MaxContext     int
-	Steps          int64
-	PromptTokens   int64 // of admitted requests
-	CachedTokens   int64 // of those, found in the prefix cache
-	GeneratedToken int64
-	ComputedTokens int64 // tokens run through the model; recomputed ones count again
-	Preemptions    int64
-	Requests       map[FinishReason]int64 // finished choices; "error" for failed ones
-	BackgroundTime time.Duration
-	StepTime       time.Duration
+	KVBlocks        int // blocks of the KV cache
+	KVUsed          int // blocks that sequences hold
+	KVCached        int // further blocks that hold a cached prefix
+	KVBytes         int64
+	MaxSeqs         int
+	MaxContext      int
+	Steps           int64
+	PromptTokens    int64 // of admitted requests
+	CachedTokens    int64 // of those, found in the prefix cache
+	GeneratedTokens int64
+	ComputedTokens  int64 // tokens run through the model; recomputed ones count again
+	Preemptions     int64
+	Requests        map[FinishReason]int64 // finished choices; "error" for failed ones
+	BackgroundTime  time.Duration
+	StepTime        time.Duration
 }
 
 // Observer is told what happens, for metrics. Its methods are called on the engine's goroutine and must be quick.
