@@ -1,0 +1,123 @@
+package finetune
+
+import (
+	"fmt"
+
+	"bhive/adapters"
+	"bhive/infer"
+	"bhive/kernels"
+)
+
+// backward runs a model's backward pass over what a forward pass saved. It owns the gradients of activations, of steps of at
+// most tokens tokens.
+type backward struct {
+	m      *infer.Model
+	lanes  kernels.LaneTable
+	tokens int
+
+	dx     kernels.Tensor // [T, H]: gradient of the residual stream
+	dn     kernels.Tensor // [T, H]: of a norm's output
+	dyz    kernels.Tensor // [1, T·(widest out+R)]: of a linear's output, beside it of z
+	din    kernels.Tensor // [1, T·max(F, Hq·D)]: of the input of mlp_down, of attn_out
+	dq     kernels.Tensor // [T, Hq·D]
+	dk, dv kernels.Tensor // [T, Hkv·D]
+
+	owned []kernels.Tensor
+}
+
+func newBackward(m *infer.Model, lanes kernels.LaneTable, tokens int) (*backward, error) {
+	c, act := m.Config, m.Backend.Info().Activation
+	b := &backward{m: m, lanes: lanes, tokens: tokens}
+	widest := 0
+	for _, l := range m.Layers {
+		for _, w := range []kernels.Weight{l.AttnIn, l.AttnOut, l.MLPIn, l.MLPDown} {
+			widest = max(widest, w.Out()+w.R())
+		}
+	}
+	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	for _, a := range []struct {
+		to         *kernels.Tensor
+		rows, cols int
+	}{{&b.dx, tokens, c.Hidden}, {&b.dn, tokens, c.Hidden}, {&b.dyz, 1, tokens * widest}, {&b.din, 1, tokens * max(c.FF, q)},
+		{&b.dq, tokens, q}, {&b.dk, tokens, kv}, {&b.dv, tokens, kv}} {
+		t, err := m.Backend.Alloc(act, a.rows, a.cols)
+		if err != nil {
+			b.close()
+			return nil, fmt.Errorf("allocating gradients of %d tokens: %w", tokens, err)
+		}
+		*a.to = t
+		b.owned = append(b.owned, t)
+	}
+	return b, nil
+}
+
+func (b *backward) close() {
+	for _, t := range b.owned {
+		b.m.Backend.Free(t)
+	}
+	b.owned = nil
+}
+
+// view is the matrix [T, cols] at the start of a flat buffer.
+func (b *backward) view(flat kernels.Tensor, cols int) kernels.Tensor {
+	flat.Rows, flat.Cols, flat.Stride = b.tokens, cols, cols
+	return flat
+}
+
+// head computes the losses, and where train is set the gradient of the residual after the last layer. The final norm's output
+// is in hidden.
+func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infer.Save, step kernels.Step, train bool) {
+	be := b.m.Backend
+	if !train {
+		be.CrossEntropy(s, nll, kernels.Tensor{}, hidden, b.m.Head, step)
+		return
+	}
+	be.CrossEntropy(s, nll, b.dn, hidden, b.m.Head, step)
+	be.Zero(s, b.dx)
+	be.NormBackward(s, b.dx, b.dn, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+}
+
+// layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
+// nothing is trained, so there it stops.
+func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *infer.Save) {
+	be, m, c, step := b.m.Backend, b.m, &b.m.Config, sc.Step
+	w, v := &m.Layers[l], &save.Layers[l]
+	n := step.Bucket.Tokens
+	out := func(w kernels.Weight) kernels.Tensor { return b.view(b.dyz, w.Out()+w.R()) }
+	expand := func(site adapters.Site, dyz, z kernels.Tensor) {
+		be.ExpandBackward(s, kernels.ExpandBackwardArgs{DYZ: dyz, Z: z, B: m.B(sc.Table, l, site), Grad: m.Grad(b.lanes, l, site)}, step)
+	}
+	residual := func(w kernels.Weight) kernels.Tensor {
+		dyz := out(w)
+		be.Copy(s, dyz.RowRange(0, n).ColRange(0, w.Out()), b.dx.RowRange(0, n))
+		return dyz
+	}
+
+	dyz := residual(w.MLPDown)
+	expand(adapters.MLPDown, dyz, v.ZMLPDown)
+	dact := b.view(b.din, c.FF)
+	be.LinearBackward(s, dact, dyz, w.MLPDown, false, step)
+
+	dyz = out(w.MLPIn)
+	be.MLPBackward(s, dyz.ColRange(0, w.MLPIn.Out()), dact, v.GateUp, step)
+	expand(adapters.MLPIn, dyz, v.ZMLPIn)
+	be.LinearBackward(s, b.dn, dyz, w.MLPIn, false, step)
+	be.NormBackward(s, b.dx, b.dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
+
+	dyz = residual(w.AttnOut)
+	expand(adapters.AttnOut, dyz, v.ZAttnOut)
+	do := b.view(b.din, c.Heads*c.HeadDim)
+	be.LinearBackward(s, do, dyz, w.AttnOut, false, step)
+	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
+		Cache: sc.Cache, Layer: l, Scale: m.Scale(), Window: c.Window}, step)
+
+	dyz = out(w.AttnIn)
+	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,
+		QNorm: w.QNorm, KNorm: w.KNorm, Eps: c.NormEps, Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
+	expand(adapters.AttnIn, dyz, v.ZAttnIn)
+	if l == 0 {
+		return
+	}
+	be.LinearBackward(s, b.dn, dyz, w.AttnIn, false, step)
+	be.NormBackward(s, b.dx, b.dn, v.SumIn, w.AttnNorm, v.RstdIn, step)
+}

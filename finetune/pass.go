@@ -1,0 +1,198 @@
+package finetune
+
+import (
+	"bhive/infer"
+	"bhive/kernels"
+)
+
+// pass is one micro-batch on its way through the model: forward layer by layer, losses, and, unless it is an evaluation, backward and
+// the optimizer's steps of the lanes whose last chunk it holds.
+type pass struct {
+	eval  bool
+	parts []part
+	stage stage
+	layer int
+}
+
+// part is a lane's chunk in a pass: the tokens [from, to).
+type part struct {
+	lane     *Lane // nil once dropped
+	chunk    *Chunk
+	from, to int
+	labels   int
+}
+
+type stage int
+
+const (
+	stageForward stage = iota
+	stageHead
+	stageBackward
+	stageUpdate
+)
+
+// compose fills a pass with the next chunk of each lane in turn, as far as they fit, and uploads its record.
+func (t *Trainer) compose() *pass {
+	p := &pass{}
+	tokens, seqs := 0, 0
+	for i := range t.active {
+		l := t.active[(t.turn+i)%len(t.active)]
+		if l == nil {
+			continue
+		}
+		c := l.peek()
+		if c == nil || len(p.parts) > 0 && (c.Eval != p.eval || tokens+c.Tokens > t.c.BatchTokens || seqs+len(c.Examples) > t.c.Seqs) {
+			continue
+		}
+		p.eval = c.Eval
+		p.parts = append(p.parts, part{lane: l, chunk: c, from: tokens, to: tokens + c.Tokens})
+		tokens += c.Tokens
+		seqs += len(c.Examples)
+	}
+	if len(p.parts) == 0 {
+		return nil
+	}
+	t.turn = (p.parts[0].lane.index + 1) % len(t.active)
+	t.fill(p, tokens, seqs)
+	return p
+}
+
+// fill writes and uploads the record of a pass.
+func (t *Trainer) fill(p *pass, tokens, seqs int) {
+	r := t.train.rec
+	r.Head[kernels.HeadTokens], r.Head[kernels.HeadSeqs] = int32(tokens), int32(seqs)
+	r.Head[kernels.HeadRows], r.Head[kernels.HeadSegs] = 0, int32(len(p.parts))
+	at, seq, block := 0, 0, 0
+	for i := range p.parts {
+		q := &p.parts[i]
+		l := q.lane
+		set := l.examples(q.chunk)
+		r.SegStart[i], r.SegAdapter[i], r.SegLane[i] = int32(at), int32(l.index), int32(l.index)
+		if p.eval {
+			r.SegLane[i] = -1
+		}
+		for _, index := range q.chunk.Examples {
+			e := set[index]
+			r.QueryStart[seq], r.Context[seq] = int32(at), int32(len(e.IDs))
+			for j := range ceilDiv(len(e.IDs), t.c.BlockTokens) {
+				r.BlockTable[seq*r.Bucket.Blocks+j] = int32(block + j)
+			}
+			for j, id := range e.IDs {
+				r.Token[at], r.Feed[at], r.Position[at], r.Seq[at], r.Adapter[at] = id, -1, int32(j), int32(seq), int32(l.index)
+				r.KVSlot[at] = int32(block*t.c.BlockTokens + j)
+				r.Label[at], r.Loss[at] = e.Labels[j], 0
+				if e.Labels[j] >= 0 {
+					q.labels++
+					r.Loss[at] = kernels.Bits(l.weight)
+				}
+				at++
+			}
+			block += ceilDiv(len(e.IDs), t.c.BlockTokens)
+			seq++
+		}
+	}
+	r.QueryStart[seq] = int32(at)
+	r.SegStart[len(p.parts)] = int32(at)
+	t.m.Backend.Upload(t.stream, t.train.step.Words, r.Bytes())
+}
+
+// drop forgets a lane that leaves while the pass is under way; its tokens go on to the end unheeded.
+func (p *pass) drop(l *Lane) {
+	for i := range p.parts {
+		if p.parts[i].lane == l {
+			p.parts[i].lane = nil
+		}
+	}
+}
+
+// unit runs the pass's next unit and reports whether it was the last.
+func (p *pass) unit(t *Trainer) bool {
+	defer t.sync()
+	sc := infer.StepContext{Step: t.train.step, Cache: t.cache, Table: t.table}
+	save, layers := t.save, len(t.m.Layers)
+	if p.eval {
+		save = nil
+	}
+	switch p.stage {
+	case stageForward:
+		if p.layer == 0 {
+			t.m.EmbedTokens(t.stream, t.st, sc, save)
+		}
+		t.m.Forward(t.stream, t.st, sc, p.layer, p.layer+1, save)
+		if p.layer++; p.layer == layers {
+			p.stage = stageHead
+		}
+	case stageHead:
+		t.back.head(t.stream, t.nll, t.st.Normed, save, t.train.step, !p.eval)
+		p.stage = stageBackward
+		if p.eval {
+			p.stage = stageUpdate
+		}
+	case stageBackward:
+		p.layer--
+		if t.c.Recompute {
+			t.m.Recompute(t.stream, t.st, sc, p.layer, t.save)
+		}
+		t.back.layer(t.stream, sc, p.layer, t.save)
+		if p.layer == 0 {
+			p.stage = stageUpdate
+		}
+	case stageUpdate:
+		p.finish(t)
+		return true
+	}
+	return false
+}
+
+// finish sums the losses and runs the optimizer for the lanes whose step is complete.
+func (p *pass) finish(t *Trainer) {
+	be := t.m.Backend
+	nll := make([]float32, t.c.BatchTokens)
+	be.Download(t.stream, floatBytes(nll), t.nll)
+	t.sync()
+	if t.err != nil {
+		return
+	}
+	var done []*Lane
+	for _, q := range p.parts {
+		if q.lane == nil {
+			continue
+		}
+		sum := 0.0
+		for i := q.from; i < q.to; i++ {
+			if t.train.rec.Label[i] >= 0 {
+				sum += float64(nll[i])
+			}
+		}
+		last := q.chunk.Last
+		q.lane.add(sum, q.to-q.from, q.labels)
+		if last {
+			done = append(done, q.lane)
+		}
+	}
+	if len(done) == 0 {
+		return
+	}
+	if p.eval {
+		for _, l := range done {
+			l.finishEval()
+		}
+		return
+	}
+	for _, l := range done {
+		for _, f := range l.frozen {
+			be.Zero(t.stream, l.grad.ColRange(f[0], f[1]))
+		}
+	}
+	be.GradNorm(t.stream, t.norms, t.lanes)
+	for _, l := range done {
+		l.update(t.norms, t.sites)
+	}
+	norms := t.downloadFloats(t.norms)
+	if t.err != nil {
+		return
+	}
+	for _, l := range done {
+		l.finishStep(norms[l.index])
+	}
+}

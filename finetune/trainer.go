@@ -1,0 +1,276 @@
+package finetune
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"bhive/adapters"
+	"bhive/infer"
+	"bhive/kernels"
+)
+
+// TrainerConfig sizes a trainer.
+type TrainerConfig struct {
+	Lanes       int  // tenants at once; default: 4
+	BatchTokens int  // T of a micro-batch, and the longest example; default: 1024, or the model's context where less
+	Seqs        int  // sequences of a micro-batch; default: 64
+	BlockTokens int  // P; default: 16
+	Recompute   bool // keep only each layer's input, and run its forward again in the backward
+}
+
+// SetDefaults fills in what is zero for a model of that context.
+func (c *TrainerConfig) SetDefaults(context int) {
+	setDefault(&c.Lanes, 4)
+	setDefault(&c.BatchTokens, min(1024, context))
+	setDefault(&c.Seqs, 64)
+	setDefault(&c.BlockTokens, 16)
+}
+
+// Validate names a field that is out of range.
+func (c TrainerConfig) Validate() error {
+	for _, f := range []struct {
+		name          string
+		v, low, above int
+	}{{"lanes", c.Lanes, 1, 64}, {"batch_tokens", c.BatchTokens, 16, 1 << 20}, {"seqs", c.Seqs, 1, 4096}, {"block_tokens", c.BlockTokens, 1, 1024}} {
+		if f.v < f.low || f.v > f.above {
+			return fmt.Errorf("trainer: %s must be between %d and %d, is %d", f.name, f.low, f.above, f.v)
+		}
+	}
+	return nil
+}
+
+// Trainer trains several lanes in one batch, each as if alone. Everything happens on one goroutine, in units: see Unit.
+type Trainer struct {
+	m *infer.Model
+	c TrainerConfig
+
+	stream kernels.Stream
+	st     *infer.State
+	save   *infer.Save
+	back   *backward
+	cache  kernels.KVCache
+	table  kernels.AdapterTable // slot l is lane l's working B
+	lanes  kernels.LaneTable
+	norms  kernels.Tensor // F32 [1, lanes]
+	nll    kernels.Tensor // F32 [1, T]
+	sites  []kernels.SiteRows
+
+	train, serve stepRecord // of training passes, of samples
+
+	active []*Lane // by lane; nil where free
+	turn   int     // the lane that comes first in the next pass
+	pass   *pass   // under way
+	sample *sampling
+	err    error // of the device; final
+}
+
+// stepRecord is a step record on both sides.
+type stepRecord struct {
+	rec  *kernels.Record
+	step kernels.Step
+}
+
+// NewTrainer allocates a trainer's device memory; kernels.ErrNoMemory where it does not fit.
+func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
+	c.SetDefaults(m.Config.Context)
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	be := m.Backend
+	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes)}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	if t.lanes, err = be.NewLaneTable(c.Lanes); err != nil {
+		return nil, fmt.Errorf("allocating a lane table: %w", err)
+	}
+	if t.table, err = be.NewAdapterTable(c.Lanes); err != nil {
+		return nil, fmt.Errorf("allocating an adapter table: %w", err)
+	}
+	if t.st, err = infer.NewState(m, c.BatchTokens, 2*maxSamplePrompts); err != nil {
+		return nil, err
+	}
+	if t.save, err = infer.NewSave(m, c.BatchTokens, infer.SavePlan{Recompute: c.Recompute}); err != nil {
+		return nil, err
+	}
+	if t.back, err = newBackward(m, t.lanes, c.BatchTokens); err != nil {
+		return nil, err
+	}
+	blocks := ceilDiv(c.BatchTokens, c.BlockTokens) // of one sequence
+	if t.cache, err = be.NewKVCache(kernels.KVSpec{Layers: len(m.Layers), Blocks: blocks + c.Seqs, BlockTokens: c.BlockTokens,
+		KVHeads: m.Config.KVHeads, HeadDim: m.Config.HeadDim}); err != nil {
+		return nil, fmt.Errorf("allocating the training KV cache: %w", err)
+	}
+	if t.norms, err = be.Alloc(kernels.F32, 1, c.Lanes); err != nil {
+		return nil, err
+	}
+	if t.nll, err = be.Alloc(kernels.F32, 1, c.BatchTokens); err != nil {
+		return nil, err
+	}
+	bucket := kernels.Bucket{Tokens: c.BatchTokens, Seqs: c.Seqs, Blocks: blocks, MaxQuery: c.BatchTokens, Training: true}
+	if t.train, err = newStepRecord(be, bucket); err != nil {
+		return nil, err
+	}
+	bucket.Training, bucket.Rows = false, 2*maxSamplePrompts
+	if t.serve, err = newStepRecord(be, bucket); err != nil {
+		return nil, err
+	}
+	for range m.Layers {
+		for site := range adapters.NumSites {
+			rows := 0
+			for _, p := range site.Projs() {
+				rows += m.Geometry.Out(p)
+			}
+			t.sites = append(t.sites, kernels.SiteRows{Rows: rows})
+		}
+	}
+	return t, nil
+}
+
+func newStepRecord(be kernels.Memory, b kernels.Bucket) (stepRecord, error) {
+	words, err := be.Alloc(kernels.I32, 1, kernels.RecordWords(b))
+	if err != nil {
+		return stepRecord{}, fmt.Errorf("allocating a step record: %w", err)
+	}
+	return stepRecord{rec: kernels.NewRecord(b, nil), step: kernels.Step{Bucket: b, Words: words}}, nil
+}
+
+// Close frees everything. It may be called twice.
+func (t *Trainer) Close() {
+	be := t.m.Backend
+	for i, l := range t.active {
+		if l != nil {
+			l.close()
+			t.active[i] = nil
+		}
+	}
+	if t.st != nil {
+		t.st.Close()
+	}
+	if t.save != nil {
+		t.save.Close()
+	}
+	if t.back != nil {
+		t.back.close()
+	}
+	if t.cache != nil {
+		be.FreeKVCache(t.cache)
+		t.cache = nil
+	}
+	for _, x := range []*kernels.Tensor{&t.norms, &t.nll, &t.train.step.Words, &t.serve.step.Words} {
+		if x.Present() {
+			be.Free(*x)
+			*x = kernels.Tensor{}
+		}
+	}
+	t.pass, t.sample = nil, nil
+}
+
+// errNoLane is returned by Add where all lanes are taken.
+var errNoLane = errors.New("finetune: all training lanes are taken")
+
+// Free is the number of lanes that Add can give.
+func (t *Trainer) Free() (n int) {
+	for _, l := range t.active {
+		if l == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Add gives a tenant a lane. Errors: kernels.ErrNoMemory, adapters.ErrRank, ErrCheckpoint.
+func (t *Trainer) Add(o LaneOptions) (*Lane, error) {
+	if o.Rank < 1 || o.Rank > t.m.Basis.R {
+		return nil, fmt.Errorf("rank %d of a basis of %d rows: %w", o.Rank, t.m.Basis.R, adapters.ErrRank)
+	}
+	setDefault(&o.MaxSkips, 10)
+	for i, l := range t.active {
+		if l == nil {
+			l := &Lane{t: t, index: i, o: o, scale: o.Alpha / float64(o.Rank)}
+			if err := l.open(); err != nil {
+				l.close()
+				return nil, err
+			}
+			t.active[i] = l
+			return l, nil
+		}
+	}
+	return nil, errNoLane
+}
+
+// Remove gives a lane back. What it has of a step that is not complete is dropped, and nobody else notices.
+func (t *Trainer) Remove(l *Lane) {
+	if t.active[l.index] != l {
+		return
+	}
+	if t.pass != nil {
+		t.pass.drop(l)
+	}
+	if t.sample != nil && t.sample.lane == l {
+		t.sample = nil
+	}
+	l.close()
+	t.active[l.index] = nil
+}
+
+// Ready reports whether Unit has something to do.
+func (t *Trainer) Ready() bool {
+	if t.pass != nil || t.sample != nil {
+		return true
+	}
+	for _, l := range t.active {
+		if l != nil && !l.complete {
+			return true
+		}
+	}
+	return false
+}
+
+// Unit runs one unit of work to its end on the device: a layer of a micro-batch forward or backward, its losses, the optimizer's steps, or a
+// token of a sample. It returns false where there is nothing to do. An error is the device's and final.
+func (t *Trainer) Unit() (bool, error) {
+	if t.err != nil {
+		return false, t.err
+	}
+	switch {
+	case t.pass != nil:
+		if t.pass.unit(t) {
+			t.pass = nil
+		}
+	case t.sample != nil:
+		if t.sample.unit(t) {
+			t.sample = nil
+		}
+	default:
+		if t.pass = t.compose(); t.pass == nil {
+			return false, t.err
+		}
+		t.pass.unit(t)
+	}
+	return true, t.err
+}
+
+// sync waits for the stream; a failure is kept for Unit.
+func (t *Trainer) sync() {
+	if err := t.stream.Sync(); err != nil && t.err == nil {
+		t.err = fmt.Errorf("training: %w", err)
+	}
+}
+
+func (t *Trainer) downloadFloats(x kernels.Tensor) []float32 {
+	out := make([]float32, x.Elements())
+	t.m.Backend.Download(t.stream, floatBytes(out), x)
+	t.sync()
+	return out
+}
+
+// floatBytes is the memory of a slice as the device copies it.
+func floatBytes(f []float32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(f))), 4*len(f))
+}
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }
