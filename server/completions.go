@@ -290,4 +290,3 @@ func (c *completion) stream(w http.ResponseWriter, r *http.Request, g *generatio
 	e.data([]byte("[DONE]"))
 	_ = e.flush() // the client may be gone
 }
-

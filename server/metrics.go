@@ -160,5 +160,5 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	}
 	at := s.loraAt
 	s.loraMu.Unlock()
-	gauge(descLoRA, at, strconv.Itoa(p.Slots), running, waiting)
+	gauge(descLoRA, at, strconv.Itoa(s.deps.Slots), running, waiting)
 }

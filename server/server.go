@@ -26,6 +26,7 @@ type Deps struct {
 	Registry  *adapters.Registry
 	Store     adapters.Store
 	Pool      *adapters.Pool
+	Slots     int // adapter slots on the device
 	Basis     *adapters.Basis
 	Tokenizer *tokenizer.Tokenizer
 	Template  *chat.Template // nil where the model has none: chat is then refused

@@ -44,7 +44,9 @@ func (e *eventStream) event(id int64, kind string, b []byte) {
 }
 
 // comment appends a line that clients ignore: it keeps the connection alive.
-func (e *eventStream) comment(text string) { e.buf = append(append(append(e.buf, ": "...), text...), "\n\n"...) }
+func (e *eventStream) comment(text string) {
+	e.buf = append(append(append(e.buf, ": "...), text...), "\n\n"...)
+}
 
 func (e *eventStream) flush() error {
 	e.begin()
