@@ -1,0 +1,13 @@
+// Package demo embeds the demo model, a checkpoint in Hugging Face form. README.md says what it is.
+package demo
+
+import (
+	"embed"
+	"io/fs"
+)
+
+//go:embed config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json
+var files embed.FS
+
+// FS holds the checkpoint's files at its root.
+func FS() fs.FS { return files }
