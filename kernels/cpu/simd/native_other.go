@@ -1,0 +1,9 @@
+//go:build !amd64
+
+package simd
+
+func native() []Kernels { return nil }
+
+func readLoop(buf []byte) uint64 { return readLoopPortable(buf) }
+
+func peakFMA(n int) int { return peakFMAPortable(n) }
