@@ -2,6 +2,7 @@ package adapters
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 )
 
@@ -38,3 +39,6 @@ type Adapter struct {
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
 }
+
+// Ref is the version's full name: tenant/name@number.
+func (v Version) Ref() string { return fmt.Sprintf("%s/%s@%d", v.Tenant, v.Name, v.Number) }

@@ -1,6 +1,10 @@
 package adapters
 
-import "io"
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+)
 
 // Weights is a whole B in memory, not yet scaled.
 type Weights struct {
@@ -12,28 +16,19 @@ type Weights struct {
 }
 
 // NewWeights is a B of zeros with scaling alpha/rank.
-func NewWeights(g Geometry, rank int, alpha float64) *Weights { panic("to come") }
-
-// Module is the part of Data that holds (layer, p): [out, Rank] row-major.
-func (w *Weights) Module(layer int, p Proj) []float32 { panic("to come") }
-
-// Meta is what a blob's metadata says beside its tensors.
-type Meta struct {
-	Geometry    Geometry
-	Rank        int
-	Alpha       float64
-	Scaling     float64
-	BasisDigest string // Basis.RowsDigest(Rank)
-	BaseHash    string
+func NewWeights(g Geometry, rank int, alpha float64) *Weights {
+	if rank < 1 {
+		panic(fmt.Sprintf("adapters: weights of rank %d", rank))
+	}
+	return &Weights{Geometry: g, Rank: rank, Alpha: alpha, Scaling: alpha / float64(rank),
+		Data: make([]float32, rank*g.OutTotal())}
 }
 
-// EncodeBlob writes the blob of a version: a safetensors file with a tensor layers.L.PROJ.lora_B [out, r] bf16
-// (rounded to nearest even) for every module that is not all zeros, and the metadata.
-func EncodeBlob(w io.Writer, b *Weights, basisDigest, baseHash string) error { panic("to come") }
-
-// DecodeBlob reads a blob and checks each tensor's name, shape, dtype (BF16 or F32) and that its values are finite. A blob
-// without any tensor is refused. Errors: ErrCorrupt, ErrBaseMismatch (another geometry), ErrRank; each names the tensor or field.
-func DecodeBlob(r io.ReaderAt, size int64, g Geometry) (*Weights, Meta, error) { panic("to come") }
+// Module is the part of Data that holds (layer, p): [out, Rank] row-major.
+func (w *Weights) Module(layer int, p Proj) []float32 {
+	off := w.Rank * w.Geometry.OutOffset(layer, p)
+	return w.Data[off : off+w.Rank*w.Geometry.Out(p)]
+}
 
 // DType is the working type of a B on the device.
 type DType int
@@ -45,11 +40,53 @@ const (
 )
 
 // Size is the bytes of one element.
-func (d DType) Size() int { panic("to come") }
+func (d DType) Size() int {
+	switch d {
+	case BF16:
+		return 2
+	case F32:
+		return 4
+	}
+	panic(fmt.Sprintf("adapters: no such dtype: %d", int(d)))
+}
 
-// Pack gives the flat layout's bytes (little-endian) in the working type, with scaling folded in: s·B, computed in float32
-// and rounded once. Length: Rank·OutTotal·d.Size().
-func (w *Weights) Pack(d DType) []byte { panic("to come") }
+// Pack gives the flat layout's bytes (little-endian) in the working type, with scaling folded in: s·B, computed in
+// float32 and rounded once. Length: Rank·OutTotal·d.Size().
+func (w *Weights) Pack(d DType) []byte {
+	out := make([]byte, len(w.Data)*d.Size())
+	s := float32(w.Scaling)
+	for i, v := range w.Data {
+		if d == BF16 {
+			binary.LittleEndian.PutUint16(out[2*i:], toBF16(s*v))
+		} else {
+			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(s*v))
+		}
+	}
+	return out
+}
 
-// Mix is Σ weights[i]·s_i·B_i at the largest rank, with scaling 1, in float32. Smaller ranks fill the first columns.
-func Mix(parts []*Weights, weights []float64) *Weights { panic("to come") }
+// Mix is Σ weights[i]·s_i·B_i at the largest rank, with scaling 1, summed in float32 in the given order. Smaller
+// ranks fill the first columns. All parts have one geometry.
+func Mix(parts []*Weights, weights []float64) *Weights {
+	if len(parts) == 0 || len(parts) != len(weights) {
+		panic(fmt.Sprintf("adapters: mix of %d parts with %d weights", len(parts), len(weights)))
+	}
+	g, rank := parts[0].Geometry, 0
+	for _, p := range parts {
+		if p.Geometry != g {
+			panic("adapters: mix over several geometries")
+		}
+		rank = max(rank, p.Rank)
+	}
+	m := NewWeights(g, rank, float64(rank))
+	for i, p := range parts {
+		c := float32(weights[i] * p.Scaling)
+		for row := range g.OutTotal() {
+			from, to := p.Data[row*p.Rank:(row+1)*p.Rank], m.Data[row*rank:]
+			for j, v := range from {
+				to[j] += float32(c * v)
+			}
+		}
+	}
+	return m
+}

@@ -1,0 +1,172 @@
+package adapters
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+
+	"bhive/adapters/safetensors"
+)
+
+const (
+	blobFormat = "bhive.adapter.1"
+	// MaxRank is the largest rank that a blob may state.
+	MaxRank = 4096
+)
+
+// Meta is what a blob's metadata says beside its tensors.
+type Meta struct {
+	Geometry    Geometry
+	Rank        int
+	Alpha       float64
+	Scaling     float64
+	BasisDigest string // Basis.RowsDigest(Rank)
+	BaseHash    string
+}
+
+func blobTensor(layer int, p Proj) string { return fmt.Sprintf("layers.%d.%v.lora_B", layer, p) }
+
+// EncodeBlob writes the blob of a version: a safetensors file with a tensor layers.L.PROJ.lora_B [out, r] bf16
+// (rounded to nearest even) for every module that is not all zeros (all modules where every one is), and the
+// metadata. Values that bf16 cannot hold are refused with ErrCorrupt, naming the module.
+func EncodeBlob(w io.Writer, b *Weights, basisDigest, baseHash string) error {
+	float := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
+	meta := map[string]string{"format": blobFormat, "rank": strconv.Itoa(b.Rank), "alpha": float(b.Alpha),
+		"scaling": float(b.Scaling), "basis": basisDigest, "base": baseHash}
+	b.Geometry.describe(meta)
+	var filled, all []safetensors.Tensor
+	for layer := range b.Geometry.Layers {
+		for p := Q; p < NumProjs; p++ {
+			m := b.Module(layer, p)
+			data, zero := make([]byte, 2*len(m)), true
+			for i, v := range m {
+				h := toBF16(v)
+				if !finite(fromBF16(h)) {
+					return fmt.Errorf("encoding an adapter: %w: %s: element [%d, %d] is %v", ErrCorrupt, blobTensor(layer, p), i/b.Rank, i%b.Rank, v)
+				}
+				zero = zero && v == 0
+				binary.LittleEndian.PutUint16(data[2*i:], h)
+			}
+			t := safetensors.Tensor{Name: blobTensor(layer, p), DType: safetensors.BF16, Shape: []int{b.Geometry.Out(p), b.Rank}, Data: data}
+			all = append(all, t)
+			if !zero {
+				filled = append(filled, t)
+			}
+		}
+	}
+	if len(filled) == 0 {
+		filled = all
+	}
+	if err := safetensors.Write(w, filled, meta); err != nil {
+		return fmt.Errorf("encoding an adapter: %w", err)
+	}
+	return nil
+}
+
+// DecodeBlob reads a blob and checks each tensor's name, shape, dtype (BF16 or F32) and that its values are
+// finite. Modules without a tensor are zeros; a blob without any tensor is refused. Errors: ErrCorrupt,
+// ErrBaseMismatch (another geometry), ErrRank; each names the tensor or field.
+func DecodeBlob(r io.ReaderAt, size int64, g Geometry) (*Weights, Meta, error) {
+	var meta Meta
+	fail := func(kind error, format string, a ...any) (*Weights, Meta, error) {
+		return nil, meta, fmt.Errorf("reading an adapter: %w: "+format, append([]any{kind}, a...)...)
+	}
+	f, err := safetensors.Open(r, size)
+	if err != nil {
+		return fail(ErrCorrupt, "%w", err)
+	}
+	m := f.Metadata()
+	if m["format"] != blobFormat {
+		return fail(ErrCorrupt, "metadata field format is %q, not %q", m["format"], blobFormat)
+	}
+	if meta.Geometry, err = parseGeometry(m); err != nil {
+		return fail(ErrCorrupt, "%w", err)
+	}
+	if meta.Geometry != g {
+		return fail(ErrBaseMismatch, "its base has sizes %+v, this one %+v", meta.Geometry, g)
+	}
+	if meta.Rank, err = strconv.Atoi(m["rank"]); err != nil {
+		return fail(ErrCorrupt, "metadata field rank is %q, not a number", m["rank"])
+	}
+	if meta.Rank < 1 || meta.Rank > MaxRank {
+		return fail(ErrRank, "metadata field rank is %d, not in 1 … %d", meta.Rank, MaxRank)
+	}
+	for name, v := range map[string]*float64{"alpha": &meta.Alpha, "scaling": &meta.Scaling} {
+		if *v, err = strconv.ParseFloat(m[name], 64); err != nil || math.IsNaN(*v) || math.IsInf(*v, 0) {
+			return fail(ErrCorrupt, "metadata field %s is %q, not a finite number", name, m[name])
+		}
+	}
+	meta.BasisDigest, meta.BaseHash = m["basis"], m["base"]
+	if len(f.Names()) == 0 {
+		return fail(ErrCorrupt, "it has no tensors")
+	}
+	// Before anything is allocated by the stated rank, the tensors must bear it out.
+	for _, name := range f.Names() {
+		layer, p, ok := parseBlobTensor(name, g)
+		if !ok {
+			return fail(ErrCorrupt, "unknown tensor %s", strconv.Quote(name))
+		}
+		info, _ := f.Info(name)
+		if len(info.Shape) != 2 || info.Shape[0] != g.Out(p) || info.Shape[1] != meta.Rank {
+			return fail(ErrCorrupt, "tensor %s has shape %v, not [%d, %d]", blobTensor(layer, p), info.Shape, g.Out(p), meta.Rank)
+		}
+	}
+	w := NewWeights(g, meta.Rank, meta.Alpha)
+	w.Scaling = meta.Scaling
+	for _, name := range f.Names() {
+		layer, p, _ := parseBlobTensor(name, g)
+		t, err := readTensor(f, name, g.Out(p), meta.Rank, safetensors.BF16, safetensors.F32)
+		if err != nil {
+			return fail(ErrCorrupt, "%w", err)
+		}
+		copy(w.Module(layer, p), t.values)
+	}
+	return w, meta, nil
+}
+
+func parseBlobTensor(name string, g Geometry) (int, Proj, bool) {
+	parts := strings.Split(name, ".")
+	if len(parts) != 4 || parts[0] != "layers" || parts[3] != "lora_B" {
+		return 0, 0, false
+	}
+	layer, err := strconv.Atoi(parts[1])
+	p, ok := ParseProj(parts[2])
+	if err != nil || !ok || layer < 0 || layer >= g.Layers || blobTensor(layer, p) != name {
+		return 0, 0, false
+	}
+	return layer, p, true
+}
+
+// loadVersion reads a version's B, verifies its hash and that the blob says what the version does.
+func loadVersion(ctx context.Context, s BlobOpener, v Version, g Geometry) (*Weights, Meta, error) {
+	fail := func(err error) (*Weights, Meta, error) {
+		return nil, Meta{}, fmt.Errorf("loading %s: %w", v.Ref(), err)
+	}
+	blob, err := s.OpenBlob(ctx, v.Tenant, v.SHA256)
+	if err != nil {
+		return fail(err)
+	}
+	defer blob.Close()
+	data := make([]byte, blob.Size())
+	if n, err := blob.ReadAt(data, 0); n < len(data) {
+		return fail(fmt.Errorf("%w: %w", ErrStoreUnavailable, err))
+	}
+	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != v.SHA256 {
+		return fail(fmt.Errorf("%w: the blob's SHA-256 is %x, not %s", ErrCorrupt, sum, v.SHA256))
+	}
+	w, meta, err := DecodeBlob(bytes.NewReader(data), int64(len(data)), g)
+	if err != nil {
+		return fail(err)
+	}
+	if meta.Rank != v.Rank || meta.Scaling != v.Scaling || meta.BasisDigest != v.BasisDigest || meta.BaseHash != v.BaseHash {
+		return fail(fmt.Errorf("%w: the blob's metadata does not agree with the version's", ErrCorrupt))
+	}
+	return w, meta, nil
+}
