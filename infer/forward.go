@@ -23,7 +23,7 @@ func (m *Model) EmbedTokens(s kernels.Stream, st *State, sc StepContext, save *S
 		x, rstd = save.Layers[0].SumIn, save.Layers[0].RstdIn
 	}
 	m.Backend.Embed(s, x, m.Embed, sc.Previous, sc.Step)
-	m.Backend.RMSNorm(s, st.Normed, x, m.Layers[0].AttnNorm, rstd, m.Shape.NormEps, sc.Step)
+	m.Backend.RMSNorm(s, st.Normed, x, m.Layers[0].AttnNorm, rstd, m.eps(), sc.Step)
 }
 
 // Forward runs layers [l0, l1). It reads the normed input of layer l0 in st.Normed and the residual in st.X, or with a save
@@ -37,12 +37,12 @@ func (m *Model) Forward(s kernels.Stream, st *State, sc StepContext, l0, l1 int,
 // Recompute fills layer l's part of a save of a Recompute plan again, from its SumIn. st.Normed is overwritten.
 func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, save *Save) {
 	v := &save.Layers[l]
-	m.Backend.RMSNorm(s, st.Normed, v.SumIn, m.Layers[l].AttnNorm, v.RstdIn, m.Shape.NormEps, sc.Step)
+	m.Backend.RMSNorm(s, st.Normed, v.SumIn, m.Layers[l].AttnNorm, v.RstdIn, m.eps(), sc.Step)
 	m.forwardLayer(s, st, sc, l, save)
 }
 
 func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int, save *Save) {
-	be, c, w, step := m.Backend, &m.Shape, &m.Layers[l], sc.Step
+	be, w, eps, step := m.Backend, &m.Layers[l], m.eps(), sc.Step
 	var (
 		v            SaveLayer // zero: nothing is saved
 		q, o         = st.Q, st.O
@@ -72,17 +72,17 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 	}
 
 	yz := linear(st.Normed, w.AttnIn, v.ZAttnIn)
-	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: c.NormEps, Rope: m.Rope,
+	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: eps, Rope: m.Rope,
 		Cache: sc.Cache, Layer: l, B: m.B(sc.Table, l, adapters.AttnIn), Pre: v.Pre}, step)
-	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: w.Window, LSE: v.LSE}, step)
+	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
 	yz = linear(o, w.AttnOut, v.ZAttnOut)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
-		Eps: c.NormEps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
+		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
 	yz = linear(st.Normed, w.MLPIn, v.ZMLPIn)
 	be.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: w.MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: v.GateUp}, step)
 	yz = linear(st.Act, w.MLPDown, v.ZMLPDown)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: w.MLPDownBias, Norm: norm,
-		Eps: c.NormEps, B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, step)
+		Eps: eps, B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, step)
 }
 
 // Logits gathers the step's rows from the final norm in st.Normed and multiplies them by the head, into st.Logits.
@@ -98,4 +98,6 @@ func (m *Model) Serve(s kernels.Stream, st *State, sc StepContext) {
 	m.Logits(s, st, sc)
 }
 
-func (m *Model) scale() float32 { return float32(1 / math.Sqrt(float64(m.Shape.HeadDim))) }
+func (m *Model) scale() float32 { return float32(1 / math.Sqrt(float64(m.Config.HeadDim))) }
+
+func (m *Model) eps() float32 { return float32(m.Config.NormEps) }
