@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"unsafe"
 
 	"bhive/adapters"
 	"bhive/infer/checkpoint"
@@ -240,14 +239,4 @@ func (m bf16Matrix) Row(i int, dst []float32) {
 	for j, w := range m.bits[i*m.cols : (i+1)*m.cols] {
 		dst[j] = math.Float32frombits(uint32(w) << 16)
 	}
-}
-
-// f32Bytes is the memory of values.
-func f32Bytes(values []float32) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
-}
-
-// i32Bytes is the memory of values.
-func i32Bytes(values []int32) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
 }
