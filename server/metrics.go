@@ -14,10 +14,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// metrics are what Prometheus reads: counters kept here, and snapshots of the engine and the pool taken when asked.
-type metrics struct {
+// Metrics are what Prometheus reads: counters kept here, and snapshots of the engine and the pool taken when asked. It is the engine's
+// infer.Observer, so it is made before the engine and given to the server with the rest of Deps.
+type Metrics struct {
 	registry *prometheus.Registry
-	deps     Deps
+	deps     Deps // set by New
 
 	http       *prometheus.CounterVec
 	httpTime   *prometheus.HistogramVec
@@ -34,8 +35,9 @@ type metrics struct {
 	loraAt float64
 }
 
-func newMetrics(d Deps) *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), deps: d}
+// NewMetrics makes a set of metrics.
+func NewMetrics() *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry()}
 	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
 		h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets})
 		m.registry.MustRegister(h)
@@ -54,21 +56,27 @@ func newMetrics(d Deps) *metrics {
 	m.stepHost = histogram("bhive_step_host_seconds", "Of a step, scheduling, metadata and publishing.", prometheus.ExponentialBuckets(1e-5, 2, 14))
 	m.batch = histogram("bhive_step_sequences", "Sequences in a step.", counts)
 	m.distinct = histogram("bhive_step_adapters", "Distinct adapters in a step.", counts)
-	m.registry.MustRegister(m.http, m.httpTime, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), (*snapshot)(m))
+	m.registry.MustRegister(m.http, m.httpTime, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-func (m *metrics) handler() http.Handler {
+// bind adds what the server's parts say of themselves.
+func (m *Metrics) bind(d Deps) {
+	m.deps = d
+	m.registry.MustRegister((*snapshot)(m))
+}
+
+func (m *Metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-func (m *metrics) observeHTTP(method, route string, status int, took time.Duration) {
+func (m *Metrics) observeHTTP(method, route string, status int, took time.Duration) {
 	m.http.WithLabelValues(method, route, strconv.Itoa(status)).Inc()
 	m.httpTime.WithLabelValues(route).Observe(took.Seconds())
 }
 
 // ObserveStep is infer.Observer's.
-func (m *metrics) ObserveStep(i infer.StepInfo) {
+func (m *Metrics) ObserveStep(i infer.StepInfo) {
 	m.step.Observe(i.Duration.Seconds())
 	m.stepHost.Observe(i.Host.Seconds())
 	m.batch.Observe(float64(i.Seqs))
@@ -76,7 +84,7 @@ func (m *metrics) ObserveStep(i infer.StepInfo) {
 }
 
 // ObserveFinish is infer.Observer's.
-func (m *metrics) ObserveFinish(i infer.RequestInfo) {
+func (m *Metrics) ObserveFinish(i infer.RequestInfo) {
 	m.queue.Observe(i.Queue.Seconds())
 	m.total.Observe(i.Total.Seconds())
 	if i.FirstToken > 0 {
@@ -88,7 +96,7 @@ func (m *metrics) ObserveFinish(i infer.RequestInfo) {
 }
 
 // snapshot collects what the engine and the pool say of themselves.
-type snapshot metrics
+type snapshot Metrics
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)

@@ -31,6 +31,7 @@ type Deps struct {
 	Tokenizer *tokenizer.Tokenizer
 	Template  *chat.Template // nil where the model has none: chat is then refused
 	Model     ModelInfo
+	Metrics   *Metrics // nil: its own, which sees no steps
 	OpenAPI   []byte // the contract, as /openapi.yaml gives it
 	Log       *slog.Logger
 }
@@ -51,7 +52,7 @@ type Server struct {
 	config   Config
 	d        Deps
 	log      *slog.Logger
-	metrics  *metrics
+	metrics  *Metrics
 	handler  http.Handler
 	draining atomic.Bool
 }
@@ -65,16 +66,16 @@ func New(c Config, d Deps) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.metrics = newMetrics(d)
+	if s.metrics = d.Metrics; s.metrics == nil {
+		s.metrics = NewMetrics()
+	}
+	s.metrics.bind(d)
 	s.handler = s.routes()
 	return s, nil
 }
 
 // Handler is the routes with their middlewares.
 func (s *Server) Handler() http.Handler { return s.handler }
-
-// Observer feeds the engine's steps and requests to the metrics: infer.Config.Observer.
-func (s *Server) Observer() infer.Observer { return s.metrics }
 
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
