@@ -1,6 +1,6 @@
 module bhive
 
-go 1.27.0
+go 1.27
 
 require (
 	github.com/ardanlabs/jinja v1.12.0
@@ -15,6 +15,7 @@ require (
 )
 
 require (
+	github.com/stretchr/testify v1.11.1 // indirect
 	golang.org/x/sync v0.25.0 // indirect
 	golang.org/x/sys v0.50.0 // indirect
 )
