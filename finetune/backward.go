@@ -2,6 +2,7 @@ package finetune
 
 import (
 	"fmt"
+	"math"
 
 	"bhive/adapters"
 	"bhive/infer"
@@ -26,7 +27,7 @@ type backward struct {
 }
 
 func newBackward(m *infer.Model, lanes kernels.LaneTable, tokens int) (*backward, error) {
-	c, act := m.Config, m.Backend.Info().Activation
+	c, act := m.Shape, m.Backend.Info().Activation
 	b := &backward{m: m, lanes: lanes, tokens: tokens}
 	widest := 0
 	for _, l := range m.Layers {
@@ -80,7 +81,7 @@ func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infe
 // layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
 // nothing is trained, so there it stops.
 func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *infer.Save) {
-	be, m, c, step := b.m.Backend, b.m, &b.m.Config, sc.Step
+	be, m, c, step := b.m.Backend, b.m, &b.m.Shape, sc.Step
 	w, v := &m.Layers[l], &save.Layers[l]
 	n := step.Bucket.Tokens
 	out := func(w kernels.Weight) kernels.Tensor { return b.view(b.dyz, w.Out()+w.R()) }
@@ -109,7 +110,7 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 	do := b.view(b.din, c.Heads*c.HeadDim)
 	be.LinearBackward(s, do, dyz, w.AttnOut, false, step)
 	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
-		Cache: sc.Cache, Layer: l, Scale: m.Scale(), Window: c.Window}, step)
+		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: w.Window}, step)
 
 	dyz = out(w.AttnIn)
 	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,
