@@ -5,18 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"unsafe"
 
 	"bhive/adapters"
+	"bhive/infer/checkpoint"
 	"bhive/kernels"
 )
-
-// LoadConfig says how a checkpoint is kept on the device.
-type LoadConfig struct {
-	Format    kernels.Format        // of base weights, embedding and head; default: bfloat16
-	Positions int                   // longest context, in tokens; default, and at most: the checkpoint's own
-	Progress  func(done, total int) // optional: called after each weight
-}
 
 // ErrCheckpoint is returned by Load for a checkpoint whose tensors do not fit its configuration, or whose configuration asks
 // for what bhive does not do.
@@ -26,12 +19,6 @@ var ErrCheckpoint = errors.New("unusable checkpoint")
 type source interface {
 	Matrix(name string) (kernels.Matrix, error) // an error if absent
 	Has(name string) bool
-}
-
-// rope is what the table of rotations is made of.
-type rope struct {
-	inverse []float32 // [D/2] frequencies
-	factor  float32   // of yarn: multiplies cosines and sines
 }
 
 // builder collects what a model under construction owns.
@@ -46,25 +33,24 @@ type builder struct {
 }
 
 // build puts a model on a device. On error nothing stays allocated.
-func build(ctx context.Context, be kernels.Backend, sh Shape, windows []int, rp rope, src source, basis *adapters.Basis, c LoadConfig) (*Model, error) {
-	if c.Format == "" {
-		c.Format = kernels.FormatBF16
+func build(ctx context.Context, be kernels.Backend, cc checkpoint.Config, src source, basis *adapters.Basis, c LoadConfig) (*Model, error) {
+	m := &Model{Backend: be, Config: cc, Geometry: geometryOf(cc), Positions: cc.MaxPositions, Basis: basis, Layers: make([]Layer, cc.Layers)}
+	if c.Positions > 0 {
+		m.Positions = min(m.Positions, c.Positions)
 	}
-	m := &Model{Backend: be, Shape: sh, Geometry: sh.Geometry(), Basis: basis, Layers: make([]Layer, sh.Layers)}
 	if basis != nil && basis.Geometry != m.Geometry {
 		return nil, fmt.Errorf("loading with a basis of geometry %+v, the model has %+v: %w", basis.Geometry, m.Geometry, adapters.ErrBaseMismatch)
 	}
 	b := &builder{ctx: ctx, m: m, src: src, stream: be.NewStream(), config: c}
-	m.Embed = b.weight("", nil, part{"model.embed_tokens.weight", sh.Vocab, sh.Hidden})
+	m.Embed = b.weight("", nil, part{"model.embed_tokens.weight", cc.Vocab, cc.Hidden})
 	m.Head = m.Embed
-	if !sh.Tied {
-		m.Head = b.weight("", nil, part{"lm_head.weight", sh.Vocab, sh.Hidden})
+	if !cc.TieEmbeddings {
+		m.Head = b.weight("", nil, part{"lm_head.weight", cc.Vocab, cc.Hidden})
 	}
-	m.FinalNorm = b.vector(sh.Hidden, "model.norm.weight")
-	m.Rope = b.rope(rp)
+	m.FinalNorm = b.vector(cc.Hidden, "model.norm.weight")
+	m.Rope = b.rope()
 	for l := range m.Layers {
 		b.layer(l, &m.Layers[l])
-		m.Layers[l].Window = windows[l]
 	}
 	if err := b.stream.Sync(); b.err == nil && err != nil {
 		b.err = fmt.Errorf("uploading norms and biases: %w", err)
@@ -82,7 +68,7 @@ type part struct {
 }
 
 func (b *builder) layer(i int, l *Layer) {
-	sh, g := &b.m.Shape, b.m.Geometry
+	c, g := &b.m.Config, b.m.Geometry
 	pre := fmt.Sprintf("model.layers.%d.", i)
 	site := func(s adapters.Site, block string) (kernels.Weight, kernels.Tensor) {
 		var parts []part
@@ -103,11 +89,11 @@ func (b *builder) layer(i int, l *Layer) {
 	l.AttnOut, l.AttnOutBias = site(adapters.AttnOut, "self_attn.")
 	l.MLPIn, l.MLPInBias = site(adapters.MLPIn, "mlp.")
 	l.MLPDown, l.MLPDownBias = site(adapters.MLPDown, "mlp.")
-	l.AttnNorm = b.vector(sh.Hidden, pre+"input_layernorm.weight")
-	l.MLPNorm = b.vector(sh.Hidden, pre+"post_attention_layernorm.weight")
-	if sh.QKNorm {
-		l.QNorm = b.vector(sh.HeadDim, pre+"self_attn.q_norm.weight")
-		l.KNorm = b.vector(sh.HeadDim, pre+"self_attn.k_norm.weight")
+	l.AttnNorm = b.vector(c.Hidden, pre+"input_layernorm.weight")
+	l.MLPNorm = b.vector(c.Hidden, pre+"post_attention_layernorm.weight")
+	if c.QKNorm {
+		l.QNorm = b.vector(c.HeadDim, pre+"self_attn.q_norm.weight")
+		l.KNorm = b.vector(c.HeadDim, pre+"self_attn.k_norm.weight")
 	}
 }
 
@@ -150,8 +136,8 @@ func (b *builder) weight(what string, a kernels.Matrix, parts ...part) kernels.W
 	b.m.weights = append(b.m.weights, w)
 	b.done++
 	if b.config.Progress != nil {
-		total := 1 + int(adapters.NumSites)*b.m.Shape.Layers
-		if !b.m.Shape.Tied {
+		total := 1 + int(adapters.NumSites)*b.m.Config.Layers
+		if !b.m.Config.TieEmbeddings {
 			total++
 		}
 		b.config.Progress(b.done, total)
@@ -206,21 +192,22 @@ func (b *builder) bias(names []string, outs []int) kernels.Tensor {
 }
 
 // rope computes the rotations as Hugging Face does: the angle is a float32 product.
-func (b *builder) rope(r rope) kernels.Tensor {
-	half, n := b.m.Shape.HeadDim/2, b.m.Shape.Positions
-	if b.err == nil && len(r.inverse) != half {
-		b.err = fmt.Errorf("%w: %d rotation frequencies for a head size of %d", ErrCheckpoint, len(r.inverse), 2*half)
+func (b *builder) rope() kernels.Tensor {
+	if b.err == nil && b.m.Config.Rope.Dim != b.m.Config.HeadDim {
+		b.err = fmt.Errorf("%w: %d of %d values of a head are rotated; only all of them can be", ErrCheckpoint, b.m.Config.Rope.Dim, b.m.Config.HeadDim)
 	}
 	if b.err != nil {
 		return kernels.Tensor{}
 	}
+	inverse, factor := b.m.Config.Rope.InvFreq()
+	half, n := len(inverse), b.m.Positions
 	t := make([]float32, n*2*half)
 	for p := range n {
 		row := t[p*2*half : (p+1)*2*half]
-		for i, f := range r.inverse {
+		for i, f := range inverse {
 			angle := float64(float32(p) * f)
-			row[i] = float32(math.Cos(angle)) * r.factor
-			row[half+i] = float32(math.Sin(angle)) * r.factor
+			row[i] = float32(math.Cos(angle)) * factor
+			row[half+i] = float32(math.Sin(angle)) * factor
 		}
 	}
 	return b.upload("the table of rotations", n, 2*half, t)
@@ -252,14 +239,4 @@ func (m bf16Matrix) Row(i int, dst []float32) {
 	for j, w := range m.bits[i*m.cols : (i+1)*m.cols] {
 		dst[j] = math.Float32frombits(uint32(w) << 16)
 	}
-}
-
-// f32Bytes is the memory of values.
-func f32Bytes(values []float32) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
-}
-
-// i32Bytes is the memory of values.
-func i32Bytes(values []int32) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
 }

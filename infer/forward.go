@@ -23,26 +23,27 @@ func (m *Model) EmbedTokens(s kernels.Stream, st *State, sc StepContext, save *S
 		x, rstd = save.Layers[0].SumIn, save.Layers[0].RstdIn
 	}
 	m.Backend.Embed(s, x, m.Embed, sc.Previous, sc.Step)
-	m.Backend.RMSNorm(s, st.Normed, x, m.Layers[0].AttnNorm, rstd, m.Shape.NormEps, sc.Step)
+	m.Backend.RMSNorm(s, st.Normed, x, m.Layers[0].AttnNorm, rstd, m.eps(), sc.Step)
 }
 
 // Forward runs layers [l0, l1). It reads the normed input of layer l0 in st.Normed and the residual in st.X, or with a save
 // in its layer's SumIn; it leaves the same of layer l1 (after the last layer: the final norm, and the residual in SumOut).
 func (m *Model) Forward(s kernels.Stream, st *State, sc StepContext, l0, l1 int, save *Save) {
 	for l := l0; l < l1; l++ {
-		m.forwardLayer(s, st, sc, l, save)
+		m.forwardLayer(s, st, sc, l, save, nil)
 	}
 }
 
 // Recompute fills layer l's part of a save of a Recompute plan again, from its SumIn. st.Normed is overwritten.
 func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, save *Save) {
 	v := &save.Layers[l]
-	m.Backend.RMSNorm(s, st.Normed, v.SumIn, m.Layers[l].AttnNorm, v.RstdIn, m.Shape.NormEps, sc.Step)
-	m.forwardLayer(s, st, sc, l, save)
+	m.Backend.RMSNorm(s, st.Normed, v.SumIn, m.Layers[l].AttnNorm, v.RstdIn, m.eps(), sc.Step)
+	m.forwardLayer(s, st, sc, l, save, nil)
 }
 
-func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int, save *Save) {
-	be, c, w, step := m.Backend, &m.Shape, &m.Layers[l], sc.Step
+// forwardLayer runs one layer. tap, where given, sees each site's input when it is complete and before it is overwritten.
+func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int, save *Save, tap func(adapters.Site, kernels.Tensor)) {
+	be, w, eps, step := m.Backend, &m.Layers[l], m.eps(), sc.Step
 	var (
 		v            SaveLayer // zero: nothing is saved
 		q, o         = st.Q, st.O
@@ -60,7 +61,11 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 			out, rstd = save.Layers[l+1].SumIn, save.Layers[l+1].RstdIn
 		}
 	}
-	linear := func(x kernels.Tensor, w kernels.Weight, z kernels.Tensor) kernels.Tensor {
+	linear := func(site adapters.Site, x kernels.Tensor, z kernels.Tensor) kernels.Tensor {
+		if tap != nil {
+			tap(site, x)
+		}
+		w := w.Weight(site)
 		yz := st.Linear(w)
 		be.Linear(s, yz, x, w, step)
 		be.Reduce(s, yz, w)
@@ -71,18 +76,18 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 		return yz
 	}
 
-	yz := linear(st.Normed, w.AttnIn, v.ZAttnIn)
-	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: c.NormEps, Rope: m.Rope,
+	yz := linear(adapters.AttnIn, st.Normed, v.ZAttnIn)
+	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: eps, Rope: m.Rope,
 		Cache: sc.Cache, Layer: l, B: m.B(sc.Table, l, adapters.AttnIn), Pre: v.Pre}, step)
-	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: w.Window, LSE: v.LSE}, step)
-	yz = linear(o, w.AttnOut, v.ZAttnOut)
+	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
+	yz = linear(adapters.AttnOut, o, v.ZAttnOut)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
-		Eps: c.NormEps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
-	yz = linear(st.Normed, w.MLPIn, v.ZMLPIn)
+		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
+	yz = linear(adapters.MLPIn, st.Normed, v.ZMLPIn)
 	be.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: w.MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: v.GateUp}, step)
-	yz = linear(st.Act, w.MLPDown, v.ZMLPDown)
+	yz = linear(adapters.MLPDown, st.Act, v.ZMLPDown)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: w.MLPDownBias, Norm: norm,
-		Eps: c.NormEps, B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, step)
+		Eps: eps, B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, step)
 }
 
 // Logits gathers the step's rows from the final norm in st.Normed and multiplies them by the head, into st.Logits.
@@ -98,4 +103,6 @@ func (m *Model) Serve(s kernels.Stream, st *State, sc StepContext) {
 	m.Logits(s, st, sc)
 }
 
-func (m *Model) scale() float32 { return float32(1 / math.Sqrt(float64(m.Shape.HeadDim))) }
+func (m *Model) scale() float32 { return float32(1 / math.Sqrt(float64(m.Config.HeadDim))) }
+
+func (m *Model) eps() float32 { return float32(m.Config.NormEps) }

@@ -2,36 +2,23 @@ package infer
 
 import (
 	"bhive/adapters"
+	"bhive/infer/checkpoint"
 	"bhive/kernels"
 )
 
-// Shape holds a model's sizes and constants, as the forward pass needs them.
-type Shape struct {
-	Layers    int
-	Hidden    int // H
-	Heads     int // Hq
-	KVHeads   int // Hkv
-	HeadDim   int // D, which need not be H/Hq
-	FF        int // F
-	Vocab     int // V
-	Positions int // rows of the RoPE table: the longest context
-	NormEps   float32
-	QKNorm    bool // RMSNorm of each query and key head before the rotation
-	Tied      bool // the head is the embedding table
-}
-
-// Geometry is the shape as adapters see it.
-func (s Shape) Geometry() adapters.Geometry {
-	return adapters.Geometry{Layers: s.Layers, Hidden: s.Hidden, QDim: s.Heads * s.HeadDim, KVDim: s.KVHeads * s.HeadDim, FeedForward: s.FF}
+// geometryOf is a configuration as adapters see it.
+func geometryOf(c checkpoint.Config) adapters.Geometry {
+	return adapters.Geometry{Layers: c.Layers, Hidden: c.Hidden, QDim: c.Heads * c.HeadDim, KVDim: c.KVHeads * c.HeadDim, FeedForward: c.FeedForward}
 }
 
 // Model is a base model on a device: frozen weights with the shared A's stacked under them. It is immutable after Load.
 type Model struct {
-	Backend  kernels.Backend
-	Shape    Shape
-	Geometry adapters.Geometry
-	BaseHash string          // of the checkpoint; see [BaseHash]
-	Basis    *adapters.Basis // nil: a model without adapters
+	Backend   kernels.Backend
+	Config    checkpoint.Config
+	Geometry  adapters.Geometry
+	Positions int             // longest context, in tokens: rows of Rope
+	BaseHash  string          // of the checkpoint; see [BaseHash]
+	Basis     *adapters.Basis // nil: a model without adapters
 
 	Embed, Head kernels.Weight // [V, H]; the same handle when tied
 	FinalNorm   kernels.Tensor // F32 [1, H]
@@ -53,8 +40,6 @@ type Layer struct {
 
 	AttnNorm, MLPNorm kernels.Tensor // F32 [1, H]
 	QNorm, KNorm      kernels.Tensor // F32 [1, D]
-
-	Window int // sliding window of attention; 0: none
 }
 
 // R is the rows of A that the weights carry, 0 without a basis.
@@ -97,12 +82,12 @@ func (m *Model) Grad(lanes kernels.LaneTable, layer int, site adapters.Site) ker
 
 // KVSpec is the KV cache of this model with that many blocks.
 func (m *Model) KVSpec(blocks, blockTokens int) kernels.KVSpec {
-	return kernels.KVSpec{Layers: m.Shape.Layers, Blocks: blocks, BlockTokens: blockTokens, KVHeads: m.Shape.KVHeads, HeadDim: m.Shape.HeadDim}
+	return kernels.KVSpec{Layers: m.Config.Layers, Blocks: blocks, BlockTokens: blockTokens, KVHeads: m.Config.KVHeads, HeadDim: m.Config.HeadDim}
 }
 
 // KVTokenBytes is the memory that one token's K and V take in all layers.
 func (m *Model) KVTokenBytes() int64 {
-	return 2 * int64(m.Shape.Layers) * int64(m.Geometry.KVDim) * int64(m.Backend.Info().Working.Size())
+	return 2 * int64(m.Config.Layers) * int64(m.Geometry.KVDim) * int64(m.Backend.Info().Working.Size())
 }
 
 // Bytes is the memory of the weights.

@@ -44,7 +44,7 @@ type SaveLayer struct {
 // NewSave allocates a save for steps of up to tokens tokens, or returns kernels.ErrNoMemory with nothing allocated.
 // The model must have adapters (a basis).
 func NewSave(m *Model, tokens int, plan SavePlan) (*Save, error) {
-	c, info := m.Shape, m.Backend.Info()
+	c, info := m.Config, m.Backend.Info()
 	act, work := info.Activation, info.Working
 	a := allocator{mem: m.Backend}
 	q, r := c.Heads*c.HeadDim, m.R()
@@ -60,7 +60,7 @@ func NewSave(m *Model, tokens int, plan SavePlan) (*Save, error) {
 		l.SumMid = a.alloc(act, tokens, c.Hidden)
 		l.RstdMid = a.alloc(kernels.F32, 1, tokens)
 		l.ZMLPIn = a.alloc(work, tokens, r)
-		l.GateUp = a.alloc(act, tokens, 2*c.FF)
+		l.GateUp = a.alloc(act, tokens, 2*c.FeedForward)
 		l.ZMLPDown = a.alloc(work, tokens, r)
 		return l
 	}

@@ -31,7 +31,7 @@ func NewState(m *Model, tokens, rows int) (*State, error) {
 	if tokens <= 0 || rows < 0 {
 		panic(fmt.Sprintf("infer: a state of %d tokens and %d rows", tokens, rows))
 	}
-	c, act := m.Shape, m.Backend.Info().Activation
+	c, act := m.Config, m.Backend.Info().Activation
 	st := &State{Tokens: tokens, Rows: rows, mem: m.Backend}
 	widest := 0
 	for _, l := range m.Layers {
@@ -45,7 +45,7 @@ func NewState(m *Model, tokens, rows int) (*State, error) {
 	st.YZ = a.alloc(act, 1, tokens*widest)
 	st.Q = a.alloc(act, tokens, c.Heads*c.HeadDim)
 	st.O = a.alloc(act, tokens, c.Heads*c.HeadDim)
-	st.Act = a.alloc(act, tokens, c.FF)
+	st.Act = a.alloc(act, tokens, c.FeedForward)
 	if rows > 0 {
 		st.RowsHidden = a.alloc(act, rows, c.Hidden)
 		st.Logits = a.alloc(kernels.F32, rows, c.Vocab)
