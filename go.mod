@@ -1,6 +1,6 @@
 module bhive
 
-go 1.27
+go 1.27.0
 
 require (
 	github.com/ardanlabs/jinja v1.12.0
@@ -12,6 +12,4 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require (
-	github.com/stretchr/testify v1.11.1 // indirect
-)
+require github.com/stretchr/testify v1.11.1 // indirect
