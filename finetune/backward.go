@@ -27,7 +27,7 @@ type backward struct {
 }
 
 func newBackward(m *infer.Model, lanes kernels.LaneTable, tokens int) (*backward, error) {
-	c, act := m.Shape, m.Backend.Info().Activation
+	c, act := m.Config, m.Backend.Info().Activation
 	b := &backward{m: m, lanes: lanes, tokens: tokens}
 	widest := 0
 	for _, l := range m.Layers {
@@ -39,7 +39,7 @@ func newBackward(m *infer.Model, lanes kernels.LaneTable, tokens int) (*backward
 	for _, a := range []struct {
 		to         *kernels.Tensor
 		rows, cols int
-	}{{&b.dx, tokens, c.Hidden}, {&b.dn, tokens, c.Hidden}, {&b.dyz, 1, tokens * widest}, {&b.din, 1, tokens * max(c.FF, q)},
+	}{{&b.dx, tokens, c.Hidden}, {&b.dn, tokens, c.Hidden}, {&b.dyz, 1, tokens * widest}, {&b.din, 1, tokens * max(c.FeedForward, q)},
 		{&b.dq, tokens, q}, {&b.dk, tokens, kv}, {&b.dv, tokens, kv}} {
 		t, err := m.Backend.Alloc(act, a.rows, a.cols)
 		if err != nil {
@@ -81,7 +81,7 @@ func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infe
 // layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
 // nothing is trained, so there it stops.
 func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *infer.Save) {
-	be, m, c, step := b.m.Backend, b.m, &b.m.Shape, sc.Step
+	be, m, c, step := b.m.Backend, b.m, &b.m.Config, sc.Step
 	w, v := &m.Layers[l], &save.Layers[l]
 	n := step.Bucket.Tokens
 	out := func(w kernels.Weight) kernels.Tensor { return b.view(b.dyz, w.Out()+w.R()) }
@@ -96,7 +96,7 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 
 	dyz := residual(w.MLPDown)
 	expand(adapters.MLPDown, dyz, v.ZMLPDown)
-	dact := b.view(b.din, c.FF)
+	dact := b.view(b.din, c.FeedForward)
 	be.LinearBackward(s, dact, dyz, w.MLPDown, false, step)
 
 	dyz = out(w.MLPIn)
@@ -110,7 +110,7 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 	do := b.view(b.din, c.Heads*c.HeadDim)
 	be.LinearBackward(s, do, dyz, w.AttnOut, false, step)
 	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
-		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: w.Window}, step)
+		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: c.Window(l)}, step)
 
 	dyz = out(w.AttnIn)
 	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,

@@ -75,7 +75,7 @@ type stepRecord struct {
 
 // NewTrainer allocates a trainer's device memory; kernels.ErrNoMemory where it does not fit.
 func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
-	c.SetDefaults(m.Shape.Positions)
+	c.SetDefaults(m.Config.MaxPositions)
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
