@@ -114,7 +114,7 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 
 	dyz = out(w.AttnIn)
 	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,
-		QNorm: w.QNorm, KNorm: w.KNorm, Eps: c.NormEps, Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
+		QNorm: w.QNorm, KNorm: w.KNorm, Eps: float32(c.NormEps), Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
 	expand(adapters.AttnIn, dyz, v.ZAttnIn)
 	if l == 0 {
 		return
