@@ -2,6 +2,7 @@ package finetune
 
 import (
 	"fmt"
+	"math"
 
 	"bhive/adapters"
 	"bhive/infer"
@@ -38,7 +39,7 @@ func newBackward(m *infer.Model, lanes kernels.LaneTable, tokens int) (*backward
 	for _, a := range []struct {
 		to         *kernels.Tensor
 		rows, cols int
-	}{{&b.dx, tokens, c.Hidden}, {&b.dn, tokens, c.Hidden}, {&b.dyz, 1, tokens * widest}, {&b.din, 1, tokens * max(c.FF, q)},
+	}{{&b.dx, tokens, c.Hidden}, {&b.dn, tokens, c.Hidden}, {&b.dyz, 1, tokens * widest}, {&b.din, 1, tokens * max(c.FeedForward, q)},
 		{&b.dq, tokens, q}, {&b.dk, tokens, kv}, {&b.dv, tokens, kv}} {
 		t, err := m.Backend.Alloc(act, a.rows, a.cols)
 		if err != nil {
@@ -95,7 +96,7 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 
 	dyz := residual(w.MLPDown)
 	expand(adapters.MLPDown, dyz, v.ZMLPDown)
-	dact := b.view(b.din, c.FF)
+	dact := b.view(b.din, c.FeedForward)
 	be.LinearBackward(s, dact, dyz, w.MLPDown, false, step)
 
 	dyz = out(w.MLPIn)
@@ -109,11 +110,11 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 	do := b.view(b.din, c.Heads*c.HeadDim)
 	be.LinearBackward(s, do, dyz, w.AttnOut, false, step)
 	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
-		Cache: sc.Cache, Layer: l, Scale: m.Scale(), Window: c.Window}, step)
+		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: c.Window(l)}, step)
 
 	dyz = out(w.AttnIn)
 	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,
-		QNorm: w.QNorm, KNorm: w.KNorm, Eps: c.NormEps, Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
+		QNorm: w.QNorm, KNorm: w.KNorm, Eps: float32(c.NormEps), Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
 	expand(adapters.AttnIn, dyz, v.ZAttnIn)
 	if l == 0 {
 		return

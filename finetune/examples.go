@@ -24,14 +24,20 @@ type Encoder interface {
 	// Chat renders turns by the base's chat template. trained[i] says that token i belongs to a trained turn or ends it. It fails where
 	// the base has no template or the template refuses the turns.
 	Chat(turns []Message) (ids []int, trained []bool, err error)
+	// Prompt is a user's turn and the beginning of the assistant's.
+	Prompt(user string) ([]int, error)
 	// HasChat says whether there is a template.
 	HasChat() bool
 	// Text is a text's tokens, begun as the tokenizer begins one.
 	Text(text string) []int
 	// Continue is the tokens of a text that goes on from another.
 	Continue(text string) []int
-	// End is the token after which the model stops, or −1.
+	// End is the token that ends a text, or −1.
 	End() int
+	// Stops says whether the model stops after a token.
+	Stops(id int) bool
+	// Decode is the text of tokens, special ones left out.
+	Decode(ids []int) string
 }
 
 // Example is a sequence of tokens to learn from. Labels[i] is the token to be predicted after IDs[:i+1], or −1 where nothing is

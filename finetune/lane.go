@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"bhive/adapters"
+	"bhive/infer"
 	"bhive/kernels"
 )
 
@@ -153,14 +154,10 @@ func (l *Lane) open() error {
 		start = &adapters.Weights{Geometry: g, Rank: r, Alpha: l.o.Alpha, Scaling: l.scale, Data: c.B}
 	}
 	if start != nil {
-		d := adapters.BF16
-		if info.Working == kernels.F32 {
-			d = adapters.F32
-		}
 		w := *start
 		w.Scaling = l.scale
 		be.Upload(l.t.stream, l.master, floatBytes(w.Data))
-		be.Upload(l.t.stream, l.working, w.Pack(d))
+		be.Upload(l.t.stream, l.working, w.Pack(infer.PackType(info.Working)))
 	}
 	be.SetAdapter(l.t.stream, l.t.table, l.index, l.working, r)
 	be.SetLane(l.t.stream, l.t.lanes, l.index, l.grad, r, float32(l.scale))

@@ -2,7 +2,6 @@ package finetune
 
 import (
 	"bhive/infer"
-	"bhive/kernels"
 )
 
 // pass is one micro-batch on its way through the model: forward layer by layer, losses, and, unless it is an evaluation, backward and
@@ -53,47 +52,52 @@ func (t *Trainer) compose() *pass {
 		return nil
 	}
 	t.turn = (p.parts[0].lane.index + 1) % len(t.active)
-	t.fill(p, tokens, seqs)
+	t.fill(p)
 	return p
 }
 
 // fill writes and uploads the record of a pass.
-func (t *Trainer) fill(p *pass, tokens, seqs int) {
-	r := t.train.rec
-	r.Head[kernels.HeadTokens], r.Head[kernels.HeadSeqs] = int32(tokens), int32(seqs)
-	r.Head[kernels.HeadRows], r.Head[kernels.HeadSegs] = 0, int32(len(p.parts))
-	at, seq, block := 0, 0, 0
+func (t *Trainer) fill(p *pass) {
+	seqs := t.enqueued[:0]
+	block := 0
 	for i := range p.parts {
 		q := &p.parts[i]
 		l := q.lane
 		set := l.examples(q.chunk)
-		r.SegStart[i], r.SegAdapter[i], r.SegLane[i] = int32(at), int32(l.index), int32(l.index)
-		if p.eval {
-			r.SegLane[i] = -1
-		}
 		for _, index := range q.chunk.Examples {
 			e := set[index]
-			r.QueryStart[seq], r.Context[seq] = int32(at), int32(len(e.IDs))
-			for j := range ceilDiv(len(e.IDs), t.c.BlockTokens) {
-				r.BlockTable[seq*r.Bucket.Blocks+j] = int32(block + j)
+			s := infer.StepSeq{Tokens: e.IDs, Blocks: t.blocks(&block, len(e.IDs)), Adapter: l.index, Lane: l.index, Labels: e.Labels}
+			if p.eval {
+				s.Lane = -1
 			}
-			for j, id := range e.IDs {
-				r.Token[at], r.Feed[at], r.Position[at], r.Seq[at], r.Adapter[at] = id, -1, int32(j), int32(seq), int32(l.index)
-				r.KVSlot[at] = int32(block*t.c.BlockTokens + j)
-				r.Label[at], r.Loss[at] = e.Labels[j], 0
-				if e.Labels[j] >= 0 {
+			s.Loss = make([]float32, len(e.IDs))
+			for j, label := range e.Labels {
+				if label >= 0 {
+					s.Loss[j] = l.weight
 					q.labels++
-					r.Loss[at] = kernels.Bits(l.weight)
 				}
-				at++
 			}
-			block += ceilDiv(len(e.IDs), t.c.BlockTokens)
-			seq++
+			seqs = append(seqs, s)
 		}
 	}
-	r.QueryStart[seq] = int32(at)
-	r.SegStart[len(p.parts)] = int32(at)
-	t.m.Backend.Upload(t.stream, t.train.step.Words, r.Bytes())
+	t.enqueued = seqs
+	t.upload(t.train, seqs)
+}
+
+// upload writes a step's record and copies it to the device.
+func (t *Trainer) upload(r stepRecord, seqs []infer.StepSeq) {
+	infer.FillRecord(r.rec, t.c.BlockTokens, seqs)
+	t.m.Backend.Upload(t.stream, r.step.Words, r.rec.Bytes())
+}
+
+// blocks takes the KV blocks of n tokens from *next on.
+func (t *Trainer) blocks(next *int, n int) []int32 {
+	out := make([]int32, ceilDiv(n, t.c.BlockTokens))
+	for i := range out {
+		out[i] = int32(*next + i)
+	}
+	*next += len(out)
+	return out
 }
 
 // drop forgets a lane that leaves while the pass is under way; its tokens go on to the end unheeded.

@@ -45,6 +45,8 @@ type Trainer struct {
 	m *infer.Model
 	c TrainerConfig
 
+	enqueued []infer.StepSeq // of the record being filled
+
 	stream kernels.Stream
 	st     *infer.State
 	save   *infer.Save
@@ -73,7 +75,7 @@ type stepRecord struct {
 
 // NewTrainer allocates a trainer's device memory; kernels.ErrNoMemory where it does not fit.
 func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
-	c.SetDefaults(m.Config.Context)
+	c.SetDefaults(m.Config.MaxPositions)
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -100,8 +102,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 		return nil, err
 	}
 	blocks := ceilDiv(c.BatchTokens, c.BlockTokens) // of one sequence
-	if t.cache, err = be.NewKVCache(kernels.KVSpec{Layers: len(m.Layers), Blocks: blocks + c.Seqs, BlockTokens: c.BlockTokens,
-		KVHeads: m.Config.KVHeads, HeadDim: m.Config.HeadDim}); err != nil {
+	if t.cache, err = be.NewKVCache(m.KVSpec(blocks+c.Seqs, c.BlockTokens)); err != nil {
 		return nil, fmt.Errorf("allocating the training KV cache: %w", err)
 	}
 	if t.norms, err = be.Alloc(kernels.F32, 1, c.Lanes); err != nil {
@@ -120,11 +121,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	}
 	for range m.Layers {
 		for site := range adapters.NumSites {
-			rows := 0
-			for _, p := range site.Projs() {
-				rows += m.Geometry.Out(p)
-			}
-			t.sites = append(t.sites, kernels.SiteRows{Rows: rows})
+			t.sites = append(t.sites, kernels.SiteRows{Rows: m.SiteOut(site)})
 		}
 	}
 	return t, nil
@@ -274,3 +271,7 @@ func floatBytes(f []float32) []byte {
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
+
+func int32Bytes(v []int32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(v))), 4*len(v))
+}

@@ -1,0 +1,120 @@
+package finetune
+
+import (
+	"bhive/infer"
+	"bhive/kernels"
+)
+
+// maxSampleTokens bounds a sample's prompt and its continuation, each.
+const maxSampleTokens = 512
+
+// sampling continues prompts greedily between micro-batches, with the trainer's own buffers: nothing of it touches serving or training.
+type sampling struct {
+	lane    *Lane
+	seqs    []*sampleSeq
+	tokens  int // most of a continuation
+	stop    func(id int) bool
+	done    func(out [][]int)
+	group   []*sampleSeq // in flight
+	started int          // sequences taken into groups
+	prefill bool
+}
+
+type sampleSeq struct {
+	ids    []int32
+	out    []int
+	slot   int // adapter slot, or −1
+	blocks []int32
+	ended  bool
+}
+
+// Sample continues prompts greedily by a lane's present B, or with base by the base. done gets the continuations on the goroutine of Unit.
+// It returns false while another sample is under way. Prompts keep their last tokens where they are long.
+func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop func(id int) bool, done func(out [][]int)) bool {
+	if t.sample != nil {
+		return false
+	}
+	most := min(maxSampleTokens, t.c.BatchTokens/2)
+	s := &sampling{lane: l, tokens: min(tokens, most), stop: stop, done: done}
+	for _, p := range prompts {
+		q := &sampleSeq{slot: l.index}
+		if base {
+			q.slot = -1
+		}
+		p = p[max(0, len(p)-most):]
+		for _, id := range p {
+			q.ids = append(q.ids, int32(id))
+		}
+		q.ended = len(q.ids) == 0 || s.tokens == 0
+		s.seqs = append(s.seqs, q)
+	}
+	t.sample = s
+	return true
+}
+
+// unit runs one step for the sequences in flight and reports whether the sample is complete.
+func (s *sampling) unit(t *Trainer) bool {
+	defer t.sync()
+	if len(s.group) == 0 && !s.next(t) {
+		out := make([][]int, len(s.seqs))
+		for i, q := range s.seqs {
+			out[i] = q.out
+		}
+		s.done(out)
+		return true
+	}
+	var seqs []infer.StepSeq
+	for _, q := range s.group {
+		e := infer.StepSeq{Blocks: q.blocks, Adapter: q.slot, Lane: -1}
+		if s.prefill {
+			e.Tokens = q.ids
+		} else {
+			e.Tokens, e.Start = []int32{int32(q.out[len(q.out)-1])}, len(q.ids)+len(q.out)-1
+		}
+		e.Rows = []infer.Row{infer.GreedyRow(len(e.Tokens) - 1)}
+		seqs = append(seqs, e)
+	}
+	s.prefill = false
+	t.upload(t.serve, seqs)
+	sc := infer.StepContext{Step: t.serve.step, Cache: t.cache, Table: t.table}
+	t.m.Serve(t.stream, t.st, sc)
+	t.m.Backend.Sample(t.stream, t.st.Sampled[0], t.st.Logits, kernels.SamplerState{}, sc.Step)
+	ids := make([]int32, t.st.Rows)
+	t.m.Backend.Download(t.stream, int32Bytes(ids), t.st.Sampled[0].Token)
+	t.sync()
+	if t.err != nil {
+		return false
+	}
+	kept := s.group[:0]
+	for i, q := range s.group {
+		id := int(ids[i])
+		if s.stop(id) {
+			continue
+		}
+		if q.out = append(q.out, id); len(q.out) < s.tokens {
+			kept = append(kept, q)
+		}
+	}
+	s.group = kept
+	return false
+}
+
+// next takes as many of the remaining sequences as fit.
+func (s *sampling) next(t *Trainer) bool {
+	tokens, block := 0, 0
+	for ; s.started < len(s.seqs); s.started++ {
+		q := s.seqs[s.started]
+		if q.ended {
+			continue
+		}
+		total := len(q.ids) + s.tokens
+		if len(s.group) == min(t.c.Seqs, t.st.Rows) || tokens+total > t.c.BatchTokens {
+			break
+		}
+		tokens += total
+		q.blocks = t.blocks(&block, total)
+		s.group = append(s.group, q)
+	}
+	s.prefill = true
+	return len(s.group) > 0
+}
