@@ -1,13 +1,25 @@
 package adapters
 
-import "io/fs"
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"bhive/adapters/safetensors"
+)
 
 // PEFT is a LoRA adapter as Hugging Face PEFT stores it.
 type PEFT struct {
 	Geometry Geometry
-	Rank     int          // r of adapter_config.json; the largest of the modules' ranks where rank_pattern differs
+	Rank     int          // the largest of the modules' ranks (r of adapter_config.json without rank_pattern)
 	Alpha    float64      // lora_alpha
-	Scaling  float64      // alpha/r, or alpha/√r with use_rslora
+	Scaling  float64      // alpha/r, or alpha/√r with use_rslora, of the configuration's own alpha and r
 	Modules  []PEFTModule // in the order of the flat layout; only those that the adapter trains
 }
 
@@ -23,11 +35,250 @@ type PEFTModule struct {
 	AExact  bool      // A has no more precision than ABits
 }
 
-// ReadPEFT reads adapter_config.json and adapter_model.safetensors from fsys and checks every tensor against the
-// geometry. Errors: ErrUnsupported (DoRA, biases, other peft types, …), ErrBaseMismatch (shapes, layers),
-// ErrCorrupt (everything else), each naming the field or tensor.
-func ReadPEFT(fsys fs.FS, g Geometry) (*PEFT, error) { panic("to come") }
+func (m PEFTModule) String() string { return fmt.Sprintf("layers.%d.%v", m.Layer, m.Proj) }
 
-// ImportBasis makes a basis of a PEFT adapter's lora_A's. Every site must have one; projections of a site must
-// share it (ErrUnsupported, naming the module). R is the adapter's rank.
-func ImportBasis(p *PEFT, baseHash string) (*Basis, error) { panic("to come") }
+type peftConfig struct {
+	PeftType     string             `json:"peft_type"`
+	R            int                `json:"r"`
+	Alpha        *float64           `json:"lora_alpha"`
+	RSLoRA       bool               `json:"use_rslora"`
+	Bias         string             `json:"bias"`
+	RankPattern  map[string]int     `json:"rank_pattern"`
+	AlphaPattern map[string]float64 `json:"alpha_pattern"`
+}
+
+// peftOff are the fields of adapter_config.json that change what an adapter computes and must be off.
+var peftOff = []string{"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication",
+	"trainable_token_indices", "target_parameters", "alora_invocation_tokens", "kasa_config", "monteclora_config", "velora_config", "arrow_config"}
+
+const maxPEFTConfig = 1 << 20 // bytes
+
+// ReadPEFT reads adapter_config.json and adapter_model.safetensors from fsys and checks every tensor against the
+// geometry. rank_pattern, alpha_pattern and use_rslora are honoured. Errors: ErrUnsupported (DoRA, biases, other
+// peft types, …), ErrBaseMismatch (shapes, layers), ErrRank (above MaxRank), ErrCorrupt (everything else), each naming the field or tensor.
+func ReadPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
+	p, err := readPEFT(fsys, g)
+	if err != nil {
+		return nil, fmt.Errorf("reading a PEFT adapter: %w", err)
+	}
+	return p, nil
+}
+
+func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
+	c, err := readPEFTConfig(fsys)
+	if err != nil {
+		return nil, fmt.Errorf("adapter_config.json: %w", err)
+	}
+	raw, err := fs.ReadFile(fsys, "adapter_model.safetensors")
+	if err != nil {
+		return nil, missing(err)
+	}
+	f, err := safetensors.Open(bytes.NewReader(raw), int64(len(raw)))
+	if err != nil {
+		return nil, fmt.Errorf("adapter_model.safetensors: %w: %w", ErrCorrupt, err)
+	}
+	p := &PEFT{Geometry: g, Alpha: *c.Alpha, Scaling: c.scaling(*c.Alpha, c.R)}
+	names, err := peftTensors(f, g)
+	if err != nil {
+		return nil, err
+	}
+	for layer := range g.Layers {
+		for proj := Q; proj < NumProjs; proj++ {
+			n, ok := names[moduleKey{layer, proj}]
+			if !ok {
+				continue
+			}
+			m, err := c.module(f, n, layer, proj, g)
+			if err != nil {
+				return nil, err
+			}
+			p.Modules = append(p.Modules, m)
+			p.Rank = max(p.Rank, m.Rank)
+		}
+	}
+	if len(p.Modules) == 0 {
+		return nil, fmt.Errorf("adapter_model.safetensors: %w: it has no tensors", ErrCorrupt)
+	}
+	return p, nil
+}
+
+func missing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return err
+}
+
+func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
+	var c peftConfig
+	raw, err := fs.ReadFile(fsys, "adapter_config.json")
+	if err != nil {
+		return c, missing(err)
+	}
+	if len(raw) > maxPEFTConfig {
+		return c, fmt.Errorf("%w: it has %d bytes, at most %d are read", ErrCorrupt, len(raw), maxPEFTConfig)
+	}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return c, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return c, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if c.PeftType != "LORA" {
+		return c, fmt.Errorf("%w: peft_type is %s, not LORA", ErrUnsupported, quote(c.PeftType))
+	}
+	if c.Bias != "" && c.Bias != "none" {
+		return c, fmt.Errorf("%w: bias is %s, not none", ErrUnsupported, quote(c.Bias))
+	}
+	for _, name := range peftOff {
+		switch v := string(all[name]); v {
+		case "", "null", "false", "[]", "{}", `""`:
+		default:
+			return c, fmt.Errorf("%w: %s is %s", ErrUnsupported, name, quote(v))
+		}
+	}
+	if c.R < 1 || c.R > MaxRank {
+		return c, fmt.Errorf("%w: r is %d, not in 1 … %d", ErrRank, c.R, MaxRank)
+	}
+	if c.Alpha == nil {
+		return c, fmt.Errorf("%w: lora_alpha is missing", ErrCorrupt)
+	}
+	for k, r := range c.RankPattern {
+		if r < 1 || r > MaxRank {
+			return c, fmt.Errorf("%w: rank_pattern %s is %d, not in 1 … %d", ErrRank, quote(k), r, MaxRank)
+		}
+	}
+	return c, nil
+}
+
+func (c peftConfig) scaling(alpha float64, r int) float64 {
+	if c.RSLoRA {
+		return alpha / math.Sqrt(float64(r))
+	}
+	return alpha / float64(r)
+}
+
+// pattern looks name up as PEFT does: a key is a regular expression for the whole name or its end behind a dot.
+func pattern[V comparable](field string, keys map[string]V, name string, otherwise V) (V, error) {
+	found, hit := otherwise, ""
+	for k, v := range keys {
+		re, err := regexp.Compile(`^(?:(?:.*\.)?(?:` + k + `))$`)
+		if err != nil {
+			return found, fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
+		}
+		if !re.MatchString(name) {
+			continue
+		}
+		if hit != "" && v != found {
+			return found, fmt.Errorf("%w: %s has the keys %s and %s for %s", ErrUnsupported, field, quote(hit), quote(k), name)
+		}
+		found, hit = v, k
+	}
+	return found, nil
+}
+
+type moduleKey struct {
+	layer int
+	proj  Proj
+}
+
+type tensorPair struct{ module, a, b string }
+
+var peftName = regexp.MustCompile(`^(?:base_model\.model\.)?((?:model\.)?layers\.(\d{1,6})\.(self_attn|mlp)\.([a-z]+_proj))\.lora_([AB])(?:\.default)?\.weight$`)
+
+// peftTensors sorts the file's tensors by module and refuses those that it cannot place.
+func peftTensors(f *safetensors.File, g Geometry) (map[moduleKey]tensorPair, error) {
+	pairs := map[moduleKey]tensorPair{}
+	for _, name := range f.Names() {
+		m := peftName.FindStringSubmatch(name)
+		if m == nil {
+			return nil, fmt.Errorf("%w: tensor %s is not a lora_A or lora_B of a linear projection", ErrUnsupported, quote(name))
+		}
+		layer, err := strconv.Atoi(m[2])
+		proj, ok := ParseProj(m[4])
+		if err != nil || !ok || (m[3] == "mlp") != (proj >= Gate) {
+			return nil, fmt.Errorf("%w: tensor %s: no such projection", ErrUnsupported, quote(name))
+		}
+		if layer >= g.Layers {
+			return nil, fmt.Errorf("%w: tensor %s: the base has %d layers", ErrBaseMismatch, quote(name), g.Layers)
+		}
+		k := moduleKey{layer, proj}
+		t := pairs[k]
+		t.module = m[1]
+		if (m[5] == "A" && t.a != "") || (m[5] == "B" && t.b != "") {
+			return nil, fmt.Errorf("%w: tensor %s: the module has another one", ErrCorrupt, quote(name))
+		}
+		if m[5] == "A" {
+			t.a = name
+		} else {
+			t.b = name
+		}
+		pairs[k] = t
+	}
+	for k, t := range pairs {
+		if t.a == "" || t.b == "" {
+			return nil, fmt.Errorf("%w: layers.%d.%v lacks its lora_A or lora_B", ErrCorrupt, k.layer, k.proj)
+		}
+	}
+	return pairs, nil
+}
+
+func (c peftConfig) module(f *safetensors.File, n tensorPair, layer int, proj Proj, g Geometry) (PEFTModule, error) {
+	m := PEFTModule{Layer: layer, Proj: proj}
+	rank, err := pattern("rank_pattern", c.RankPattern, n.module, c.R)
+	if err != nil {
+		return m, err
+	}
+	alpha, err := pattern("alpha_pattern", c.AlphaPattern, n.module, *c.Alpha)
+	if err != nil {
+		return m, err
+	}
+	in, out := g.In(proj.Site()), g.Out(proj)
+	a, _ := f.Info(n.a)
+	b, _ := f.Info(n.b)
+	if len(a.Shape) != 2 || a.Shape[1] != in {
+		return m, fmt.Errorf("%w: tensor %s has shape %v, not [%d, %d]", ErrBaseMismatch, n.a, a.Shape, rank, in)
+	}
+	if len(b.Shape) != 2 || b.Shape[0] != out {
+		return m, fmt.Errorf("%w: tensor %s has shape %v, not [%d, %d]", ErrBaseMismatch, n.b, b.Shape, out, rank)
+	}
+	m.Rank, m.Scaling = rank, c.scaling(alpha, rank)
+	ta, err := readTensor(f, n.a, rank, in, safetensors.BF16, safetensors.F16, safetensors.F32)
+	if err != nil {
+		return m, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	tb, err := readTensor(f, n.b, out, rank, safetensors.BF16, safetensors.F16, safetensors.F32)
+	if err != nil {
+		return m, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	m.A, m.ABits, m.AExact, m.B = ta.values, ta.bits(), ta.exact, tb.values
+	return m, nil
+}
+
+// ImportBasis makes a basis of a PEFT adapter's lora_A's, rounded to bf16. Every site must have one, all of one
+// rank (ErrRank); projections of a site must share it (ErrUnsupported, naming the module). R is the adapter's rank.
+func ImportBasis(p *PEFT, baseHash string) (*Basis, error) {
+	if limit := p.Geometry.maxRows(); p.Rank > limit {
+		return nil, fmt.Errorf("importing a basis: %w: R = %d, but the smallest input of a site is %d", ErrRank, p.Rank, limit)
+	}
+	b := emptyBasis(Import, 0, p.Rank, p.Geometry, baseHash)
+	from := make([]PEFTModule, len(b.rows))
+	for _, m := range p.Modules {
+		i := m.Layer*int(NumSites) + int(m.Proj.Site())
+		switch {
+		case m.Rank != p.Rank:
+			return nil, fmt.Errorf("importing a basis: %w: %v has rank %d, others %d", ErrRank, m, m.Rank, p.Rank)
+		case b.rows[i] == nil:
+			b.rows[i], from[i] = m.ABits, m
+		case !slices.Equal(m.A, from[i].A):
+			return nil, fmt.Errorf("importing a basis: %w: %v has another lora_A than %v of the same input", ErrUnsupported, m, from[i])
+		}
+	}
+	for i, rows := range b.rows {
+		if rows == nil {
+			return nil, fmt.Errorf("importing a basis: %w: layers.%d has no lora_A at %v", ErrUnsupported, i/int(NumSites), Site(i%int(NumSites)))
+		}
+	}
+	return b, nil
+}

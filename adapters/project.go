@@ -1,8 +1,15 @@
 package adapters
 
+import (
+	"fmt"
+	"slices"
+
+	"gonum.org/v1/gonum/mat"
+)
+
 // Projection says how much of a foreign LoRA a basis could hold.
 type Projection struct {
-	Kept    float64      // share of the squared Frobenius norm of all B′·A′ that is kept, 0 … 1
+	Kept    float64      // share of the squared Frobenius norm of all s·B′·A′ that is kept, 0 … 1
 	Modules []ModuleKept // the same for each module, in the order of the flat layout
 	Exact   bool         // the adapter's A's are the basis' own rows: nothing was projected
 }
@@ -15,9 +22,105 @@ type ModuleKept struct {
 }
 
 // Project gives the B over the basis' first r rows that is nearest to the foreign LoRA: B = B′·A′·Aᵀ·(A·Aᵀ)⁻¹ for
-// each module. The result's scaling is p's. It returns ErrBaseMismatch where the geometries differ and ErrRank unless 1 ≤ r ≤ R.
-func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) { panic("to come") }
+// each module. The result's scaling is p's; where a module's differs, the ratio goes into its B. It returns
+// ErrBaseMismatch where the geometries differ and ErrRank unless 1 ≤ r ≤ R.
+func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
+	var report Projection
+	if p.Geometry != b.Geometry {
+		return nil, report, fmt.Errorf("projecting an adapter: %w", ErrBaseMismatch)
+	}
+	if r < 1 || r > b.R {
+		return nil, report, fmt.Errorf("projecting an adapter: %w: %d is not in 1 … %d", ErrRank, r, b.R)
+	}
+	w := NewWeights(b.Geometry, r, p.Scaling*float64(r))
+	w.Scaling = p.Scaling
+	var kept, total float64
+	for _, m := range p.Modules {
+		in, out := b.Geometry.In(m.Proj.Site()), b.Geometry.Out(m.Proj)
+		a := floatRows(b.A(m.Layer, m.Proj.Site()), r, in)
+		fa, fb := wide(m.A, m.Rank, in), wide(m.B, out, m.Rank)
+		norm := mat.Norm(a, 2)
+		inv := gramInverse(a, 1e-13*norm*norm)
+		var cross, turn, nb mat.Dense
+		cross.Mul(fa, a.T()) // [r′, r]
+		turn.Mul(&cross, inv)
+		nb.Mul(fb, &turn) // [out, r]
+		ratio := 1.0
+		if m.Scaling != p.Scaling {
+			ratio = m.Scaling / p.Scaling
+			nb.Scale(ratio, &nb)
+		}
+		k, t := productNorm(&nb, a), ratio*ratio*productNorm(fb, fa)
+		share := 1.0
+		if t > 0 {
+			share = k / t
+		}
+		kept, total = kept+k, total+t
+		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, share})
+		for i, dst := 0, w.Module(m.Layer, m.Proj); i < out; i++ {
+			for j, v := range nb.RawRowView(i) {
+				dst[i*r+j] = float32(v)
+			}
+		}
+	}
+	report.Kept = 1
+	if total > 0 {
+		report.Kept = kept / total
+	}
+	return w, report, nil
+}
+
+func wide(v []float32, rows, cols int) *mat.Dense {
+	d := make([]float64, len(v))
+	for i, x := range v {
+		d[i] = float64(x)
+	}
+	return mat.NewDense(rows, cols, d)
+}
+
+// productNorm is the squared Frobenius norm of b·a, from the two small Gram matrices: tr(bᵀb·a·aᵀ).
+func productNorm(b, a *mat.Dense) float64 {
+	var bb, aa, m mat.Dense
+	bb.Mul(b.T(), b)
+	aa.Mul(a, a.T())
+	m.MulElem(&bb, &aa)
+	return mat.Sum(&m)
+}
 
 // Adopt takes the adapter as it is where its A's are exactly the basis' first rows (bf16), and otherwise projects
-// it onto all R rows.
-func (b *Basis) Adopt(p *PEFT) (*Weights, Projection, error) { panic("to come") }
+// it onto all R rows. Errors are Project's.
+func (b *Basis) Adopt(p *PEFT) (*Weights, Projection, error) {
+	if !b.holds(p) {
+		return b.Project(p, b.R)
+	}
+	w := NewWeights(b.Geometry, p.Rank, p.Scaling*float64(p.Rank))
+	w.Alpha, w.Scaling = p.Alpha, p.Scaling
+	report := Projection{Kept: 1, Exact: true}
+	for _, m := range p.Modules {
+		ratio := float32(1)
+		if m.Scaling != p.Scaling {
+			ratio = float32(m.Scaling / p.Scaling)
+		}
+		dst := w.Module(m.Layer, m.Proj)
+		for i := range b.Geometry.Out(m.Proj) {
+			for j, v := range m.B[i*m.Rank : (i+1)*m.Rank] {
+				dst[i*p.Rank+j] = v * ratio
+			}
+		}
+		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, 1})
+	}
+	return w, report, nil
+}
+
+// holds says whether all of p's A's are the basis' own first rows, and every module's scaling can be expressed.
+func (b *Basis) holds(p *PEFT) bool {
+	if p.Geometry != b.Geometry || p.Rank > b.R {
+		return false
+	}
+	for _, m := range p.Modules {
+		if !m.AExact || !slices.Equal(m.ABits, b.A(m.Layer, m.Proj.Site())[:len(m.ABits)]) {
+			return false
+		}
+	}
+	return true
+}

@@ -2,6 +2,14 @@ package adapters
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
 )
 
 // Target is a resolved reference: immutable versions and their weights. The zero Target is the base model.
@@ -19,32 +27,250 @@ type TargetPart struct {
 func (t Target) Base() bool { return len(t.Parts) == 0 }
 
 // Key identifies the target for ever: "tenant/name@7", a mix "tenant/a@7:0.7+tenant/b@3:0.3", the base "".
-func (t Target) Key() string { panic("to come") }
+func (t Target) Key() string {
+	parts := make([]string, len(t.Parts))
+	for i, p := range t.Parts {
+		parts[i] = p.Version.Ref()
+		if p.Weight != 1 {
+			parts[i] += ":" + weightString(p.Weight)
+		}
+	}
+	return strings.Join(parts, "+")
+}
 
-// Registry resolves references to versions. It remembers what it has seen and follows the store's change feed, so
-// that a resolved name stays resolvable while the store is away. Safe for concurrent use.
+// Registry is a Store that remembers versions and live pointers and follows the change feed, so that a resolved
+// name stays resolvable while the store is away. Safe for concurrent use.
 type Registry struct {
-	store Store
+	Store
+	onChange func(Change)
+
+	mu         sync.Mutex
+	following  bool // Run sees all changes, so what is remembered is true
+	generation uint64
+	names      map[nameKey]*remembered
+}
+
+type nameKey struct{ tenant, name string }
+
+type remembered struct {
+	live     int // 0: not known
+	versions map[int]Version
 }
 
 // NewRegistry makes a registry over a store. onChange, where not nil, is called by Run for every change, after the
 // registry has taken notice of it.
-func NewRegistry(s Store, onChange func(Change)) *Registry { panic("to come") }
-
-// Run follows the change feed until ctx ends. Without it every Resolve asks the store.
-func (r *Registry) Run(ctx context.Context) error { panic("to come") }
-
-// Resolve turns a reference into a target for the tenant. Parts that name another tenant need admin (ErrNotFound).
-func (r *Registry) Resolve(ctx context.Context, tenant string, ref Ref, admin bool) (Target, error) {
-	panic("to come")
+func NewRegistry(s Store, onChange func(Change)) *Registry {
+	return &Registry{Store: s, onChange: onChange, names: map[nameKey]*remembered{}}
 }
 
-// Save encodes w, stores the blob, checks it and publishes it under name: the whole of a publication.
-func (r *Registry) Save(ctx context.Context, tenant, name string, w *Weights, v Version, o PublishOptions) (Version, error) {
-	panic("to come")
+const retryFeed = time.Second
+
+// Run follows the change feed until ctx ends, whatever the store's outages. Without it every Resolve asks the store.
+func (r *Registry) Run(ctx context.Context) error {
+	defer r.setFollowing(false)
+	cursor, known := "", false
+	for ctx.Err() == nil {
+		var changes []Change
+		var err error
+		if !known {
+			cursor, err = r.Store.Cursor(ctx)
+			if known = err == nil; known {
+				r.forgetAll()
+				r.setFollowing(true)
+			}
+		} else if changes, err = r.Store.Watch(ctx, cursor); err == nil {
+			for _, c := range changes {
+				cursor = c.Cursor
+				r.notice(ctx, c)
+				if r.onChange != nil {
+					r.onChange(c)
+				}
+			}
+			r.setFollowing(true)
+		}
+		if err != nil {
+			r.setFollowing(false)
+			known = known && !errors.Is(err, ErrCursorLost)
+			if errors.Is(err, ErrClosed) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(retryFeed):
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+func (r *Registry) setFollowing(on bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.following = on
+}
+
+func (r *Registry) forgetAll() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.generation++
+	clear(r.names)
+}
+
+// notice brings what is remembered of a name up to date. Names never asked for stay unknown.
+func (r *Registry) notice(ctx context.Context, c Change) {
+	key := nameKey{c.Tenant, c.Name}
+	r.mu.Lock()
+	r.generation++
+	n := r.names[key]
+	if n != nil {
+		switch c.Kind {
+		case Published, LiveMoved:
+			n.live = 0
+		case VersionDeleted:
+			delete(n.versions, c.Number)
+		case AdapterDeleted:
+			delete(r.names, key)
+		}
+	}
+	r.mu.Unlock()
+	if n != nil && (c.Kind == Published || c.Kind == LiveMoved) {
+		_, _ = r.version(ctx, c.Tenant, c.Name, 0) // remembered; a failure is met again by whoever asks
+	}
+}
+
+// version is Get through the memory.
+func (r *Registry) version(ctx context.Context, tenant, name string, number int) (Version, error) {
+	key := nameKey{tenant, name}
+	r.mu.Lock()
+	have, ok := r.recall(key, number)
+	following, generation := r.following, r.generation
+	r.mu.Unlock()
+	if ok && following {
+		return have, nil
+	}
+	v, err := r.Store.Get(ctx, tenant, name, number)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil:
+		if r.generation == generation {
+			n := r.names[key]
+			if n == nil {
+				n = &remembered{versions: map[int]Version{}}
+				r.names[key] = n
+			}
+			n.versions[v.Number] = v
+			if number == 0 {
+				n.live = v.Number
+			}
+		}
+		return v, nil
+	case ok && errors.Is(err, ErrStoreUnavailable):
+		return have, nil
+	}
+	return v, err
+}
+
+func (r *Registry) recall(key nameKey, number int) (Version, bool) {
+	n := r.names[key]
+	if n == nil {
+		return Version{}, false
+	}
+	if number == 0 {
+		number = n.live
+	}
+	v, ok := n.versions[number]
+	return v, ok
+}
+
+// Resolve turns a reference into a target for the tenant. Parts that name another tenant need admin (ErrNotFound).
+// A mix must be of one base and rows of one basis (ErrBaseMismatch); the pool checks them against the basis in use.
+func (r *Registry) Resolve(ctx context.Context, tenant string, ref Ref, admin bool) (Target, error) {
+	if tenant == "" {
+		tenant = DefaultTenant
+	}
+	var t Target
+	for _, p := range ref.Parts {
+		owner := tenant
+		if p.Tenant != "" && p.Tenant != tenant {
+			if owner = p.Tenant; !admin {
+				return Target{}, fmt.Errorf("resolving %s: %w", ref, ErrNotFound)
+			}
+		}
+		v, err := r.version(ctx, owner, p.Name, p.Number)
+		if err != nil {
+			return Target{}, fmt.Errorf("resolving %s: %w", ref, err)
+		}
+		if len(t.Parts) > 0 && v.BaseHash != t.Parts[0].Version.BaseHash {
+			return Target{}, fmt.Errorf("resolving %s: %w: %s and %s", ref, ErrBaseMismatch, t.Parts[0].Version.Ref(), v.Ref())
+		}
+		t.Parts = append(t.Parts, TargetPart{v, p.Weight})
+	}
+	return t, nil
+}
+
+// forget makes the next Resolve of a name ask the store: a caller sees its own writes at once.
+func (r *Registry) forget(tenant, name string) {
+	if tenant == "" {
+		tenant = DefaultTenant
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.generation++
+	delete(r.names, nameKey{tenant, name})
+}
+
+// Publish is Store.Publish.
+func (r *Registry) Publish(ctx context.Context, tenant string, v Version, o PublishOptions) (Version, error) {
+	v, err := r.Store.Publish(ctx, tenant, v, o)
+	if err == nil {
+		r.forget(tenant, v.Name)
+	}
+	return v, err
+}
+
+// SetLive is Store.SetLive.
+func (r *Registry) SetLive(ctx context.Context, tenant, name string, number int) (Version, error) {
+	v, err := r.Store.SetLive(ctx, tenant, name, number)
+	if err == nil {
+		r.forget(tenant, name)
+	}
+	return v, err
+}
+
+// Delete is Store.Delete.
+func (r *Registry) Delete(ctx context.Context, tenant, name string, number int) error {
+	err := r.Store.Delete(ctx, tenant, name, number)
+	if err == nil {
+		r.forget(tenant, name)
+	}
+	return err
+}
+
+// Save is a whole publication: it encodes w, stores the blob, checks its hash and publishes it under v.Name. Of v
+// the caller gives Name, BasisDigest, BaseHash, Parent and Training; the rest comes from w and the store.
+func (r *Registry) Save(ctx context.Context, tenant string, v Version, w *Weights, o PublishOptions) (Version, error) {
+	pr, pw := io.Pipe()
+	sum := sha256.New()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pw.CloseWithError(EncodeBlob(io.MultiWriter(sum, pw), w, v.BasisDigest, v.BaseHash))
+	}()
+	blob, err := r.Store.PutBlob(ctx, tenant, pr)
+	pr.CloseWithError(io.ErrClosedPipe) // lets the encoder go where PutBlob gave up early
+	<-done
+	if err != nil {
+		return Version{}, fmt.Errorf("saving %s: %w", v.Name, err)
+	}
+	if want := hex.EncodeToString(sum.Sum(nil)); blob.SHA256 != want {
+		return Version{}, fmt.Errorf("saving %s: %w: the store has %s of %s", v.Name, ErrCorrupt, blob.SHA256, want)
+	}
+	v.Rank, v.Alpha, v.Scaling, v.SHA256, v.Bytes = w.Rank, w.Alpha, w.Scaling, blob.SHA256, blob.Bytes
+	return r.Publish(ctx, tenant, v, o)
 }
 
 // Load reads a version's B back from the store and verifies its hash.
 func (r *Registry) Load(ctx context.Context, v Version, g Geometry) (*Weights, Meta, error) {
-	panic("to come")
+	return loadVersion(ctx, r.Store, v, g)
 }
