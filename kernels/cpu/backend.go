@@ -19,6 +19,16 @@ const (
 	taskResidual
 	taskMLP
 	taskSample
+	taskLinearBackward
+	taskCrossEntropy
+	taskNormBackward
+	taskExpandBackward
+	taskMLPBackward
+	taskAttentionBackward
+	taskQKVBackward
+	taskGradNorm
+	taskAdamW
+	taskGram
 	taskCount
 )
 
@@ -46,7 +56,16 @@ type Backend struct {
 	mlp       mlpTask
 	sample    sampleTask
 
-	kernels.TrainingOps
+	linearBackward    linearBackwardTask
+	crossEntropy      crossEntropyTask
+	normBackward      normBackwardTask
+	expandBackward    expandBackwardTask
+	mlpBackward       mlpBackwardTask
+	attentionBackward attentionBackwardTask
+	qkvBackward       qkvBackwardTask
+	gradNorm          gradNormTask
+	adamW             adamWTask
+	gram              gramTask
 }
 
 var _ kernels.Backend = (*Backend)(nil)
@@ -70,6 +89,16 @@ func Open(c Config) (*Backend, error) {
 	tasks[taskResidual] = &b.residual
 	tasks[taskMLP] = &b.mlp
 	tasks[taskSample] = &b.sample
+	tasks[taskLinearBackward] = &b.linearBackward
+	tasks[taskCrossEntropy] = &b.crossEntropy
+	tasks[taskNormBackward] = &b.normBackward
+	tasks[taskExpandBackward] = &b.expandBackward
+	tasks[taskMLPBackward] = &b.mlpBackward
+	tasks[taskAttentionBackward] = &b.attentionBackward
+	tasks[taskQKVBackward] = &b.qkvBackward
+	tasks[taskGradNorm] = &b.gradNorm
+	tasks[taskAdamW] = &b.adamW
+	tasks[taskGram] = &b.gram
 	b.pool.start(c.threads(), tasks)
 	return b, nil
 }

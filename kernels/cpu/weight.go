@@ -193,3 +193,32 @@ func (w *weight) dotNT(yz, x mat, m, n0, n1 int) {
 		}
 	}
 }
+
+// dotNN adds, or writes without accumulate, rows [n0, n1) of [W; A] weighted by dyz's columns [n0, n1) to columns [k0, k1) of
+// dx, for the first m rows. k0 is a multiple of 32.
+func (w *weight) dotNN(dx, dyz mat, m, n0, n1, k0, k1 int, accumulate bool) {
+	if m == 0 {
+		return
+	}
+	x, k := dx.at[k0:], k1-k0
+	if to := min(n1, w.out); n0 < to {
+		dy, at, n := dyz.at[n0:], n0*w.in+k0, to-n0
+		switch w.format {
+		case kernels.FormatF32:
+			w.k.DotNNF32(x, dx.ld, dy, dyz.ld, w.f[at:], w.in, m, n, k, accumulate)
+		case kernels.FormatBF16:
+			w.k.DotNNBF16(x, dx.ld, dy, dyz.ld, w.h[at:], w.in, m, n, k, accumulate)
+		case kernels.FormatInt8:
+			w.k.DotNNInt8(x, dx.ld, dy, dyz.ld, w.q[at:], w.in, w.scale[n0*w.blocks+k0/simd.Block:], w.blocks, m, n, k, accumulate)
+		}
+		accumulate = true
+	}
+	if from := max(n0, w.out); from < n1 {
+		dz, at, n := dyz.at[from:], (from-w.out)*w.in+k0, n1-from
+		if w.a.h != nil {
+			w.k.DotNNBF16(x, dx.ld, dz, dyz.ld, w.a.h[at:], w.in, m, n, k, accumulate)
+		} else {
+			w.k.DotNNF32(x, dx.ld, dz, dyz.ld, w.a.f[at:], w.in, m, n, k, accumulate)
+		}
+	}
+}
