@@ -7,4 +7,5 @@ require (
 	github.com/dlclark/regexp2 v1.12.0
 	github.com/google/go-cmp v0.7.0
 	golang.org/x/text v0.44.0
+	pgregory.net/rapid v1.3.0
 )
