@@ -142,7 +142,7 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	gauge(descKVBlocks, float64(e.KVCached), "cached")
 	counter(descTokens, float64(e.PromptTokens), "prompt")
 	counter(descTokens, float64(e.CachedTokens), "cached")
-	counter(descTokens, float64(e.GeneratedToken), "generated")
+	counter(descTokens, float64(e.GeneratedTokens), "generated")
 	counter(descTokens, float64(e.ComputedTokens), "computed")
 	counter(descPreemptions, float64(e.Preemptions))
 	counter(descSteps, float64(e.Steps))
