@@ -203,7 +203,9 @@ func (v *tuneView) start(steps int) {
 		})))
 }
 
-func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)).Round(time.Second) }
+func seconds(s float64) time.Duration {
+	return time.Duration(s * float64(time.Second)).Round(time.Second)
+}
 
 func (v *tuneView) show(e finetune.Event) {
 	switch {
@@ -283,4 +285,3 @@ func wrap(text string, width int) []string {
 	}
 	return append(lines, line)
 }
-
