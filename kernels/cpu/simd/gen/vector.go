@@ -1,0 +1,3 @@
+package main
+
+func vectors(o *out, v isa) {}
