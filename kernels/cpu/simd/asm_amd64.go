@@ -287,6 +287,108 @@ func nn256Int8_1x1(p *nnArgs)
 //go:noescape
 func nn256Int8_1x0(p *nnArgs)
 
+//go:noescape
+func softmax512(x, lanes, max *float32, n int)
+
+//go:noescape
+func expSum512(x, lanes, max *float32, n int)
+
+//go:noescape
+func maxLanes512(x, lanes *float32, n int)
+
+//go:noescape
+func scaleMul512(dst, x, w, s *float32, n int)
+
+//go:noescape
+func add512(dst, x *float32, n int)
+
+//go:noescape
+func scale512(x, s *float32, n int)
+
+//go:noescape
+func roundBF16512(x *float32, n int)
+
+//go:noescape
+func narrow512(dst *uint16, x *float32, n int)
+
+//go:noescape
+func widen512(dst *float32, x *uint16, n int)
+
+//go:noescape
+func rope512(a, b, cos, sin *float32, n int)
+
+//go:noescape
+func ropeInverse512(a, b, cos, sin *float32, n int)
+
+//go:noescape
+func siluMul512(dst, gate, up *float32, n int)
+
+//go:noescape
+func siluMulBackward512(dgate, dup, da, gate, up *float32, n int)
+
+//go:noescape
+func adamW512(w, m, v, grad, p *float32, n int)
+
+//go:noescape
+func find512(x, v *float32, n int) int
+
+//go:noescape
+func readLoop512(buf *byte, n int) uint64
+
+//go:noescape
+func peakFMA512(n int)
+
+//go:noescape
+func softmax256(x, lanes, max *float32, n int)
+
+//go:noescape
+func expSum256(x, lanes, max *float32, n int)
+
+//go:noescape
+func maxLanes256(x, lanes *float32, n int)
+
+//go:noescape
+func scaleMul256(dst, x, w, s *float32, n int)
+
+//go:noescape
+func add256(dst, x *float32, n int)
+
+//go:noescape
+func scale256(x, s *float32, n int)
+
+//go:noescape
+func roundBF16256(x *float32, n int)
+
+//go:noescape
+func narrow256(dst *uint16, x *float32, n int)
+
+//go:noescape
+func widen256(dst *float32, x *uint16, n int)
+
+//go:noescape
+func rope256(a, b, cos, sin *float32, n int)
+
+//go:noescape
+func ropeInverse256(a, b, cos, sin *float32, n int)
+
+//go:noescape
+func siluMul256(dst, gate, up *float32, n int)
+
+//go:noescape
+func siluMulBackward256(dgate, dup, da, gate, up *float32, n int)
+
+//go:noescape
+func adamW256(w, m, v, grad, p *float32, n int)
+
+//go:noescape
+func find256(x, v *float32, n int) int
+
+//go:noescape
+func readLoop256(buf *byte, n int) uint64
+
+//go:noescape
+func peakFMA256(n int)
+
 // Kernel tables, by instruction set and weight format.
 var (
 	set512F32 = matrixSet{
@@ -366,5 +468,39 @@ var (
 			{8, []nnTile{{4, nn256Int8_4x1}, {1, nn256Int8_1x1}}},
 			{1, []nnTile{{1, nn256Int8_1x0}}},
 		},
+	}
+	vectors512 = vectorSet{
+		softmax:         softmax512,
+		expSum:          expSum512,
+		maxLanes:        maxLanes512,
+		scaleMul:        scaleMul512,
+		add:             add512,
+		scale:           scale512,
+		roundBF16:       roundBF16512,
+		narrow:          narrow512,
+		widen:           widen512,
+		rope:            rope512,
+		ropeInverse:     ropeInverse512,
+		siluMul:         siluMul512,
+		siluMulBackward: siluMulBackward512,
+		adamW:           adamW512,
+		find:            find512,
+	}
+	vectors256 = vectorSet{
+		softmax:         softmax256,
+		expSum:          expSum256,
+		maxLanes:        maxLanes256,
+		scaleMul:        scaleMul256,
+		add:             add256,
+		scale:           scale256,
+		roundBF16:       roundBF16256,
+		narrow:          narrow256,
+		widen:           widen256,
+		rope:            rope256,
+		ropeInverse:     ropeInverse256,
+		siluMul:         siluMul256,
+		siluMulBackward: siluMulBackward256,
+		adamW:           adamW256,
+		find:            find256,
 	}
 )

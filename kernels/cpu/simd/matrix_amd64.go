@@ -191,14 +191,14 @@ func matrices(k *Kernels, f32, bf16, int8s *matrixSet) {
 		checkNT(len(scores), lds, len(q), ldq, len(kk), ldk, g, n, d)
 		nt32(scores, lds, q, ldq, kk, ldk, g, n, d, 0)
 		for i := range g {
-			scaleBy(scores[i*lds:][:n], scale)
+			k.Scale(scores[i*lds:][:n], scale)
 		}
 	}
 	k.AttnScoresBF16 = func(scores []float32, lds int, q []float32, ldq int, kk []uint16, ldk int, g, n, d int, scale float32) {
 		checkNT(len(scores), lds, len(q), ldq, len(kk), ldk, g, n, d)
 		nt16(scores, lds, q, ldq, kk, ldk, g, n, d, 0)
 		for i := range g {
-			scaleBy(scores[i*lds:][:n], scale)
+			k.Scale(scores[i*lds:][:n], scale)
 		}
 	}
 	k.DotF32 = func(x, y []float32) float32 {

@@ -184,6 +184,14 @@ func tables() string {
 			b.WriteString("},\n}\n")
 		}
 	}
+	for _, v := range []isa{avx512, avx2} {
+		fmt.Fprintf(&b, "vectors%s = vectorSet{\n", v.name)
+		for _, n := range []string{"softmax", "expSum", "maxLanes", "scaleMul", "add", "scale", "roundBF16", "narrow", "widen", "rope",
+			"ropeInverse", "siluMul", "siluMulBackward", "adamW", "find"} {
+			fmt.Fprintf(&b, "%s: %s%s,\n", n, n, v.name)
+		}
+		b.WriteString("}\n")
+	}
 	b.WriteString(")\n")
 	return b.String()
 }
