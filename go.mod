@@ -2,4 +2,8 @@ module bhive
 
 go 1.27
 
-require go.uber.org/goleak v1.3.0
+require (
+	github.com/google/go-cmp v0.7.0
+	go.uber.org/goleak v1.3.0
+	pgregory.net/rapid v1.3.0
+)
