@@ -1,0 +1,180 @@
+package finetune
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"bhive/adapters"
+	"bhive/infer"
+	"bhive/infer/checkpoint"
+	"bhive/kernels"
+)
+
+// Tolerances of the golden runs, relative.
+const (
+	goldenLoss = 1e-4
+	goldenNorm = 1e-3
+	goldenB    = 1e-2
+)
+
+// trained is what our trainer made of a golden run.
+type trained struct {
+	reports []Report
+	b       *adapters.Weights
+}
+
+func runGolden(t *testing.T, m *infer.Model, g goldenRun, examples []Example, change func(*LaneOptions)) trained {
+	t.Helper()
+	var out trained
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 256, Seqs: 16})
+	o := g.options(examples)
+	o.Report = func(r Report) { out.reports = append(out.reports, r) }
+	if change != nil {
+		change(&o)
+	}
+	l := addLane(t, tr, o)
+	runUnits(t, tr)
+	out.b = l.Weights(false)
+	tr.Close()
+	return out
+}
+
+// compare returns what differs from the golden run; stored holds final B's, and may be nil.
+func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters.Proj) []float32) (wrong []string) {
+	t.Helper()
+	if len(r.reports) != g.Steps {
+		return []string{fmt.Sprintf("%d steps, want %d", len(r.reports), g.Steps)}
+	}
+	relative := func(what string, got, want, tolerance float64) float64 {
+		d := math.Abs(got-want) / math.Abs(want)
+		if !(d <= tolerance) {
+			wrong = append(wrong, fmt.Sprintf("%s is %g, want %g: %.2g off", what, got, want, d))
+		}
+		return d
+	}
+	var worst [4]float64
+	for s, rep := range r.reports {
+		worst[0] = max(worst[0], relative(fmt.Sprintf("loss of step %d", s), rep.Loss, g.Losses[s], goldenLoss))
+		worst[1] = max(worst[1], relative(fmt.Sprintf("gradient norm of step %d", s), rep.GradNorm, g.GradNorms[s], goldenNorm))
+		relative(fmt.Sprintf("learning rate of step %d", s), rep.Rate, g.LRs[s], 1e-12)
+	}
+	for layer := range r.b.Geometry.Layers {
+		for p := range adapters.NumProjs {
+			got := r.b.Module(layer, p)
+			name := fmt.Sprintf("layers.%d.%v.lora_B", layer, p)
+			want, ok := g.FinalBNorms[name]
+			if !ok {
+				t.Fatalf("no %s among %v", name, slices.Collect(maps.Keys(g.FinalBNorms)))
+			}
+			worst[2] = max(worst[2], relative("norm of "+name, norm(got, nil), want, goldenB))
+			if b == nil {
+				continue
+			}
+			if stored := b(layer, p); stored != nil {
+				worst[3] = max(worst[3], relative(name, want+norm(got, stored), want, goldenB))
+			}
+		}
+	}
+	t.Logf("worst: loss %.2g, gradient norm %.2g, norm of B %.2g, B %.2g", worst[0], worst[1], worst[2], worst[3])
+	return wrong
+}
+
+// norm is ‖a − b‖.
+func norm(a, b []float32) float64 {
+	sum := 0.0
+	for i, x := range a {
+		d := float64(x)
+		if b != nil {
+			d -= float64(b[i])
+		}
+		sum += d * d
+	}
+	return math.Sqrt(sum)
+}
+
+// testGolden holds the runs of a folder against ours.
+func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []string) {
+	var golden map[string]goldenRun
+	readJSON(t, filepath.Join(dir, "train.json"), &golden)
+	examples := goldenExamples(t, dir)
+	be := openCPU(t)
+	hash := infer.BaseHash(cp)
+	models := map[string]*infer.Model{}
+	results := map[string]trained{}
+	for _, name := range runs {
+		t.Run(name, func(t *testing.T) {
+			g := golden[name]
+			file := "train_kaiming_corrected.safetensors"
+			if g.Basis == "orthonormal" {
+				file = "train_orthonormal_schedule.safetensors"
+			}
+			f := openTensors(t, filepath.Join(dir, file))
+			if models[file] == nil {
+				m, err := infer.Load(t.Context(), be, cp, goldenBasis(t, f, geometry(cp.Config()), g.Rank, hash), infer.LoadConfig{Format: kernels.FormatF32, BaseHash: hash})
+				if err != nil {
+					t.Fatal(err)
+				}
+				models[file] = m
+			}
+			var stored func(int, adapters.Proj) []float32
+			if name == "kaiming_corrected" || name == "orthonormal_schedule" {
+				stored = func(layer int, p adapters.Proj) []float32 {
+					n := fmt.Sprintf("layers.%d.%v.lora_B", layer, p)
+					if _, ok := f.Info(n); !ok {
+						return nil
+					}
+					raw := tensorBytes(t, f, n)
+					out := make([]float32, len(raw)/4)
+					for i := range out {
+						out[i] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:]))
+					}
+					return out
+				}
+			}
+			results[name] = runGolden(t, models[file], g, examples, nil)
+			for _, w := range results[name].compare(t, g, stored) {
+				t.Error(w)
+			}
+		})
+	}
+	// The comparison can fail: a run without the correction is not one with it.
+	if r, ok := results["kaiming_plain"]; ok {
+		if wrong := r.compare(t, golden["kaiming_corrected"], nil); len(wrong) < 20 {
+			t.Errorf("kaiming_plain passes as kaiming_corrected but for %q", wrong)
+		}
+	}
+	for _, m := range models {
+		m.Close()
+	}
+}
+
+func TestGoldenTraining(t *testing.T) {
+	testGolden(t, "testdata/demo", openDemo(t), []string{"kaiming_corrected", "kaiming_plain", "orthonormal_schedule", "accumulated"})
+}
+
+func TestSmolLM2GoldenTraining(t *testing.T) {
+	if os.Getenv("BHIVE_SMOLLM2") == "" {
+		t.Skip("BHIVE_SMOLLM2 is not set")
+	}
+	const dir = "../../shared/golden/smollm2"
+	if _, err := os.Stat(dir); err != nil {
+		t.Skip("the golden files of SmolLM2 are not here: ", err)
+	}
+	files, _ := filepath.Glob("../models/*/*.gguf")
+	more, _ := filepath.Glob("../models/*.gguf")
+	if files = append(files, more...); len(files) == 0 {
+		t.Skip("SmolLM2's GGUF is not in models: see make smollm2")
+	}
+	cp, err := checkpoint.Open(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cp.Close()
+	testGolden(t, dir, cp, []string{"kaiming_corrected", "kaiming_plain", "orthonormal_schedule", "accumulated"})
+}

@@ -1,0 +1,248 @@
+package finetune
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"bhive/adapters"
+	"bhive/adapters/safetensors"
+	"bhive/infer"
+	"bhive/infer/chat"
+	"bhive/infer/checkpoint"
+	"bhive/infer/demo"
+	"bhive/infer/tokenizer"
+	"bhive/kernels"
+	"bhive/kernels/cpu"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// float32 backend, two threads.
+func openCPU(t testing.TB) kernels.Backend {
+	t.Helper()
+	be, err := cpu.Open(cpu.Config{Threads: 2, Working: kernels.F32})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { be.Close() })
+	return be
+}
+
+func openDemo(t testing.TB) *checkpoint.Checkpoint {
+	t.Helper()
+	cp, err := checkpoint.OpenFS(demo.FS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cp.Close() })
+	return cp
+}
+
+func load(t testing.TB, be kernels.Backend, cp *checkpoint.Checkpoint, basis *adapters.Basis, format kernels.Format) *infer.Model {
+	t.Helper()
+	c := infer.LoadConfig{Format: format}
+	if basis != nil {
+		c.BaseHash = basis.BaseHash
+	}
+	m, err := infer.Load(context.Background(), be, cp, basis, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Close)
+	return m
+}
+
+func demoModel(t testing.TB, rows int) *infer.Model {
+	t.Helper()
+	cp := openDemo(t)
+	hash := infer.BaseHash(cp)
+	basis, err := adapters.NewBasis(context.Background(), adapters.BasisConfig{Method: adapters.Orthonormal, R: rows, Geometry: geometry(cp.Config()), BaseHash: hash})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return load(t, openCPU(t), cp, basis, kernels.FormatF32)
+}
+
+func geometry(c checkpoint.Config) adapters.Geometry {
+	return adapters.Geometry{Layers: c.Layers, Hidden: c.Hidden, QDim: c.Heads * c.HeadDim, KVDim: c.KVHeads * c.HeadDim, FeedForward: c.FeedForward}
+}
+
+func demoEncoder(t testing.TB) Encoder {
+	t.Helper()
+	read := func(name string) []byte {
+		data, err := fs.ReadFile(demo.FS(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	tok, err := tokenizer.Parse(read("tokenizer.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl, err := chat.FromHF(read("tokenizer_config.json"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewEncoder(tok, tmpl, openDemo(t).Config().EOS)
+}
+
+// goldenRun is one run of train.json.
+type goldenRun struct {
+	Basis        string
+	Rank         int
+	Alpha, LR    float64
+	LRs          []float64
+	Steps        int
+	Correction   bool
+	WeightDecay  float64  `json:"weight_decay"`
+	MaxGradNorm  *float64 `json:"max_grad_norm"`
+	Betas        [2]float64
+	Eps          float64
+	Batch        int
+	MicroBatches int `json:"micro_batches"`
+	Losses       []float64
+	GradNorms    []float64          `json:"grad_norms"`
+	FinalBNorms  map[string]float64 `json:"final_B_norms"`
+}
+
+func readJSON(t testing.TB, path string, to any) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(data, to); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// goldenExamples reads train_examples.json, whose labels are aligned with the ids.
+func goldenExamples(t testing.TB, dir string) []Example {
+	t.Helper()
+	var list []struct{ IDs, Labels []int }
+	readJSON(t, filepath.Join(dir, "train_examples.json"), &list)
+	var out []Example
+	for _, e := range list {
+		trained := make([]bool, len(e.IDs))
+		for i, l := range e.Labels {
+			trained[i] = l >= 0
+		}
+		out = append(out, newExample(e.IDs, trained))
+	}
+	return out
+}
+
+func openTensors(t testing.TB, path string) *safetensors.File {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := safetensors.Open(bytes.NewReader(data), int64(len(data)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func tensorBytes(t testing.TB, f *safetensors.File, name string) []byte {
+	t.Helper()
+	x, err := f.Tensor(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, _ := f.Info(name)
+	out := make([]byte, info.Size)
+	if x.Data != nil {
+		return x.Data
+	}
+	if _, err := x.From.Read(out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// goldenBasis is the basis of a golden run: its A's, imported.
+func goldenBasis(t testing.TB, f *safetensors.File, g adapters.Geometry, rank int, hash string) *adapters.Basis {
+	t.Helper()
+	p := &adapters.PEFT{Geometry: g, Rank: rank, Alpha: 16, Scaling: 2}
+	for l := range g.Layers {
+		for proj := range adapters.NumProjs {
+			raw := tensorBytes(t, f, fmt.Sprintf("layers.%d.%v.lora_A", l, proj.Site()))
+			m := adapters.PEFTModule{Layer: l, Proj: proj, Rank: rank, Scaling: 2, AExact: true, B: make([]float32, g.Out(proj)*rank)}
+			for i := 0; i < len(raw); i += 2 {
+				bits := uint16(raw[i]) | uint16(raw[i+1])<<8
+				m.ABits = append(m.ABits, bits)
+				m.A = append(m.A, math.Float32frombits(uint32(bits)<<16))
+			}
+			p.Modules = append(p.Modules, m)
+		}
+	}
+	b, err := adapters.ImportBasis(p, hash)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (g goldenRun) options(examples []Example) LaneOptions {
+	warmup := 0
+	kind := ScheduleConstant
+	if g.LRs[0] < g.LR {
+		kind = ScheduleCosine
+		for g.LRs[warmup] < g.LR {
+			warmup++
+		}
+		warmup++
+	}
+	o := LaneOptions{Rank: g.Rank, Alpha: g.Alpha, Train: examples, Batching: Batching{Examples: g.Batch / g.MicroBatches, Batches: g.MicroBatches},
+		Schedule: Schedule{Kind: kind, Rate: g.LR, Warmup: warmup, Steps: g.Steps}, Beta1: g.Betas[0], Beta2: g.Betas[1], Epsilon: g.Eps,
+		Decay: g.WeightDecay, Correction: g.Correction, order: &Order{n: len(examples), fixed: true}}
+	if g.MaxGradNorm != nil {
+		o.Clip = *g.MaxGradNorm
+	}
+	return o
+}
+
+// runUnits runs a trainer until nothing is left to do.
+func runUnits(t testing.TB, tr *Trainer) {
+	t.Helper()
+	for {
+		more, err := tr.Unit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !more {
+			return
+		}
+	}
+}
+
+func newTrainer(t testing.TB, m *infer.Model, c TrainerConfig) *Trainer {
+	t.Helper()
+	tr, err := NewTrainer(m, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tr.Close)
+	return tr
+}
+
+func addLane(t testing.TB, tr *Trainer, o LaneOptions) *Lane {
+	t.Helper()
+	l, err := tr.Add(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
