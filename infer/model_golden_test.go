@@ -69,7 +69,7 @@ func demoGolden(t testing.TB) goldenModel {
 
 func (g goldenModel) peft(t testing.TB, name string) *adapters.PEFT {
 	t.Helper()
-	p, err := adapters.ReadPEFT(os.DirFS(filepath.Join(g.dir, "adapter_"+name)), geometryOf(g.cp.Config()))
+	p, err := adapters.ReadPEFT(os.DirFS(filepath.Join(g.dir, "adapter_"+name)), GeometryOf(g.cp.Config()))
 	if err != nil {
 		t.Fatal(err)
 	}
