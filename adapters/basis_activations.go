@@ -11,8 +11,8 @@ import (
 const (
 	directionBlock = 64   // directions found together; fixed, so that rows do not depend on R
 	directionSpare = 16   // further directions iterated with them, for their convergence
-	maxIterations  = 30   // of one block
-	settled        = 1e-5 // relative change of the kept variances that ends the iteration
+	maxIterations  = 12   // of one block
+	settled        = 1e-3 // relative change of the kept variances that ends the iteration
 	varianceFloor  = 1e-4 // of the mean variance: weaker directions are not blown up further
 )
 

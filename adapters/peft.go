@@ -141,6 +141,9 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 	if c.R < 1 || c.R > MaxRank {
 		return c, fmt.Errorf("%w: r is %d, not in 1 … %d", ErrRank, c.R, MaxRank)
 	}
+	if c.Alpha != nil && *c.Alpha == 0 {
+		return c, fmt.Errorf("%w: lora_alpha is 0", ErrUnsupported)
+	}
 	if c.Alpha == nil {
 		return c, fmt.Errorf("%w: lora_alpha is missing", ErrCorrupt)
 	}

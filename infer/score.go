@@ -325,3 +325,8 @@ func (s *Scorer) schedule(ctx context.Context, seqs []Sequence, run func(step []
 func f32Bytes(values []float32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
 }
+
+// i32Bytes is the memory of values.
+func i32Bytes(values []int32) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
+}

@@ -1,13 +1,306 @@
-// Package local is the adapter store of a single process: blobs in content-addressed files, metadata in one
-// bbolt database, in a data directory.
 package local
 
-import "bhive/adapters"
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
 
-// Open opens (or creates) the data directory. It returns adapters.ErrStoreLocked while another process has it open.
-func Open(dir string, o Options) (adapters.Store, error) { panic("to come") }
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
-// Options of Open.
+	"bhive/adapters"
+)
+
+// Options of Open. The zero value is good.
 type Options struct {
 	FeedLength int // changes that the feed reaches back; default: 10000
+
+	// hook, where set, is called at every write point; an error it returns is the write's. For tests.
+	hook func(point string) error
 }
+
+// Store implements adapters.Store.
+type Store struct {
+	dir  string
+	o    Options
+	db   *bbolt.DB
+	done chan struct{} // closed by Close
+
+	closeOnce sync.Once
+	closeErr  error
+
+	blobMu sync.RWMutex // see doc.go
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced after every change of the feed
+}
+
+var _ adapters.Store = (*Store)(nil)
+
+var (
+	bucketBlobs    = []byte("blobs")    // tenant, sha → blobRecord
+	bucketNames    = []byte("names")    // tenant, name → nameRecord
+	bucketVersions = []byte("versions") // tenant, name, number → adapters.Version
+	bucketFeed     = []byte("feed")     // sequence → adapters.Change
+	bucketJobs     = []byte("jobs")     // tenant, id → adapters.Job
+	bucketEvents   = []byte("events")   // tenant, id, sequence → adapters.Event
+	bucketFiles    = []byte("files")    // tenant, id → adapters.File
+	bucketValues   = []byte("values")   // tenant, key → revision (8 bytes), value
+	bucketBasis    = []byte("basis")    // base hash → adapters.BasisRecord
+	bucketFormat   = []byte("format")   // "version" → "1"
+)
+
+const lockWait = 300 * time.Millisecond
+
+// Open opens (or creates) the data directory. It returns adapters.ErrStoreLocked while another process (or another
+// Store) has it open, and adapters.ErrCorrupt for a database that is not a store's.
+func Open(dir string, o Options) (*Store, error) {
+	if o.FeedLength == 0 {
+		o.FeedLength = 10000
+	}
+	s := &Store{dir: dir, o: o, done: make(chan struct{}), changed: make(chan struct{})}
+	fail := func(err error) (*Store, error) {
+		return nil, fmt.Errorf("opening the adapter store in %s: %w", dir, classify(err))
+	}
+	for _, d := range []string{dir, s.blobDir(), s.tmpDir()} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fail(err)
+		}
+	}
+	db, err := bbolt.Open(filepath.Join(dir, "store.db"), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fail(adapters.ErrStoreLocked)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
+		return fail(fmt.Errorf("%w: store.db: %w", adapters.ErrCorrupt, err))
+	case err != nil:
+		return fail(err)
+	}
+	s.db = db
+	if err := s.prepare(); err != nil {
+		_ = db.Close()
+		return fail(err)
+	}
+	return s, nil
+}
+
+// prepare makes the buckets and sweeps up what a crash left in tmp.
+func (s *Store) prepare() error {
+	for _, d := range []string{s.dir, s.blobDir()} {
+		if err := syncDir(d); err != nil {
+			return err
+		}
+	}
+	left, err := os.ReadDir(s.tmpDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if err := os.RemoveAll(filepath.Join(s.tmpDir(), e.Name())); err != nil {
+			return err
+		}
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for _, b := range [][]byte{bucketBlobs, bucketNames, bucketVersions, bucketFeed, bucketJobs, bucketEvents, bucketFiles, bucketValues, bucketBasis, bucketFormat} {
+			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+				return err
+			}
+		}
+		b := tx.Bucket(bucketFormat)
+		switch v := b.Get([]byte("version")); string(v) {
+		case "":
+			return b.Put([]byte("version"), []byte("1"))
+		case "1":
+			return nil
+		default:
+			return fmt.Errorf("%w: store.db has format %q, not 1", adapters.ErrCorrupt, v)
+		}
+	})
+}
+
+// Close closes the store; waiting Watches return ErrClosed. Idempotent.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.done)
+		s.closeErr = s.db.Close()
+	})
+	return s.closeErr
+}
+
+// Ping says whether the store can serve.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.view(ctx, "pinging", func(*bbolt.Tx) error { return nil })
+}
+
+func (s *Store) hook(point string) error {
+	if s.o.hook == nil {
+		return nil
+	}
+	return s.o.hook(point)
+}
+
+// update runs one transaction of records. fn's error rolls it back.
+func (s *Store) update(ctx context.Context, doing string, fn func(*bbolt.Tx) error) error {
+	err := ctx.Err()
+	if err == nil {
+		err = s.transact(fn)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, classify(err))
+	}
+	return nil
+}
+
+func (s *Store) transact(fn func(*bbolt.Tx) error) error {
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // after Commit it does nothing
+	feed := tx.Bucket(bucketFeed).Sequence()
+	if err := fn(tx); err != nil {
+		return err
+	}
+	moved := tx.Bucket(bucketFeed).Sequence() != feed
+	if err := s.hook("before commit"); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	if moved {
+		s.mu.Lock()
+		close(s.changed)
+		s.changed = make(chan struct{})
+		s.mu.Unlock()
+	}
+	return s.hook("after commit")
+}
+
+func (s *Store) view(ctx context.Context, doing string, fn func(*bbolt.Tx) error) error {
+	err := ctx.Err()
+	if err == nil {
+		err = s.db.View(fn)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, classify(err))
+	}
+	return nil
+}
+
+var passed = []error{adapters.ErrNotFound, adapters.ErrExists, adapters.ErrConflict, adapters.ErrInvalidName, adapters.ErrCorrupt,
+	adapters.ErrStoreUnavailable, adapters.ErrStoreLocked, adapters.ErrCursorLost, adapters.ErrClosed, adapters.ErrRank,
+	context.Canceled, context.DeadlineExceeded}
+
+// classify gives every error one of the package adapters' sentinels: what is none of theirs is the disk's.
+func classify(err error) error {
+	if errors.Is(err, bolterrors.ErrDatabaseNotOpen) || errors.Is(err, fs.ErrClosed) {
+		return fmt.Errorf("%w: %w", adapters.ErrClosed, err)
+	}
+	for _, p := range passed {
+		if errors.Is(err, p) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", adapters.ErrStoreUnavailable, err)
+}
+
+// Keys join their parts by zero bytes, which no name contains; numbers are big-endian, so that they sort.
+func key(parts ...string) []byte { return []byte(strings.Join(parts, "\x00")) }
+
+func numbered(n uint64, parts ...string) []byte {
+	return binary.BigEndian.AppendUint64(append(key(parts...), 0), n)
+}
+
+func owner(tenant string) string {
+	if tenant == "" {
+		return adapters.DefaultTenant
+	}
+	return tenant
+}
+
+// checkNames checks a tenant and further names.
+func checkNames(tenant string, names ...string) error {
+	if err := adapters.CheckName(owner(tenant)); err != nil {
+		return fmt.Errorf("tenant: %w", err)
+	}
+	for _, n := range names {
+		if err := adapters.CheckName(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func load[T any](tx *bbolt.Tx, bucket, k []byte) (T, error) {
+	var v T
+	raw := tx.Bucket(bucket).Get(k)
+	if raw == nil {
+		return v, adapters.ErrNotFound
+	}
+	return v, decode(bucket, raw, &v)
+}
+
+func decode(bucket, raw []byte, v any) error {
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("%w: record of %s: %w", adapters.ErrCorrupt, bucket, err)
+	}
+	return nil
+}
+
+func save(tx *bbolt.Tx, bucket, k []byte, v any) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("%w: record for %s: %w", adapters.ErrCorrupt, bucket, err)
+	}
+	return tx.Bucket(bucket).Put(k, raw)
+}
+
+// scan calls fn for the records whose key begins with prefix, in order of keys.
+func scan[T any](tx *bbolt.Tx, bucket, prefix []byte, fn func(k []byte, v T) error) error {
+	c := tx.Bucket(bucket).Cursor()
+	for k, raw := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, raw = c.Next() {
+		var v T
+		if err := decode(bucket, raw, &v); err != nil {
+			return err
+		}
+		if err := fn(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeAll deletes all keys that begin with prefix.
+func removeAll(tx *bbolt.Tx, bucket, prefix []byte) error {
+	var keys [][]byte
+	c := tx.Bucket(bucket).Cursor()
+	for k, _ := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+		keys = append(keys, bytes.Clone(k))
+	}
+	for _, k := range keys {
+		if err := tx.Bucket(bucket).Delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tenantPrefix selects a tenant's records, or everybody's.
+func tenantPrefix(tenant string) ([]byte, error) {
+	if tenant == adapters.AllTenants {
+		return nil, nil
+	}
+	return key(owner(tenant), ""), checkNames(tenant)
+}
+
+func now() time.Time { return time.Now().UTC() }

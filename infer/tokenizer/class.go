@@ -18,7 +18,7 @@ const (
 	lowerish                   // \p{Ll} \p{Lm} \p{Lo} \p{M}
 )
 
-const classRunes = 0x34000 // letters and marks beyond are only variation selectors, see classOf
+const classRunes = 0x34000 // letters and marks beyond are only variation selectors, see class
 
 // classes is the table of class by rune, filled once from package unicode's tables.
 var classes = sync.OnceValue(func() *[classRunes]class {
@@ -42,6 +42,12 @@ var classes = sync.OnceValue(func() *[classRunes]class {
 	set(space, unicode.White_Space)
 	set(upperish, unicode.Lu, unicode.Lt, unicode.Lm, unicode.Lo, unicode.M)
 	set(lowerish, unicode.Ll, unicode.Lm, unicode.Lo, unicode.M)
+	for _, x := range noClass {
+		for r := x.lo; r <= x.hi; r++ {
+			t[r] = 0
+		}
+	}
+	t[0x295] &^= upperish // a lower-case letter until Unicode 17
 	t['\r'] |= newline
 	t['\n'] |= newline
 	return t

@@ -234,4 +234,3 @@ func (t *Tokenizer) ggufScores(v GGUFVocab) error {
 	}
 	return nil
 }
-

@@ -82,7 +82,9 @@ func checkGolden(t *testing.T, tok *Tokenizer, lines []goldenLine) {
 		if g.IDs == nil {
 			t.Fatalf("no ids for %q", g.Text)
 		}
-		check("ids", tok.Encode(g.Text, false), g.IDs, g.Text)
+		if g.IDsWithSpecial != nil || g.Decoded == nil || g.Text != "" { // otherwise only ids to decode
+			check("ids", tok.Encode(g.Text, false), g.IDs, g.Text)
+		}
 		if g.IDsWithSpecial != nil {
 			check("ids with special", tok.Encode(g.Text, true), g.IDsWithSpecial, g.Text)
 		}
@@ -105,4 +107,65 @@ func TestGolden(t *testing.T) {
 			checkGolden(t, tok, readGolden(t, "testdata/"+name+".jsonl"))
 		})
 	}
+}
+
+// TestGoldenRandom holds random texts and ids against what golden_random.py wrote.
+func TestGoldenRandom(t *testing.T) {
+	for name, path := range goldenNames(t) {
+		t.Run(name, func(t *testing.T) {
+			checkGolden(t, load(t, path), readGolden(t, "testdata/"+name+".random.jsonl"))
+		})
+	}
+}
+
+func TestGoldenVariants(t *testing.T) {
+	data, err := os.ReadFile("testdata/variants.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		var v struct {
+			Name, Base string
+			Patch      map[string]json.RawMessage
+			Cases      []goldenLine
+		}
+		if err := json.Unmarshal([]byte(line), &v); err != nil {
+			t.Fatal(err)
+		}
+		t.Run(v.Name, func(t *testing.T) {
+			file := readObject(t, "testdata/"+v.Base+".tokenizer.json")
+			for k, raw := range v.Patch {
+				if k != "model" {
+					file[k] = raw
+					continue
+				}
+				model := map[string]json.RawMessage{}
+				for _, part := range []json.RawMessage{file["model"], raw} {
+					if err := json.Unmarshal(part, &model); err != nil {
+						t.Fatal(err)
+					}
+				}
+				file["model"], _ = json.Marshal(model)
+			}
+			patched, _ := json.Marshal(file)
+			tok, err := Parse(patched)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkGolden(t, tok, v.Cases)
+		})
+	}
+}
+
+func readObject(t testing.TB, path string) map[string]json.RawMessage {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]json.RawMessage{}
+	if err := json.Unmarshal(data, &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

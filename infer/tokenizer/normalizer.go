@@ -123,7 +123,7 @@ func lowercase(s string) string {
 // unicodeForm is a Unicode normal form. x/text's own keeps to the stream-safe format: it puts U+034F into runs of more than 30
 // marks, which nobody else does. Texts with long runs of marks therefore take a slow way of their own.
 func unicodeForm(f norm.Form) normalizer {
-	return func(s string) string {
+	form := func(s string) string {
 		if f.IsNormalString(s) && !longMarks(s) {
 			return s
 		}
@@ -131,6 +131,24 @@ func unicodeForm(f norm.Form) normalizer {
 			return normalForm(f, s)
 		}
 		return f.String(s)
+	}
+	isInert := func(r rune) bool { return r >= inert[0].lo && inRanges(inert, r) }
+	return func(s string) string {
+		if strings.IndexFunc(s, isInert) < 0 {
+			return form(s)
+		}
+		var w strings.Builder
+		for s != "" {
+			k := strings.IndexFunc(s, isInert)
+			if k < 0 {
+				k = len(s)
+			}
+			w.WriteString(form(s[:k]))
+			_, n := utf8.DecodeRuneInString(s[k:])
+			w.WriteString(s[k : k+n])
+			s = s[k+n:]
+		}
+		return w.String()
 	}
 }
 

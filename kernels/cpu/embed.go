@@ -14,7 +14,8 @@ func (b *Backend) Embed(s kernels.Stream, x kernels.Tensor, table kernels.Weight
 	w := table.(*weight)
 	xm := matrix(x, step.Bucket.Tokens, w.in, "embed: x")
 	if g := recording(s); g != nil {
-		g.add(func() { b.runEmbed(xm, w, previous.Token, step) })
+		token := previous.Token
+		g.add(func() { b.runEmbed(xm, w, token, step) })
 		return
 	}
 	b.runEmbed(xm, w, previous.Token, step)

@@ -49,8 +49,8 @@ type Kernels struct {
 	// AxpyBF16: y[i] += a·x[i] for i < len(x), x bfloat16, len(y) ≥ len(x).
 	AxpyBF16 func(y []float32, a float32, x []uint16)
 
-	// SoftmaxExp: x[i] = exp(x[i] − max), and returns Σ of the results. Below exp(−87.3) the result is 0. Max must not
-	// be −Inf; the relative error is below 2 ulp.
+	// SoftmaxExp: x[i] = exp(x[i] − max), and returns Σ of the results. Max must not be −Inf. The error of exp is below
+	// 2 ulp where the result is a normal number.
 	SoftmaxExp func(x []float32, max float32) (sum float32)
 	// ExpSumMax returns max = max x[i] and sum = Σ exp(x[i] − max), so that log Σ exp x = max + log sum. x is left as
 	// it is. For an empty x, or one of −Inf only, max is −Inf and sum 0.

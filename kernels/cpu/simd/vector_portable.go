@@ -16,15 +16,7 @@ var portable = Kernels{
 	Rope: rope, RopeInverse: ropeInverse, AdamW: adamW, QuantizeInt8: quantizeInt8,
 }
 
-// expMin is the argument below which exp is taken as zero: the last that is a normal float32.
-const expMin = -87.33654
-
-func exp(x float32) float32 {
-	if x < expMin {
-		return 0
-	}
-	return float32(math.Exp(float64(x)))
-}
+func exp(x float32) float32 { return float32(math.Exp(float64(x))) }
 
 func softmaxExp(x []float32, max float32) float32 {
 	var acc lanes

@@ -100,7 +100,7 @@ func TestExpAccuracy(t *testing.T) {
 		if worst > 2 {
 			t.Fatalf("worst error of exp is %.2f ulp", worst)
 		}
-		edge := []float32{0, -87.4, -1000, float32(math.Inf(-1)), 89, float32(math.Inf(1)), float32(math.NaN())}
+		edge := []float32{0, -105, -1000, float32(math.Inf(-1)), 89, float32(math.Inf(1)), float32(math.NaN())}
 		k.SoftmaxExp(edge, 0)
 		inf := float32(math.Inf(1))
 		sameBits(t, "edges", edge[:6], []float32{1, 0, 0, 0, inf, inf})

@@ -1,0 +1,302 @@
+package local
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"go.etcd.io/bbolt"
+
+	"bhive/adapters"
+)
+
+type blobRecord struct {
+	Bytes int64     `json:"bytes"`
+	PutAt time.Time `json:"put_at"`
+}
+
+func (s *Store) blobDir() string { return filepath.Join(s.dir, "blobs") }
+func (s *Store) tmpDir() string  { return filepath.Join(s.dir, "tmp") }
+
+func (s *Store) blobPath(sha string) string { return filepath.Join(s.blobDir(), sha[:2], sha) }
+
+func checkSHA(sha string) error {
+	if len(sha) != 2*sha256.Size || strings.Trim(sha, "0123456789abcdef") != "" {
+		return fmt.Errorf("%w: it is not a SHA-256 in hex", adapters.ErrInvalidName)
+	}
+	return nil
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// source reads a blob's content and stops when the context ends. It keeps its own errors apart from the disk's.
+type source struct {
+	ctx context.Context
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.err = s.ctx.Err(); s.err != nil {
+		return 0, s.err
+	}
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// hooked is a file whose writes are write points.
+type hooked struct {
+	w io.Writer
+	s *Store
+}
+
+func (h hooked) Write(p []byte) (int, error) {
+	half := len(p) / 2
+	if n, err := h.w.Write(p[:half]); err != nil {
+		return n, err
+	}
+	if err := h.s.hook("blob half written"); err != nil {
+		return half, err
+	}
+	n, err := h.w.Write(p[half:])
+	return half + n, err
+}
+
+// PutBlob is Store.PutBlob.
+func (s *Store) PutBlob(ctx context.Context, tenant string, r io.Reader) (adapters.BlobInfo, error) {
+	if err := checkNames(tenant); err != nil {
+		return adapters.BlobInfo{}, fmt.Errorf("storing a blob: %w", err)
+	}
+	select {
+	case <-s.done:
+		return adapters.BlobInfo{}, fmt.Errorf("storing a blob: %w", adapters.ErrClosed)
+	default:
+	}
+	src := &source{ctx: ctx, r: r}
+	info, err := s.putBlob(ctx, owner(tenant), src)
+	if src.err != nil {
+		return info, fmt.Errorf("storing a blob: reading its content: %w", src.err)
+	}
+	if err != nil {
+		return info, fmt.Errorf("storing a blob: %w", classify(err))
+	}
+	return info, nil
+}
+
+func (s *Store) putBlob(ctx context.Context, tenant string, r io.Reader) (adapters.BlobInfo, error) {
+	var info adapters.BlobInfo
+	f, err := renameio.NewPendingFile(filepath.Join(s.tmpDir(), "blob"), renameio.WithTempDir(s.tmpDir()), renameio.WithPermissions(0o600))
+	if err != nil {
+		return info, err
+	}
+	defer func() { _ = f.Cleanup() }() // after the rename it does nothing
+	if err := s.hook("blob created"); err != nil {
+		return info, err
+	}
+	sum := sha256.New()
+	if info.Bytes, err = io.Copy(io.MultiWriter(hooked{f, s}, sum), r); err != nil {
+		return info, err
+	}
+	info.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	if err := f.Sync(); err != nil {
+		return info, err
+	}
+	if err := s.hook("blob synced"); err != nil {
+		return info, err
+	}
+	s.blobMu.RLock()
+	defer s.blobMu.RUnlock()
+	if err := s.place(f, info); err != nil {
+		return info, err
+	}
+	return info, s.update(ctx, "recording it", func(tx *bbolt.Tx) error {
+		return save(tx, bucketBlobs, key(tenant, info.SHA256), blobRecord{info.Bytes, now()})
+	})
+}
+
+// place renames a synced temporary file to the blob's place and makes the name durable.
+func (s *Store) place(f *renameio.PendingFile, info adapters.BlobInfo) error {
+	path := s.blobPath(info.SHA256)
+	if st, err := os.Stat(path); err == nil && st.Size() == info.Bytes {
+		return syncDir(filepath.Dir(path)) // the same content came before, perhaps just before a crash
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := syncDir(s.blobDir()); err != nil {
+		return err
+	}
+	if err := s.hook("blob directory made"); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if err := s.hook("blob renamed"); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	return s.hook("blob directory synced")
+}
+
+type blobReader struct {
+	*os.File
+	size int64
+}
+
+func (b blobReader) Size() int64 { return b.size }
+
+// OpenBlob is Store.OpenBlob.
+func (s *Store) OpenBlob(ctx context.Context, tenant, sha string) (adapters.BlobReader, error) {
+	doing := "opening blob " + sha
+	if err := checkSHA(sha); err != nil {
+		return nil, fmt.Errorf("opening a blob: %w", err)
+	}
+	if err := checkNames(tenant); err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, err)
+	}
+	s.blobMu.RLock()
+	defer s.blobMu.RUnlock()
+	var rec blobRecord
+	if err := s.view(ctx, doing, func(tx *bbolt.Tx) (err error) {
+		rec, err = load[blobRecord](tx, bucketBlobs, key(owner(tenant), sha))
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(s.blobPath(sha))
+	if os.IsNotExist(err) {
+		return nil, fmt.Errorf("%s: %w: its file is gone", doing, adapters.ErrCorrupt)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", doing, classify(err))
+	}
+	st, err := f.Stat()
+	if err == nil && st.Size() != rec.Bytes {
+		err = fmt.Errorf("%w: its file has %d bytes, not %d", adapters.ErrCorrupt, st.Size(), rec.Bytes)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s: %w", doing, classify(err))
+	}
+	return blobReader{f, rec.Bytes}, nil
+}
+
+// GC is Store.GC. It also removes files that a crash left without a record.
+func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport, error) {
+	var report adapters.GCReport
+	s.blobMu.Lock()
+	defer s.blobMu.Unlock()
+	kept := map[string]bool{}
+	err := s.update(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
+		used, err := references(tx)
+		if err != nil {
+			return err
+		}
+		var dead [][]byte
+		err = scan(tx, bucketBlobs, nil, func(k []byte, r blobRecord) error {
+			if used[string(k)] || now().Sub(r.PutAt) < grace {
+				kept[string(k[len(k)-2*sha256.Size:])] = true
+			} else {
+				dead = append(dead, append([]byte(nil), k...))
+			}
+			return nil
+		})
+		for _, k := range dead {
+			if err == nil {
+				err = tx.Bucket(bucketBlobs).Delete(k)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return report, err
+	}
+	files, err := filepath.Glob(filepath.Join(s.blobDir(), "??", "*"))
+	if err != nil {
+		return report, fmt.Errorf("collecting garbage: %w", classify(err))
+	}
+	for _, f := range files {
+		if kept[filepath.Base(f)] {
+			continue
+		}
+		st, err := os.Stat(f)
+		if err == nil {
+			err = os.Remove(f)
+		}
+		if err == nil {
+			err = s.hook("blob removed")
+		}
+		if err != nil {
+			return report, fmt.Errorf("collecting garbage: %w", classify(err))
+		}
+		report.Blobs++
+		report.Bytes += st.Size()
+	}
+	return report, nil
+}
+
+// references are the keys (tenant, sha) of all blobs that a record refers to.
+func references(tx *bbolt.Tx) (map[string]bool, error) {
+	used := map[string]bool{}
+	use := func(tenant, sha string) { used[string(key(tenant, sha))] = true }
+	if err := scan(tx, bucketVersions, nil, func(_ []byte, v adapters.Version) error {
+		use(v.Tenant, v.SHA256)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if err := scan(tx, bucketJobs, nil, func(_ []byte, j adapters.Job) error {
+		for _, sha := range j.Blobs {
+			use(j.Tenant, sha)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if err := scan(tx, bucketFiles, nil, func(_ []byte, f adapters.File) error {
+		use(f.Tenant, f.SHA256)
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	return used, scan(tx, bucketBasis, nil, func(_ []byte, b adapters.BasisRecord) error {
+		use(adapters.DefaultTenant, b.SHA256)
+		return nil
+	})
+}
+
+// blobOf returns the size of a blob that is the tenant's.
+func blobOf(tx *bbolt.Tx, tenant, sha string) (int64, error) {
+	if err := checkSHA(sha); err != nil {
+		return 0, fmt.Errorf("blob: %w", err)
+	}
+	r, err := load[blobRecord](tx, bucketBlobs, key(tenant, sha))
+	if err != nil {
+		return 0, fmt.Errorf("blob %s: %w", sha, err)
+	}
+	return r.Bytes, nil
+}

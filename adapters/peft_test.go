@@ -1,0 +1,207 @@
+package adapters
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+var demo = Geometry{Layers: 6, Hidden: 256, QDim: 256, KVDim: 128, FeedForward: 768}
+
+func readDemo(t testing.TB, name string) *PEFT {
+	t.Helper()
+	p, err := ReadPEFT(os.DirFS("testdata/"+name), demo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestProjectionGolden(t *testing.T) {
+	var want struct {
+		Kept      float64            `json:"kept"`
+		PerModule map[string]float64 `json:"per_module"`
+	}
+	raw, err := os.ReadFile("testdata/projection.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, &want); err != nil {
+		t.Fatal(err)
+	}
+	b, err := ImportBasis(readDemo(t, "adapter_one"), "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := readDemo(t, "adapter_plain")
+	w, got, err := b.Adopt(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Exact || w.Rank != 8 || w.Scaling != 2 || len(got.Modules) != len(want.PerModule) {
+		t.Fatalf("exact %v, rank %d, scaling %v, %d modules", got.Exact, w.Rank, w.Scaling, len(got.Modules))
+	}
+	near := func(what string, got, want float64) {
+		if math.Abs(got-want) > 1e-5*want {
+			t.Errorf("%s: kept %v, want %v", what, got, want)
+		}
+	}
+	near("all", got.Kept, want.Kept)
+	for _, m := range got.Modules {
+		name := fmt.Sprintf("%d.%v", m.Layer, m.Proj)
+		near(name, m.Kept, want.PerModule[name])
+	}
+	// What was projected is orthogonal to what was left: (B·A − B′·A′)·Aᵀ = 0.
+	m := plain.Modules[0]
+	in, a := demo.In(m.Proj.Site()), b.A(m.Layer, m.Proj.Site())
+	for i := range 5 {
+		for k := range 8 {
+			var sum, scale float64
+			for x := range in {
+				v := 0.0
+				for j := range 8 {
+					v += float64(w.Module(m.Layer, m.Proj)[i*8+j]) * float64(fromBF16(a[j*in+x]))
+				}
+				for j := range m.Rank {
+					v -= float64(m.B[i*m.Rank+j]) * float64(m.A[j*in+x])
+				}
+				sum += v * float64(fromBF16(a[k*in+x]))
+				scale += math.Abs(v * float64(fromBF16(a[k*in+x])))
+			}
+			if math.Abs(sum) > 1e-5*scale {
+				t.Errorf("residual of row %d along A's row %d: %v of %v", i, k, sum, scale)
+			}
+		}
+	}
+}
+
+func TestAdoptExact(t *testing.T) {
+	one := readDemo(t, "adapter_one")
+	b, err := ImportBasis(one, "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"adapter_one", "adapter_two"} { // two shares one's A's
+		p := readDemo(t, name)
+		w, report, err := b.Adopt(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !report.Exact || report.Kept != 1 || w.Rank != 8 || w.Alpha != 16 || w.Scaling != 2 {
+			t.Fatalf("%s: %+v, rank %d alpha %v scaling %v", name, report.Exact, w.Rank, w.Alpha, w.Scaling)
+		}
+		for _, m := range p.Modules {
+			got := w.Module(m.Layer, m.Proj)
+			for i := range got {
+				if got[i] != m.B[i] {
+					t.Fatalf("%s: %v differs at %d", name, m, i)
+				}
+			}
+		}
+		proj, full, err := b.Project(p, 8)
+		if err != nil || math.Abs(full.Kept-1) > 1e-9 {
+			t.Fatalf("projection onto its own rows keeps %v, %v", full.Kept, err)
+		}
+		for i := range w.Data {
+			if math.Abs(float64(w.Data[i]-proj.Data[i])) > 1e-5 {
+				t.Fatalf("%s: element %d: adopted %v, projected %v", name, i, w.Data[i], proj.Data[i])
+			}
+		}
+	}
+	if _, _, err := b.Project(one, 9); !errors.Is(err, ErrRank) {
+		t.Errorf("rank over R: %v", err)
+	}
+}
+
+func TestImportNeedsSharedA(t *testing.T) {
+	_, err := ImportBasis(readDemo(t, "adapter_plain"), "demo")
+	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "v_proj") {
+		t.Errorf("q and v with A's of their own: %v", err)
+	}
+}
+
+// edited is adapter_plain with changed configuration.
+func edited(t testing.TB, edit func(map[string]any)) fstest.MapFS {
+	t.Helper()
+	var c map[string]any
+	raw, err := os.ReadFile("testdata/adapter_plain/adapter_config.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		t.Fatal(err)
+	}
+	edit(c)
+	raw, _ = json.Marshal(c)
+	model, err := os.ReadFile("testdata/adapter_plain/adapter_model.safetensors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fstest.MapFS{"adapter_config.json": {Data: raw}, "adapter_model.safetensors": {Data: model}}
+}
+
+func TestPEFTConfig(t *testing.T) {
+	set := func(k string, v any) func(map[string]any) { return func(c map[string]any) { c[k] = v } }
+	for _, c := range []struct {
+		edit func(map[string]any)
+		kind error
+		name string
+	}{
+		{set("use_dora", true), ErrUnsupported, "use_dora"},
+		{set("bias", "all"), ErrUnsupported, "bias"},
+		{set("peft_type", "IA3"), ErrUnsupported, "peft_type"},
+		{set("modules_to_save", []string{"lm_head"}), ErrUnsupported, "modules_to_save"},
+		{set("r", 0), ErrRank, "r is 0"},
+		{set("r", 5), ErrCorrupt, "lora_A"},
+		{set("r", "4"), ErrCorrupt, "r"},
+		{set("lora_alpha", nil), ErrCorrupt, "lora_alpha"},
+		{set("rank_pattern", map[string]int{"q_proj": 2}), ErrCorrupt, "q_proj.lora_A"},
+		{set("rank_pattern", map[string]int{"(": 2}), ErrUnsupported, "rank_pattern"},
+		{set("alpha_pattern", map[string]int{"q_proj": 2, "layers.0.self_attn.q_proj": 3}), ErrUnsupported, "alpha_pattern"},
+	} {
+		_, err := ReadPEFT(edited(t, c.edit), demo)
+		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.name) {
+			t.Errorf("want %v naming %s, got %v", c.kind, c.name, err)
+		}
+	}
+	p, err := ReadPEFT(edited(t, func(c map[string]any) {
+		c["use_rslora"] = true
+		c["alpha_pattern"] = map[string]int{"layers.1.self_attn.q_proj": 2}
+	}), demo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.Scaling != 4 || p.Modules[0].Scaling != 4 || p.Modules[3].Scaling != 1 {
+		t.Errorf("scalings %v, %v of %v, %v of %v", p.Scaling, p.Modules[0].Scaling, p.Modules[0], p.Modules[3].Scaling, p.Modules[3])
+	}
+	g := demo
+	g.Layers = 5
+	if _, err := ReadPEFT(edited(t, func(map[string]any) {}), g); !errors.Is(err, ErrBaseMismatch) {
+		t.Errorf("five layers: %v", err)
+	}
+	g = demo
+	g.Hidden = 512
+	if _, err := ReadPEFT(edited(t, func(map[string]any) {}), g); !errors.Is(err, ErrBaseMismatch) {
+		t.Errorf("another hidden size: %v", err)
+	}
+	if _, err := ReadPEFT(fstest.MapFS{}, demo); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("empty directory: %v", err)
+	}
+}
+
+func FuzzReadPEFT(f *testing.F) {
+	fsys := edited(f, func(map[string]any) {})
+	f.Add(fsys["adapter_config.json"].Data, fsys["adapter_model.safetensors"].Data[:3000])
+	f.Add([]byte(`{"peft_type":"LORA","r":1,"lora_alpha":1}`), []byte("\x02\x00\x00\x00\x00\x00\x00\x00{}"))
+	f.Fuzz(func(t *testing.T, config, model []byte) {
+		p, err := ReadPEFT(fstest.MapFS{"adapter_config.json": {Data: config}, "adapter_model.safetensors": {Data: model}}, small)
+		if err == nil && (len(p.Modules) == 0 || p.Rank < 1) {
+			t.Errorf("accepted %+v", p)
+		}
+	})
+}

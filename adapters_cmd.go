@@ -1,0 +1,160 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"bhive/server/api"
+)
+
+// adaptersCmd manages the adapters of a server.
+type adaptersCmd struct {
+	Ls       lsCmd       `cmd:"" help:"List adapters."`
+	Show     showCmd     `cmd:"" help:"Show one adapter and its latest job."`
+	Versions versionsCmd `cmd:"" help:"List an adapter's versions."`
+	Rollback rollbackCmd `cmd:"" help:"Make an earlier version live again."`
+	Rm       rmCmd       `cmd:"" help:"Remove an adapter, or one of its versions."`
+}
+
+func table() *tabwriter.Writer { return tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0) }
+
+func when(seconds int) string { return time.Unix(int64(seconds), 0).Format(time.DateTime) }
+
+func size(n int) string {
+	if n < 1<<20 {
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
+
+type lsCmd struct{ remote }
+
+// Run lists the adapters.
+func (c *lsCmd) Run(ctx context.Context) error {
+	var list api.AdapterList
+	if err := c.call(ctx, "GET", "/adapters", nil, &list); err != nil {
+		return err
+	}
+	w := table()
+	fmt.Fprintln(w, "NAME\tLIVE\tRANK\tSIZE\tCREATED\tJOB")
+	for _, a := range list.Data {
+		live, rank, bytes := "-", "-", "-"
+		if a.Version != nil {
+			live, rank, bytes = "@"+strconv.Itoa(a.Version.Version), strconv.Itoa(a.Version.Rank), size(a.Version.Bytes)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", a.Name, live, rank, bytes, when(a.Created), jobLine(a.Job))
+	}
+	return w.Flush()
+}
+
+func jobLine(j *api.Job) string {
+	if j == nil {
+		return "-"
+	}
+	line := string(j.State)
+	if j.Step != nil && j.Steps != nil && *j.Steps > 0 {
+		line += fmt.Sprintf(" %d/%d", *j.Step, *j.Steps)
+	}
+	if j.Loss != nil {
+		line += fmt.Sprintf(" loss %.3f", *j.Loss)
+	}
+	return line
+}
+
+type showCmd struct {
+	remote
+	Name string `arg:"" help:"Adapter."`
+}
+
+// Run shows an adapter.
+func (c *showCmd) Run(ctx context.Context) error {
+	var a api.Adapter
+	if err := c.call(ctx, "GET", adapterPath(c.Name), nil, &a); err != nil {
+		return err
+	}
+	w := table()
+	fmt.Fprintf(w, "name\t%s\n", a.Name)
+	if a.Base != nil {
+		fmt.Fprintf(w, "base\t%s\n", *a.Base)
+	}
+	if v := a.Version; v != nil {
+		fmt.Fprintf(w, "live\t%s@%d\ncreated\t%s\nrank, alpha\t%d, %g\nsize\t%s\nsha256\t%s\n", a.Name, v.Version, when(v.Created), v.Rank, v.Alpha, size(v.Bytes), v.Sha256)
+		if v.Parent != nil {
+			fmt.Fprintf(w, "parent\t%s@%d\n", a.Name, *v.Parent)
+		}
+	}
+	if j := a.Job; j != nil {
+		fmt.Fprintf(w, "job\t%s %s\n", j.Id, jobLine(j))
+		if j.Error != nil {
+			fmt.Fprintf(w, "error\t%s\n", *j.Error)
+		}
+	}
+	return w.Flush()
+}
+
+type versionsCmd struct {
+	remote
+	Name string `arg:"" help:"Adapter."`
+}
+
+// Run lists versions.
+func (c *versionsCmd) Run(ctx context.Context) error {
+	var list api.VersionList
+	if err := c.call(ctx, "GET", adapterPath(c.Name, "versions"), nil, &list); err != nil {
+		return err
+	}
+	w := table()
+	fmt.Fprintln(w, "VERSION\tLIVE\tRANK\tALPHA\tSIZE\tCREATED\tSHA256")
+	for _, v := range list.Data {
+		live := ""
+		if v.Live {
+			live = "live"
+		}
+		fmt.Fprintf(w, "%s@%d\t%s\t%d\t%g\t%s\t%s\t%.12s\n", c.Name, v.Version, live, v.Rank, v.Alpha, size(v.Bytes), when(v.Created), v.Sha256)
+	}
+	return w.Flush()
+}
+
+type rollbackCmd struct {
+	remote
+	Name    string `arg:"" help:"Adapter."`
+	Version int    `arg:"" optional:"" help:"Version to make live; default: the one before."`
+}
+
+// Run moves the live pointer.
+func (c *rollbackCmd) Run(ctx context.Context) error {
+	body := map[string]any{}
+	if c.Version > 0 {
+		body["version"] = c.Version
+	}
+	var a api.Adapter
+	if err := c.call(ctx, "POST", adapterPath(c.Name, "rollback"), body, &a); err != nil {
+		return err
+	}
+	fmt.Printf("%s@%d is live\n", a.Name, *a.LiveVersion)
+	return nil
+}
+
+type rmCmd struct {
+	remote
+	Name    string `arg:"" help:"Adapter."`
+	Version int    `arg:"" optional:"" help:"Only this version, which must not be live."`
+}
+
+// Run removes.
+func (c *rmCmd) Run(ctx context.Context) error {
+	path := adapterPath(c.Name)
+	if c.Version > 0 {
+		path = adapterPath(c.Name, "versions", strconv.Itoa(c.Version))
+	}
+	var deleted api.Deleted
+	if err := c.call(ctx, "DELETE", path, nil, &deleted); err != nil {
+		return err
+	}
+	fmt.Println("removed", deleted.Id)
+	return nil
+}

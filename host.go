@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"bhive/adapters"
+	"bhive/adapters/local"
+	"bhive/infer"
+	"bhive/infer/chat"
+	"bhive/infer/checkpoint"
+	"bhive/infer/demo"
+	"bhive/infer/tokenizer"
+	"bhive/kernels"
+)
+
+// modelFlags say what is loaded onto which device.
+type modelFlags struct {
+	Model     string   `short:"m" help:"demo (embedded), smollm2 (after make smollm2), a Hugging Face directory or a GGUF file." default:"demo"`
+	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
+	Device    string   `help:"Where to run: ${enum}." enum:"cpu" default:"cpu"`
+	Weights   string   `help:"How the base's weights are kept: ${enum}. With float32 everything is." enum:"bfloat16,float32,int8" default:"bfloat16"`
+	Threads   int      `help:"CPU threads; default: all."`
+}
+
+// basisFlags say which A's a base gets the first time that it is served from a registry.
+type basisFlags struct {
+	Basis       adapters.Method `help:"Rows of the shared A's: ${enum}." enum:"orthonormal,kaiming,activations" default:"orthonormal"`
+	BasisSeed   uint64          `help:"Seed of the basis." default:"0"`
+	BasisRows   int             `help:"Rows of each A: the highest rank of an adapter." default:"64"`
+	Calibration string          `help:"Text file to measure an activations basis on, paragraphs apart by empty lines; default: a built-in text." placeholder:"FILE"`
+}
+
+// loaded is a model ready to run, with its text side.
+type loaded struct {
+	backend    kernels.Backend
+	model      *infer.Model
+	tokenizer  *tokenizer.Tokenizer
+	template   *chat.Template
+	generation checkpoint.Generation
+	name       string
+}
+
+func (l *loaded) close() {
+	if l.model != nil {
+		l.model.Close()
+	}
+	if l.backend != nil {
+		l.backend.Close()
+	}
+}
+
+// basisOf gives the basis for a base; load makes a model without one, where it must be measured.
+type basisOf func(ctx context.Context, baseHash string, geometry adapters.Geometry, plain func() (*infer.Model, error)) (*adapters.Basis, error)
+
+// load opens the device and the checkpoint and puts the model on it.
+func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, tokens func(*tokenizer.Tokenizer)) (*loaded, error) {
+	path, err := checkpoint.Resolve(f.Model, f.ModelDirs)
+	if err != nil {
+		return nil, err
+	}
+	var cp *checkpoint.Checkpoint
+	if path == checkpoint.Demo {
+		cp, err = checkpoint.OpenFS(demo.FS())
+	} else {
+		cp, err = checkpoint.Open(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer cp.Close()
+	l := &loaded{generation: cp.Generation(), name: modelName(f.Model)}
+	if l.tokenizer, l.template, err = loadText(cp); err != nil {
+		return nil, err
+	}
+	if tokens != nil {
+		tokens(l.tokenizer)
+	}
+	if l.backend, err = openBackend(f); err != nil {
+		return nil, err
+	}
+	format := map[string]kernels.Format{"bfloat16": kernels.FormatBF16, "float32": kernels.FormatF32, "int8": kernels.FormatInt8}[f.Weights]
+	start := time.Now()
+	hash := infer.BaseHash(cp)
+	plain := func() (*infer.Model, error) {
+		return infer.Load(ctx, l.backend, cp, nil, infer.LoadConfig{Format: format, BaseHash: hash})
+	}
+	b, err := basis(ctx, hash, infer.GeometryOf(cp.Config()), plain)
+	if err == nil {
+		l.model, err = infer.Load(ctx, l.backend, cp, b, infer.LoadConfig{Format: format, BaseHash: hash})
+	}
+	if err != nil {
+		l.close()
+		return nil, fmt.Errorf("loading %s: %w", f.Model, err)
+	}
+	log.Info("model loaded", "model", l.name, "device", l.backend.Info().Device, "weights", f.Weights, "seconds", time.Since(start).Seconds())
+	return l, nil
+}
+
+// modelName is what clients call a model: its name, or the last part of its path.
+func modelName(model string) string {
+	name := filepath.Base(strings.TrimRight(model, "/"))
+	return strings.TrimSuffix(name, ".gguf")
+}
+
+// storedBasis takes a base's basis from the registry, or makes it by the flags and records it there.
+func storedBasis(store adapters.Store, f basisFlags, log *slog.Logger, tokens func(string) []int) basisOf {
+	return func(ctx context.Context, hash string, g adapters.Geometry, plain func() (*infer.Model, error)) (*adapters.Basis, error) {
+		record, err := store.GetBasis(ctx, hash)
+		if err == nil {
+			return openBasis(ctx, store, record)
+		}
+		if !errors.Is(err, adapters.ErrNotFound) {
+			return nil, err
+		}
+		b, err := f.make(ctx, hash, g, plain, tokens)
+		if err != nil {
+			return nil, err
+		}
+		var file bytes.Buffer
+		if err := b.Save(&file); err != nil {
+			return nil, err
+		}
+		blob, err := store.PutBlob(ctx, adapters.DefaultTenant, &file)
+		if err != nil {
+			return nil, fmt.Errorf("storing the basis: %w", err)
+		}
+		record, err = store.PutBasis(ctx, adapters.BasisRecord{BaseHash: hash, Fingerprint: b.Fingerprint(), Method: b.Method, Seed: b.Seed, R: b.R,
+			SHA256: blob.SHA256, Bytes: blob.Bytes}, "")
+		if err != nil {
+			return nil, fmt.Errorf("recording the basis: %w", err)
+		}
+		if record.Fingerprint != b.Fingerprint() { // another server was first
+			return openBasis(ctx, store, record)
+		}
+		log.Info("basis made", "method", b.Method, "rows", b.R, "fingerprint", b.Fingerprint())
+		return b, nil
+	}
+}
+
+func openBasis(ctx context.Context, store adapters.Store, record adapters.BasisRecord) (*adapters.Basis, error) {
+	blob, err := store.OpenBlob(ctx, adapters.DefaultTenant, record.SHA256)
+	if err != nil {
+		return nil, fmt.Errorf("opening the stored basis: %w", err)
+	}
+	defer blob.Close()
+	b, err := adapters.LoadBasis(blob, blob.Size())
+	if err != nil {
+		return nil, fmt.Errorf("the stored basis: %w", err)
+	}
+	return b, nil
+}
+
+// make generates the basis that the flags describe.
+func (f basisFlags) make(ctx context.Context, hash string, g adapters.Geometry, plain func() (*infer.Model, error), tokens func(string) []int) (*adapters.Basis, error) {
+	c := adapters.BasisConfig{Method: f.Basis, Seed: f.BasisSeed, R: f.BasisRows, Geometry: g, BaseHash: hash}
+	if f.Basis == adapters.Activations {
+		texts := infer.CalibrationTexts()
+		if f.Calibration != "" {
+			b, err := os.ReadFile(f.Calibration)
+			if err != nil {
+				return nil, fmt.Errorf("reading the calibration text: %w", err)
+			}
+			texts = strings.Split(string(b), "\n\n")
+		}
+		var sequences [][]int32
+		for _, text := range texts {
+			var ids []int32
+			for _, id := range tokens(text) {
+				ids = append(ids, int32(id))
+			}
+			sequences = append(sequences, ids)
+		}
+		m, err := plain()
+		if err != nil {
+			return nil, err
+		}
+		defer m.Close()
+		if c.Cov, err = infer.Calibrate(ctx, m, sequences, infer.CalibrateConfig{}); err != nil {
+			return nil, err
+		}
+	}
+	return adapters.NewBasis(ctx, c)
+}
+
+// openStore opens the registry.
+func openStore(dir string) (adapters.Store, error) {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return nil, fmt.Errorf("making the data directory: %w", err)
+	}
+	return local.Open(dir, local.Options{})
+}

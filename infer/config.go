@@ -1,0 +1,102 @@
+package infer
+
+import (
+	"fmt"
+	"time"
+)
+
+// Config sizes an engine. The zero value of a field is its default.
+type Config struct {
+	MaxSeqs     int   // sequences with KV at once; default 64
+	MaxTokens   int   // token budget of a step: decodes first, then prefill; ≥ MaxSeqs; default 512
+	MaxContext  int   // tokens of prompt and text together; default: the model's
+	BlockTokens int   // P, tokens in a KV block; default 16
+	KVBytes     int64 // memory of the KV cache, bytes; default 512 MiB
+	KVBlocks    int   // blocks of the KV cache; overrides KVBytes where set
+	PromptRows  int   // rows of logits a step has for prompt logprobs; default 64
+	QueueLimit  int   // requests that may wait before Submit returns ErrQueueFull; default 1024
+
+	// Watermark is the share of KV blocks that stays free when a sequence is admitted beside others, so that it is not preempted
+	// at once; default 0.02, negative: none.
+	Watermark float64
+	// NoPrefixCache switches the prefix cache off.
+	NoPrefixCache bool
+	// Overlap schedules and enqueues a step before the tokens of the one before are read. It pays where the device works by itself; a
+	// sequence that ends costs one row more.
+	Overlap bool
+	// Graphs captures decode steps, a graph for each number of sequences 1, 2, 4, …, at Open.
+	Graphs bool
+
+	// TrainShare is the share of time that background work may take while requests run; default 0.2, negative: none. When
+	// none run it takes all.
+	TrainShare float64
+	// TrainSlice is the budget of a background slice, and so the most that a request may wait for one; default 20 ms.
+	TrainSlice time.Duration
+
+	EOS      []int    // end-of-text tokens; default: the model's
+	Observer Observer // optional
+}
+
+// defaults fills in what is zero.
+func (c Config) defaults() Config {
+	def := func(p *int, v int) {
+		if *p == 0 {
+			*p = v
+		}
+	}
+	def(&c.MaxSeqs, 64)
+	def(&c.MaxTokens, max(512, c.MaxSeqs))
+	def(&c.BlockTokens, 16)
+	def(&c.PromptRows, 64)
+	def(&c.QueueLimit, 1024)
+	if c.KVBytes == 0 {
+		c.KVBytes = 512 << 20
+	}
+	if c.Watermark == 0 {
+		c.Watermark = 0.02
+	}
+	if c.TrainShare == 0 {
+		c.TrainShare = 0.2
+	}
+	if c.TrainSlice == 0 {
+		c.TrainSlice = 20 * time.Millisecond
+	}
+	c.Watermark, c.TrainShare = max(c.Watermark, 0), max(c.TrainShare, 0)
+	return c
+}
+
+// Validate says which field is out of range.
+func (c Config) Validate() error {
+	d := c.defaults()
+	for _, f := range []struct {
+		name  string
+		value int
+		least int
+	}{
+		{"MaxSeqs", d.MaxSeqs, 1}, {"MaxTokens", d.MaxTokens, d.MaxSeqs}, {"MaxContext", d.MaxContext, 0}, {"BlockTokens", d.BlockTokens, 1},
+		{"KVBlocks", d.KVBlocks, 0}, {"PromptRows", d.PromptRows, 1}, {"QueueLimit", d.QueueLimit, 1},
+	} {
+		if f.value < f.least {
+			return fmt.Errorf("engine configuration: %s = %d is below %d", f.name, f.value, f.least)
+		}
+	}
+	switch {
+	case d.KVBytes < 0:
+		return fmt.Errorf("engine configuration: KVBytes = %d is negative", d.KVBytes)
+	case d.Watermark >= 1:
+		return fmt.Errorf("engine configuration: Watermark = %v is not below 1", d.Watermark)
+	case d.TrainShare >= 1:
+		return fmt.Errorf("engine configuration: TrainShare = %v is not below 1", d.TrainShare)
+	case d.TrainSlice < 0:
+		return fmt.Errorf("engine configuration: TrainSlice = %v is negative", d.TrainSlice)
+	}
+	return nil
+}
+
+// flights is the number of steps that may be enqueued and not read.
+func (c Config) flights() int {
+	if c.Overlap {
+		return 2
+	}
+	return 1
+}

@@ -1,0 +1,16 @@
+package infer
+
+import "errors"
+
+var (
+	// ErrQueueFull is returned by Submit when QueueLimit requests wait already.
+	ErrQueueFull = errors.New("the queue is full")
+	// ErrPromptTooLong is returned by Submit when a prompt leaves no room for a token in the context or in the KV cache.
+	ErrPromptTooLong = errors.New("the prompt is too long")
+	// ErrClosed is returned by Submit and Do when the engine drains or does not run.
+	ErrClosed = errors.New("the engine is shutting down")
+	// ErrStep is returned by Generation.Next when the step that computed the request failed.
+	ErrStep = errors.New("a step of the engine failed")
+	// ErrAdapterLoad is returned by Generation.Next when the request's adapter could not be brought to the device.
+	ErrAdapterLoad = errors.New("the adapter could not be loaded")
+)

@@ -1,0 +1,122 @@
+package infer
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"bhive/adapters"
+	"bhive/adapters/safetensors"
+	"bhive/infer/checkpoint"
+	"bhive/kernels"
+	"bhive/kernels/cpu"
+)
+
+// openCPU is a CPU backend for one test.
+func openCPU(t testing.TB, working kernels.DType) *cpu.Backend {
+	t.Helper()
+	be, err := cpu.Open(cpu.Config{Working: working})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { be.Close() })
+	return be
+}
+
+// openCheckpoint opens a Hugging Face directory or GGUF.
+func openCheckpoint(t testing.TB, path string) *checkpoint.Checkpoint {
+	t.Helper()
+	cp, err := checkpoint.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cp.Close() })
+	return cp
+}
+
+func load(t testing.TB, be kernels.Backend, cp *checkpoint.Checkpoint, basis *adapters.Basis, format kernels.Format) *Model {
+	t.Helper()
+	m, err := Load(context.Background(), be, cp, basis, LoadConfig{Format: format})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(m.Close)
+	return m
+}
+
+func newScorer(t testing.TB, m *Model, c ScorerConfig) *Scorer {
+	t.Helper()
+	s, err := NewScorer(m, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func readTensors(t testing.TB, path string) *safetensors.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := safetensors.Open(f, st.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// float32Tolerance is the share of a position's (max − min) by which logits of the float32 path may differ from the reference.
+const float32Tolerance = 1e-3
+
+// TestTinyArchitectures holds the float32 path against Transformers' logits at every position.
+func TestTinyArchitectures(t *testing.T) {
+	dirs, err := filepath.Glob("testdata/tiny/*")
+	if err != nil || len(dirs) != 7 {
+		t.Fatalf("%d directories of tiny checkpoints, %v", len(dirs), err)
+	}
+	be := openCPU(t, kernels.F32)
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			golden := readTensors(t, filepath.Join(dir, "golden.safetensors"))
+			ids, want := int32s(t, golden, "ids"), float32s(t, golden, "logits")
+			m := load(t, be, openCheckpoint(t, dir), nil, kernels.FormatF32)
+			for _, chunk := range []int{0, 7} {
+				s := newScorer(t, m, ScorerConfig{Chunk: chunk})
+				worst, positions := 0.0, 0
+				err := s.Logits(context.Background(), []Sequence{{Tokens: ids, Adapter: adapters.BaseSlot}}, func(_, p int, got []float32) {
+					worst = max(worst, difference(got, want[p*len(got):(p+1)*len(got)]))
+					positions++
+				})
+				if err != nil || positions != len(ids) {
+					t.Fatalf("%d of %d positions, %v", positions, len(ids), err)
+				}
+				t.Logf("chunk %d: worst difference %.2g of (max − min)", chunk, worst)
+				if !(worst <= float32Tolerance) {
+					t.Errorf("chunk %d: logits differ by %.2g of (max − min), more than %g", chunk, worst, float32Tolerance)
+				}
+			}
+		})
+	}
+}
+
+// difference is the largest |got − want| as a share of max(want) − min(want).
+func difference(got, want []float32) float64 {
+	lo, hi, d := want[0], want[0], 0.0
+	for i, w := range want {
+		lo, hi = min(lo, w), max(hi, w)
+		e := float64(got[i] - w)
+		d = max(d, e, -e)
+		if e != e {
+			return e
+		}
+	}
+	return d / float64(hi-lo)
+}

@@ -1,0 +1,62 @@
+// Command bhive serves one frozen language model and a hive of adapters on it, and trains those adapters online. README.md shows it at
+// work; `bhive --help` lists its verbs. Only this package reads flags, the environment and the configuration file.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	kongyaml "github.com/alecthomas/kong-yaml"
+)
+
+// version is set by the Makefile's -ldflags.
+var version = "dev"
+
+// cli is the whole command line.
+type cli struct {
+	Config    kong.ConfigFlag  `help:"YAML file with flags by their names; ./bhive.yaml and ~/.config/bhive.yaml are read where they exist." placeholder:"FILE"`
+	LogLevel  slog.Level       `help:"Least severe messages to log: debug, info, warn or error." default:"info"`
+	LogFormat string           `help:"Form of log lines: ${enum}." enum:"text,json" default:"text"`
+	Version   kong.VersionFlag `help:"Print the version and exit."`
+
+	Serve    serveCmd    `cmd:"" help:"Serve a model and its adapters over HTTP."`
+	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
+	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
+	Adapters adaptersCmd `cmd:"" help:"List, show, roll back and remove adapters of a running server."`
+	Bench    benchCmd    `cmd:"" help:"Measure the speed of decoding, prefill, adapters and training on this machine."`
+}
+
+const description = `One frozen language model, a hive of adapters on it, served in one batch and trained online.
+
+Start a server with "bhive serve", then try "bhive chat" and "bhive tune" against it. Every flag can also be given in the environment
+(BHIVE_ and its name in capitals, as BHIVE_MODEL) and in a YAML file (see --config).`
+
+func main() {
+	var c cli
+	parser := kong.Must(&c, kong.Name("bhive"), kong.Description(description), kong.UsageOnError(), kong.DefaultEnvars("BHIVE"),
+		kong.Configuration(kongyaml.Loader, "bhive.yaml", "~/.config/bhive.yaml"), kong.Vars{"version": version},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}))
+	parsed, err := parser.Parse(os.Args[1:])
+	parser.FatalIfErrorf(err)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	if err := parsed.Run(newLog(c.LogLevel, c.LogFormat)); err != nil {
+		stop()
+		fmt.Fprintln(os.Stderr, "bhive:", err)
+		os.Exit(1)
+	}
+}
+
+func newLog(level slog.Level, format string) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}

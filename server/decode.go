@@ -1,0 +1,123 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strings"
+)
+
+// readBody reads a body of at most limit bytes.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return nil, err
+		}
+		return nil, &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body ended early"}
+	}
+	return b, nil
+}
+
+// mediaType is the body's type; a missing one is JSON.
+func mediaType(r *http.Request) string {
+	t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	if err != nil {
+		return "application/json"
+	}
+	return t
+}
+
+// decodeJSON reads a JSON object into v. Unknown fields are ignored, as OpenAI-compatible servers do.
+func (s *Server) decodeJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	if t := mediaType(r); t != "application/json" && t != "text/json" && !strings.HasSuffix(t, "+json") &&
+		t != "application/x-www-form-urlencoded" { // what curl -d says
+		return &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type",
+			Message: fmt.Sprintf("the body must be application/json, not %s", t)}
+	}
+	b, err := readBody(w, r, s.config.MaxBodyBytes)
+	if err != nil {
+		return err
+	}
+	return unmarshal(b, v)
+}
+
+// unmarshal turns the errors of JSON into ones that name the field or the place.
+func unmarshal(b []byte, v any) error {
+	if len(bytes.TrimSpace(b)) == 0 {
+		return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "invalid_json", Message: "the body is empty; want a JSON object"}
+	}
+	err := json.Unmarshal(b, v)
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &syntax):
+		line, column := place(b, syntax.Offset)
+		return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "invalid_json",
+			Message: fmt.Sprintf("the body is not JSON: %s at line %d, column %d", syntax, line, column)}
+	case errors.As(err, &kind):
+		if kind.Field == "" {
+			return badField("", "the body must be a JSON object, not %s", article(kind.Value))
+		}
+		return badField(kind.Field, "%s: must be %s, not %s", kind.Field, wanted(kind.Type.Kind().String(), kind.Type.String()), article(kind.Value))
+	}
+	return err
+}
+
+// place finds the line and column, from 1, of a byte offset.
+func place(b []byte, offset int64) (line, column int) {
+	before := b[:min(int64(len(b)), max(offset-1, 0))]
+	return 1 + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n')
+}
+
+func article(value string) string {
+	if strings.HasPrefix(value, "number ") {
+		return "the number " + strings.TrimPrefix(value, "number ")
+	}
+	switch value {
+	case "array", "object":
+		return "an " + value
+	case "bool":
+		return "a boolean"
+	}
+	return "a " + value
+}
+
+// wanted names a Go type as a JSON user would.
+func wanted(kind, name string) string {
+	switch kind {
+	case "bool":
+		return "a boolean"
+	case "string":
+		return "a string"
+	case "slice", "array":
+		return "an array"
+	case "map", "struct":
+		return "an object"
+	}
+	if strings.HasPrefix(kind, "int") || strings.HasPrefix(kind, "uint") {
+		return "an integer"
+	}
+	if strings.HasPrefix(kind, "float") {
+		return "a number"
+	}
+	return name
+}
+
+// writeJSON answers with v.
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("server: a response of type %T does not marshal: %v", v, err))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n')) // a client that went away is no error of ours
+}

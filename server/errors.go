@@ -1,0 +1,138 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"bhive/adapters"
+	"bhive/finetune"
+	"bhive/infer"
+)
+
+// apiError is an error as the client gets it. Handlers return one, or an error of another package that the table below maps.
+type apiError struct {
+	Status  int
+	Type    string // OpenAI's: invalid_request_error, not_found_error, rate_limit_error, server_error …
+	Param   string // field, or ""
+	Code    string // or ""
+	Message string
+	Retry   int // seconds for Retry-After; 0: no header
+}
+
+func (e *apiError) Error() string { return e.Message }
+
+// badField is a 400 that names a field.
+func badField(param, format string, args ...any) *apiError {
+	return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Param: param, Message: fmt.Sprintf(format, args...)}
+}
+
+// errDraining is returned for new work while the server shuts down.
+var errDraining = errors.New("the server is shutting down")
+
+// statusClientClosed is nginx's code for a client that went away; nobody reads it but the log.
+const statusClientClosed = 499
+
+// table maps the sentinel errors of other packages. The first that matches counts.
+var table = []struct {
+	err    error
+	status int
+	kind   string
+	code   string
+	param  string
+	retry  int
+}{
+	{infer.ErrQueueFull, http.StatusTooManyRequests, "rate_limit_error", "queue_full", "", 1},
+	{finetune.ErrBusy, http.StatusTooManyRequests, "rate_limit_error", "too_many_jobs", "", 30},
+	{infer.ErrPromptTooLong, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "prompt", 0},
+	{errDraining, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
+	{infer.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
+	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
+	{finetune.ErrNotFound, http.StatusNotFound, "not_found_error", "job_not_found", "", 0},
+	{finetune.ErrState, http.StatusConflict, "conflict_error", "wrong_state", "", 0},
+	{adapters.ErrInvalidName, http.StatusBadRequest, "invalid_request_error", "invalid_name", "name", 0},
+	{adapters.ErrStoreUnavailable, http.StatusServiceUnavailable, "server_error", "store_unavailable", "", 5},
+	{adapters.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_adapter_memory", "", 5},
+	{adapters.ErrExists, http.StatusConflict, "conflict_error", "already_exists", "name", 0},
+	{adapters.ErrBasisMismatch, http.StatusConflict, "conflict_error", "basis_mismatch", "", 0},
+	{adapters.ErrBaseMismatch, http.StatusConflict, "conflict_error", "base_mismatch", "", 0},
+	{adapters.ErrConflict, http.StatusConflict, "conflict_error", "conflict", "", 0},
+	{adapters.ErrRank, http.StatusBadRequest, "invalid_request_error", "bad_rank", "rank", 0},
+	{adapters.ErrUnsupported, http.StatusBadRequest, "invalid_request_error", "not_supported", "", 0},
+	{adapters.ErrNotFound, http.StatusNotFound, "not_found_error", "not_found", "", 0},
+	{adapters.ErrCorrupt, http.StatusInternalServerError, "server_error", "corrupt_adapter", "", 0},
+	{context.Canceled, statusClientClosed, "server_error", "client_closed", "", 0},
+	{context.DeadlineExceeded, http.StatusGatewayTimeout, "server_error", "timeout", "", 0},
+}
+
+// asAPIError finds what the client is told about err.
+func asAPIError(err error) *apiError {
+	var api *apiError
+	var param *infer.ParamError
+	var field *finetune.FieldError
+	var examples *finetune.ExamplesError
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &api):
+		return api
+	case errors.As(err, &param):
+		return badField(param.Param, "%s: %s", param.Param, param.Message)
+	case errors.As(err, &field):
+		return badField(field.Field, "%s: %s", field.Field, field.Message)
+	case errors.As(err, &tooLarge):
+		return &apiError{Status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "too_large",
+			Message: fmt.Sprintf("the body is larger than the limit of %d bytes", tooLarge.Limit)}
+	case errors.As(err, &examples):
+		e := badField("examples", "%s", examples.Error())
+		if examples.Param != "" {
+			e.Param = examples.Param
+		}
+		e.Code = "invalid_training_file"
+		return e
+	}
+	for _, row := range table {
+		if errors.Is(err, row.err) {
+			return &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		}
+	}
+	return &apiError{Status: http.StatusInternalServerError, Type: "server_error", Code: "internal_error", Message: "internal error"}
+}
+
+// body is the error in OpenAI's shape.
+func (e *apiError) body() []byte {
+	optional := func(s string) *string {
+		if s == "" {
+			return nil
+		}
+		return &s
+	}
+	b, err := json.Marshal(map[string]any{"error": map[string]any{
+		"message": e.Message, "type": e.Type, "param": optional(e.Param), "code": optional(e.Code)}})
+	if err != nil {
+		panic(err) // strings marshal
+	}
+	return b
+}
+
+// fail answers with err; a 500 is logged with its cause, which the client is not told.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	e := asAPIError(err)
+	if e.Status == http.StatusInternalServerError {
+		s.log.ErrorContext(r.Context(), "request failed", "request", requestID(r.Context()), "path", r.URL.Path, "error", err)
+	}
+	if e.Retry > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(e.Retry))
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.Status)
+	_, _ = w.Write(append(e.body(), '\n')) // a client that went away is no error of ours
+}
+
+// modelNotFound is OpenAI's answer to an unknown model.
+func modelNotFound(model string) *apiError {
+	return &apiError{Status: http.StatusNotFound, Type: "invalid_request_error", Param: "model", Code: "model_not_found",
+		Message: fmt.Sprintf("The model `%s` does not exist", model)}
+}

@@ -1,0 +1,34 @@
+package server
+
+import (
+	"net/http"
+
+	"bhive/server/api"
+)
+
+func (s *Server) health(w http.ResponseWriter, r *http.Request) error {
+	if s.draining.Load() {
+		return errDraining
+	}
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	return nil
+}
+
+func (s *Server) version(w http.ResponseWriter, r *http.Request) error {
+	m := s.d.Model
+	writeJSON(w, http.StatusOK, api.VersionInfo{Version: m.Version, Model: &m.Name, Backend: &m.Backend, Device: &m.Device, Weights: &m.Weights})
+	return nil
+}
+
+func (s *Server) openAPI(w http.ResponseWriter, r *http.Request) error {
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(s.d.OpenAPI)
+	return nil
+}
+
+func (s *Server) getBasis(w http.ResponseWriter, r *http.Request) error {
+	b := s.d.Basis
+	seed := int(b.Seed)
+	writeJSON(w, http.StatusOK, api.Basis{Method: api.BasisMethod(b.Method), Seed: &seed, Rows: b.R, Fingerprint: b.Fingerprint(), BaseSha256: b.BaseHash})
+	return nil
+}

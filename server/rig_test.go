@@ -1,0 +1,379 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bhive/adapters"
+	"bhive/adapters/local"
+	"bhive/infer"
+	"bhive/infer/chat"
+	"bhive/infer/checkpoint"
+	"bhive/infer/demo"
+	"bhive/infer/tokenizer"
+	"bhive/kernels"
+	"bhive/kernels/cpu"
+)
+
+// hive is a whole bhive on the demo model: backend, engine, pool, store. Tests share one; what they put into it they name for themselves.
+type hive struct {
+	deps Deps
+	stop func() error
+}
+
+// hiveConfig varies what a hive of a test's own is made of.
+type hiveConfig struct {
+	engine infer.Config
+	slots  int
+}
+
+func openHive(dir string, c hiveConfig) (h *hive, err error) {
+	var closers []func() error
+	shut := func() error {
+		var errs []error
+		for i := len(closers) - 1; i >= 0; i-- {
+			errs = append(errs, closers[i]())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, shut())
+		}
+	}()
+	nothing := func(f func()) func() error { return func() error { f(); return nil } }
+	ctx := context.Background()
+	cp, err := checkpoint.OpenFS(demo.FS())
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, cp.Close)
+	raw, err := cp.TokenizerJSON()
+	if err != nil {
+		return nil, err
+	}
+	tok, err := tokenizer.Parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	config, err := cp.TokenizerConfig()
+	if err != nil {
+		return nil, err
+	}
+	template, err := chat.FromHF(config, nil)
+	if err != nil {
+		return nil, err
+	}
+	be, err := cpu.Open(cpu.Config{Working: kernels.BF16})
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, nothing(be.Close))
+	hash := infer.BaseHash(cp)
+	geometry := infer.GeometryOf(cp.Config())
+	basis, err := adapters.NewBasis(ctx, adapters.BasisConfig{Geometry: geometry, BaseHash: hash})
+	if err != nil {
+		return nil, err
+	}
+	model, err := infer.Load(ctx, be, cp, basis, infer.LoadConfig{BaseHash: hash})
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, nothing(model.Close))
+	store, err := local.Open(dir, local.Options{})
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, store.Close)
+	if c.slots == 0 {
+		c.slots = 16
+	}
+	device, err := infer.NewDevice(be, be.NewStream(), c.slots)
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, nothing(device.Close))
+	var engine *infer.Engine
+	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: geometry, DType: device.DType(), Slots: c.slots, DeviceBytes: 64 << 20, HostBytes: 64 << 20,
+		Wake: func() { engine.Wake() }, Check: adapters.CheckVersion(basis)}, store, device)
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, pool.Close)
+	registry := adapters.NewRegistry(store, func(ch adapters.Change) {
+		if ch.Kind == adapters.VersionDeleted || ch.Kind == adapters.AdapterDeleted {
+			pool.Forget(ch.Tenant, ch.Name, ch.Number)
+		}
+	})
+	metrics := NewMetrics()
+	if c.engine.KVBytes == 0 {
+		c.engine.KVBytes = 32 << 20
+	}
+	c.engine.Observer = metrics
+	if engine, err = infer.New(c.engine, model, pool, device, tok); err != nil {
+		return nil, err
+	}
+	if err := engine.Open(); err != nil {
+		return nil, err
+	}
+	closers = append(closers, nothing(engine.Close))
+
+	run, cancel := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	part := func(f func(context.Context) error) {
+		parts.Go(func() {
+			if err := f(run); err != nil && !errors.Is(err, context.Canceled) {
+				panic(err)
+			}
+		})
+	}
+	part(engine.Run)
+	part(registry.Run)
+	closers = append(closers, func() error { cancel(); parts.Wait(); return nil })
+
+	generation := infer.DefaultParams()
+	return &hive{stop: shut, deps: Deps{Engine: engine, Registry: registry, Store: store, Pool: pool, Slots: c.slots, Basis: basis, Tokenizer: tok, Template: template,
+		Metrics: metrics, Model: ModelInfo{Name: "demo", Created: time.Unix(1700000000, 0), Version: "test", Backend: "cpu", Device: be.Info().Device,
+			Weights: "bfloat16", Defaults: generation}}}, nil
+}
+
+var (
+	common     *hive
+	commonOnce sync.Once
+	commonDir  string
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if common != nil {
+		if err := common.stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "closing the hive:", err)
+			code = 1
+		}
+		_ = os.RemoveAll(commonDir)
+	}
+	os.Exit(code)
+}
+
+// shared is the hive that most tests share.
+func shared(t testing.TB) *hive {
+	t.Helper()
+	commonOnce.Do(func() {
+		var err error
+		if commonDir, err = os.MkdirTemp("", "bhive-server"); err == nil {
+			common, err = openHive(commonDir, hiveConfig{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	if common == nil {
+		t.Fatal("the hive did not open")
+	}
+	return common
+}
+
+// ownHive is a hive for one test.
+func ownHive(t testing.TB, c hiveConfig) *hive {
+	t.Helper()
+	h, err := openHive(t.TempDir(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+// client talks to a server of a test.
+type client struct {
+	t      testing.TB
+	server *Server
+	url    string
+	http   *http.Client
+}
+
+// serve starts a server over a hive; all its traffic is held against openapi.yaml.
+func (h *hive) serve(t testing.TB, change func(*Config, *Deps)) *client {
+	t.Helper()
+	c, d := Config{}, h.deps
+	if h == common {
+		d.Metrics = nil // it can be bound once only
+	}
+	contract, err := os.ReadFile("../openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.OpenAPI = contract
+	if testing.Verbose() {
+		d.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	if change != nil {
+		change(&c, &d)
+	}
+	s, err := New(c, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := httptest.NewServer(s.Handler())
+	t.Cleanup(web.Close)
+	return &client{t: t, server: s, url: web.URL, http: &http.Client{Transport: validating(t)}}
+}
+
+func serve(t testing.TB) *client { return shared(t).serve(t, nil) }
+
+// response is a whole answer.
+type response struct {
+	t      testing.TB
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+// do sends a request; body is sent as it stands where it is a string, as JSON otherwise.
+func (c *client) do(method, path string, body any, header ...string) response {
+	c.t.Helper()
+	var r io.Reader
+	switch b := body.(type) {
+	case nil:
+	case string:
+		r = strings.NewReader(b)
+	default:
+		raw, err := json.Marshal(b)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		r = bytes.NewReader(raw)
+	}
+	q, err := http.NewRequestWithContext(c.t.Context(), method, c.url+path, r)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if r != nil {
+		q.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		q.Header.Set(header[i], header[i+1])
+	}
+	a, err := c.http.Do(q)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer a.Body.Close()
+	raw, err := io.ReadAll(a.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return response{t: c.t, Status: a.StatusCode, Header: a.Header, Body: raw}
+}
+
+func (c *client) get(path string) response            { c.t.Helper(); return c.do("GET", path, nil) }
+func (c *client) post(path string, body any) response { c.t.Helper(); return c.do("POST", path, body) }
+
+// want fails unless the status is as expected.
+func (r response) want(status int) response {
+	r.t.Helper()
+	if r.Status != status {
+		r.t.Fatalf("status %d, want %d: %s", r.Status, status, r.Body)
+	}
+	return r
+}
+
+// into reads the body.
+func (r response) into(v any) {
+	r.t.Helper()
+	if err := json.Unmarshal(r.Body, v); err != nil {
+		r.t.Fatalf("%v in %s", err, r.Body)
+	}
+}
+
+// wantError fails unless the answer is an error with that status, param and code ("" is null), and returns its message.
+func (r response) wantError(status int, param, code string) string {
+	r.t.Helper()
+	r.want(status)
+	var e struct {
+		Error struct {
+			Message string
+			Type    string
+			Param   *string
+			Code    *string
+		}
+	}
+	r.into(&e)
+	text := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	if text(e.Error.Param) != param || text(e.Error.Code) != code || e.Error.Message == "" || e.Error.Type == "" {
+		r.t.Fatalf("want param %q and code %q: %s", param, code, r.Body)
+	}
+	return e.Error.Message
+}
+
+// event is one server-sent event.
+type event struct{ ID, Kind, Data string }
+
+// events splits a stream.
+func (r response) events() []event {
+	r.t.Helper()
+	if got := r.Header.Get("Content-Type"); !strings.HasPrefix(got, "text/event-stream") {
+		r.t.Fatalf("content type %q: %s", got, r.Body)
+	}
+	return splitEvents(r.Body)
+}
+
+func splitEvents(b []byte) []event {
+	var out []event
+	for block := range strings.SplitSeq(string(b), "\n\n") {
+		var e event
+		for line := range strings.SplitSeq(block, "\n") {
+			name, value, _ := strings.Cut(line, ": ")
+			switch name {
+			case "id":
+				e.ID = value
+			case "event":
+				e.Kind = value
+			case "data":
+				e.Data += value
+			}
+		}
+		if e != (event{}) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// publish puts a B of random numbers into the store under a name.
+func (h *hive) publish(t testing.TB, name string, rank int, seed uint64) adapters.Version {
+	t.Helper()
+	basis := h.deps.Basis
+	w := adapters.NewWeights(basis.Geometry, rank, 2*float64(rank))
+	random := rand.New(rand.NewPCG(seed, 7))
+	for i := range w.B {
+		w.B[i] = float32(random.NormFloat64()) * 0.2
+	}
+	v, err := h.deps.Registry.Save(t.Context(), adapters.DefaultTenant, adapters.Version{Name: name, BasisDigest: basis.RowsDigest(rank), BaseHash: basis.BaseHash}, w, adapters.PublishOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}

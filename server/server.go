@@ -1,0 +1,163 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"bhive/adapters"
+	"bhive/finetune"
+	"bhive/infer"
+	"bhive/infer/chat"
+	"bhive/infer/tokenizer"
+
+	"github.com/go-chi/chi/v5"
+)
+
+// Deps are what a server answers with. All of it is open and running; the server closes none of it.
+type Deps struct {
+	Engine    *infer.Engine
+	Jobs      *finetune.Manager
+	Registry  *adapters.Registry
+	Store     adapters.Store
+	Pool      *adapters.Pool
+	Slots     int // adapter slots on the device
+	Basis     *adapters.Basis
+	Tokenizer *tokenizer.Tokenizer
+	Template  *chat.Template // nil where the model has none: chat is then refused
+	Model     ModelInfo
+	Metrics   *Metrics // nil: its own, which sees no steps
+	OpenAPI   []byte // the contract, as /openapi.yaml gives it
+	Log       *slog.Logger
+}
+
+// ModelInfo describes the base model.
+type ModelInfo struct {
+	Name     string // as clients call it
+	Created  time.Time
+	Version  string // of bhive
+	Backend  string // cpu, cuda
+	Device   string
+	Weights  string       // format of the base's weights
+	Defaults infer.Params // sampling parameters where a request names none: the model's generation config
+}
+
+// Server is the HTTP side. Make it with New.
+type Server struct {
+	config   Config
+	d        Deps
+	log      *slog.Logger
+	metrics  *Metrics
+	handler  http.Handler
+	draining atomic.Bool
+}
+
+// New makes a server; it acquires nothing.
+func New(c Config, d Deps) (*Server, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{config: c.defaults(), d: d, log: d.Log}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.metrics = d.Metrics; s.metrics == nil {
+		s.metrics = NewMetrics()
+	}
+	s.metrics.bind(d)
+	s.handler = s.routes()
+	return s, nil
+}
+
+// Handler is the routes with their middlewares.
+func (s *Server) Handler() http.Handler { return s.handler }
+
+func (s *Server) routes() http.Handler {
+	r := chi.NewRouter()
+	r.Use(withRequestID, s.withAccessLog, s.withRecover, s.withTenant)
+	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, &apiError{Status: http.StatusNotFound, Type: "invalid_request_error", Code: "unknown_url", Message: fmt.Sprintf("Unknown request URL: %s %s", r.Method, r.URL.Path)})
+	})
+	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, r, &apiError{Status: http.StatusMethodNotAllowed, Type: "invalid_request_error", Code: "method_not_allowed", Message: fmt.Sprintf("Not allowed to %s on %s", r.Method, r.URL.Path)})
+	})
+	r.Post("/v1/completions", s.handle(s.createCompletion))
+	r.Post("/v1/chat/completions", s.handle(s.createChatCompletion))
+	r.Get("/v1/models", s.handle(s.listModels))
+	r.Get("/v1/models/{model}", s.handle(s.retrieveModel))
+
+	r.Get("/adapters", s.handle(s.listAdapters))
+	r.Post("/adapters", s.handle(s.createAdapter))
+	r.Route("/adapters/{name}", func(r chi.Router) {
+		r.Get("/", s.handle(s.getAdapter))
+		r.Delete("/", s.handle(s.deleteAdapter))
+		r.Get("/versions", s.handle(s.listVersions))
+		r.Get("/versions/{version}", s.handle(s.getVersion))
+		r.Delete("/versions/{version}", s.handle(s.deleteVersion))
+		r.Post("/rollback", s.handle(s.rollback))
+		r.Post("/examples", s.handle(s.addExamples))
+		r.Get("/jobs", s.handle(s.listJobs))
+		r.Get("/events", s.handle(s.streamEvents))
+		r.Post("/pause", s.handle(s.jobAction(s.d.Jobs.Pause)))
+		r.Post("/resume", s.handle(s.jobAction(s.d.Jobs.Resume)))
+		r.Post("/cancel", s.handle(s.jobAction(s.d.Jobs.Cancel)))
+	})
+	r.Get("/basis", s.handle(s.getBasis))
+	r.Get("/health", s.handle(s.health))
+	r.Get("/version", s.handle(s.version))
+	r.Get("/openapi.yaml", s.handle(s.openAPI))
+	r.Get("/metrics", s.metrics.handler().ServeHTTP)
+	return r
+}
+
+// handle adapts a handler that returns its error. Once such a handler has begun to write, it reports errors itself and returns nil.
+func (s *Server) handle(h func(http.ResponseWriter, *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := h(w, r); err != nil {
+			s.fail(w, r, err)
+		}
+	}
+}
+
+// Listen opens the configured address.
+func (s *Server) Listen() (net.Listener, error) {
+	l, err := net.Listen("tcp", s.config.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", s.config.Addr, err)
+	}
+	return l, nil
+}
+
+// Run serves on l until ctx ends, then refuses new work, lets what runs end within DrainTimeout and returns.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	// Handlers' contexts outlive ctx, so that streams can end; stop ends them when the time for that is over.
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	h := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		BaseContext: func(net.Listener) context.Context { return base }, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}
+	failed := make(chan error, 1)
+	go func() { failed <- h.Serve(l) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serving HTTP: %w", err)
+	case <-ctx.Done():
+	}
+	s.draining.Store(true)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.DrainTimeout)
+	defer cancel()
+	err := h.Shutdown(limit)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.log.Warn("requests were cut off at shutdown", "after", s.config.DrainTimeout)
+		stop()
+		err = h.Close()
+	}
+	if serveErr := <-failed; err == nil && !errors.Is(serveErr, http.ErrServerClosed) {
+		err = serveErr
+	}
+	return err
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"fmt"
+
+	"bhive/infer"
+	"bhive/infer/chat"
+	"bhive/infer/checkpoint"
+	"bhive/infer/tokenizer"
+)
+
+// loadText makes a checkpoint's tokenizer and, where it has one, its chat template.
+func loadText(cp *checkpoint.Checkpoint) (*tokenizer.Tokenizer, *chat.Template, error) {
+	if m := cp.GGUFMeta(); m != nil {
+		return ggufText(m)
+	}
+	data, err := cp.TokenizerJSON()
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading tokenizer.json: %w", err)
+	}
+	t, err := tokenizer.Parse(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("tokenizer.json: %w", err)
+	}
+	source, err := cp.ChatTemplate()
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the chat template: %w", err)
+	}
+	if source == "" {
+		return t, nil, nil
+	}
+	config, err := cp.TokenizerConfig()
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading tokenizer_config.json: %w", err)
+	}
+	template, err := chat.FromHF(config, []byte(source))
+	if err != nil {
+		return nil, nil, fmt.Errorf("the model's chat template: %w", err)
+	}
+	return t, template, nil
+}
+
+// ggufText reads the metadata keys tokenizer.*.
+func ggufText(m *checkpoint.GGUFMeta) (*tokenizer.Tokenizer, *chat.Template, error) {
+	const prefix = "tokenizer.ggml."
+	var v tokenizer.GGUFVocab
+	v.Model, _ = m.String(prefix + "model")
+	v.Pre, _ = m.String(prefix + "pre")
+	v.Tokens, _ = m.Strings(prefix + "tokens")
+	v.Merges, _ = m.Strings(prefix + "merges")
+	v.Scores, _ = m.Floats(prefix + "scores")
+	types, _ := m.Ints(prefix + "token_type")
+	for _, t := range types {
+		v.TokenTypes = append(v.TokenTypes, int32(t))
+	}
+	for key, at := range map[string]**int{"bos_token_id": &v.BOS, "eos_token_id": &v.EOS, "padding_token_id": &v.Pad, "unknown_token_id": &v.Unk} {
+		if id, ok := m.Int(prefix + key); ok {
+			*at = &id
+		}
+	}
+	v.AddBOS, _ = m.Bool(prefix + "add_bos_token")
+	v.AddEOS, _ = m.Bool(prefix + "add_eos_token")
+	v.AddSpacePrefix = true
+	if add, ok := m.Bool(prefix + "add_space_prefix"); ok {
+		v.AddSpacePrefix = add
+	}
+	t, err := tokenizer.FromGGUF(v)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the tokenizer in the GGUF's metadata: %w", err)
+	}
+	source, ok := m.String("tokenizer.chat_template")
+	if !ok {
+		return t, nil, nil
+	}
+	var o chat.Options
+	for at, id := range map[*string]*int{&o.BOS: v.BOS, &o.EOS: v.EOS, &o.Pad: v.Pad, &o.Unk: v.Unk} {
+		if id != nil && *id >= 0 && *id < len(v.Tokens) {
+			*at = v.Tokens[*id]
+		}
+	}
+	template, err := chat.Parse(source, o)
+	if err != nil {
+		return nil, nil, fmt.Errorf("the chat template in the GGUF's metadata: %w", err)
+	}
+	return t, template, nil
+}
+
+// samplingDefaults are the model's own sampling parameters, as vLLM takes them from generation_config.json.
+func samplingDefaults(g checkpoint.Generation) infer.Params {
+	p := infer.DefaultParams()
+	if g.DoSample != nil && !*g.DoSample {
+		p.Temperature = 0
+	}
+	number := func(dst *float32, v *float64) {
+		if v != nil {
+			*dst = float32(*v)
+		}
+	}
+	number(&p.Temperature, g.Temperature)
+	number(&p.TopP, g.TopP)
+	number(&p.MinP, g.MinP)
+	number(&p.RepetitionPenalty, g.RepetitionPenalty)
+	if g.TopK != nil {
+		p.TopK = *g.TopK
+	}
+	return p
+}
