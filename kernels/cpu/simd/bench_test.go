@@ -9,7 +9,7 @@ import (
 
 // Ceilings of this machine with all of its goroutines at work, measured once a run.
 var ceilings = sync.OnceValues(func() (bytesPerSecond, flopsPerSecond float64) {
-	const size = 64 << 20
+	const size = 96 << 20
 	bufs := make([][]byte, runtime.GOMAXPROCS(0))
 	for i := range bufs {
 		bufs[i] = make([]byte, size)
@@ -17,29 +17,43 @@ var ceilings = sync.OnceValues(func() (bytesPerSecond, flopsPerSecond float64) {
 			bufs[i][j] = 1
 		}
 	}
-	// The best of many short windows of each goroutine, while the others are at it too: other tenants of the machine
-	// take turns at its cores.
-	var mu sync.Mutex
-	for _, work := range []struct {
-		rate *float64
-		f    func(i int) float64
-	}{
-		{&bytesPerSecond, func(i int) float64 { ReadBandwidth(bufs[i]); return size }},
-		{&flopsPerSecond, func(int) float64 { return float64(PeakFMA(1 << 20)) }},
-	} {
-		parallel(func(i int) {
-			var best float64
-			for range 60 {
-				start := time.Now()
-				best = max(best, work.f(i)/time.Since(start).Seconds())
-			}
-			mu.Lock()
-			*work.rate += best
-			mu.Unlock()
-		})
-	}
+	const chunk = 4 << 20
+	at := make([]int, len(bufs))
+	bytesPerSecond = sustained(func(i int) float64 {
+		at[i] = (at[i] + chunk) % size
+		ReadBandwidth(bufs[i][at[i]:][:chunk])
+		return chunk
+	})
+	flopsPerSecond = sustained(func(int) float64 { return float64(PeakFMA(1 << 16)) })
 	return
 })
+
+// sustained calls f on every goroutine again and again and returns the best rate of its results a second, of all
+// goroutines together, over any 20 ms: other tenants of the machine take turns at its cores.
+func sustained(f func(i int) float64) float64 {
+	var (
+		mu          sync.Mutex
+		total, best float64
+		stop        = time.Now().Add(200 * time.Millisecond)
+	)
+	parallel(func(i int) {
+		var from time.Time
+		var before float64
+		for time.Now().Before(stop) {
+			done := f(i)
+			mu.Lock()
+			total += done
+			if now := time.Now(); i == 0 && now.Sub(from) > 20*time.Millisecond {
+				if !from.IsZero() {
+					best = max(best, (total-before)/now.Sub(from).Seconds())
+				}
+				from, before = now, total
+			}
+			mu.Unlock()
+		}
+	})
+	return best
+}
 
 func parallel(f func(i int)) {
 	var wg sync.WaitGroup
@@ -89,31 +103,21 @@ func benchmarked(b *testing.B, f func(b *testing.B, k Kernels)) {
 	}
 }
 
-// products times a product over layers of weights [n, k] on every goroutine, each with its part of n.
+// products times a product, for a fixed time whatever b.N, over layers of weights [n, k] on every goroutine, each with its part of n.
 func products(b *testing.B, s shape, size float64, layers int, f func(layer, from, to int)) {
 	b.Run(s.String(), func(b *testing.B) {
-		// One fork: to wake a thread may take longer than a product.
-		var mu sync.Mutex
-		var slowest time.Duration // of the goroutines' fastest passes
-		parallel(func(i int) {
+		next := make([]int, runtime.GOMAXPROCS(0))
+		rate := sustained(func(i int) float64 {
 			from, to := part(s.n, i)
-			fastest := time.Duration(1 << 62)
-			for range b.N {
-				start := time.Now()
-				for l := range layers {
-					f(l, from, to)
-				}
-				fastest = min(fastest, time.Since(start))
-			}
-			mu.Lock()
-			slowest = max(slowest, fastest)
-			mu.Unlock()
+			f(next[i], from, to)
+			next[i] = (next[i] + 1) % layers
+			return float64(to-from) / float64(s.n)
 		})
-		bytes := size * float64(layers*s.n*s.k)
+		bytes := size * float64(s.n*s.k)
 		if s.m > 8 {
 			bytes = 0
 		}
-		report(b, slowest.Seconds(), bytes, 2*float64(layers)*float64(s.m*s.n*s.k))
+		report(b, 1/rate, bytes, 2*float64(s.m*s.n*s.k))
 	})
 }
 

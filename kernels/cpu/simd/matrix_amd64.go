@@ -46,7 +46,7 @@ const (
 //
 //go:nosplit
 func hide[T any](p *T) *T {
-	x := uintptr(unsafe.Pointer(p))
+	x := uintptr(unsafe.Pointer(p)) // the way back hides the flow
 	return *(**T)(unsafe.Pointer(&x))
 }
 
