@@ -2,8 +2,10 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"time"
 )
 
 // eventStream writes server-sent events. The header goes out with the first one, so that an error before it can still be a plain response.
@@ -48,8 +50,12 @@ func (e *eventStream) comment(text string) {
 	e.buf = append(append(append(e.buf, ": "...), text...), "\n\n"...)
 }
 
+// writeTimeout is how long a client may leave an event unread before it counts as gone.
+const writeTimeout = time.Minute
+
 func (e *eventStream) flush() error {
 	e.begin()
+	_ = e.control.SetWriteDeadline(time.Now().Add(writeTimeout)) // a writer without deadlines (in tests) has no slow clients either
 	_, err := e.w.Write(e.buf)
 	e.buf = e.buf[:0]
 	if err == nil {
@@ -63,7 +69,7 @@ func (e *eventStream) flush() error {
 
 // fail ends the stream with an error, as a plain response where nothing was written.
 func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
-	if r.Context().Err() != nil {
+	if r.Context().Err() != nil && !errors.Is(err, errDraining) {
 		return // nobody listens
 	}
 	if !e.began {
