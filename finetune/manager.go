@@ -2,9 +2,19 @@ package finetune
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io"
 	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"bhive/adapters"
 )
 
 // ListOptions selects jobs, newest first.
@@ -14,53 +24,408 @@ type ListOptions struct {
 	Adapter string // only jobs that publish it
 }
 
-// Manager owns the jobs. Host work happens in Run; device work in Slice, on the engine's goroutine.
+// Manager owns the jobs. Their states change on the goroutine of Run alone; device work happens in Slice, on the engine's.
 // A tenant sees only its own jobs ("" is adapters.DefaultTenant); adapters.AllTenants, for administrators, sees all.
-type Manager struct{}
+type Manager struct {
+	c   Config
+	d   Deps
+	st  adapters.Store
+	log *slog.Logger
+
+	mu      sync.Mutex
+	jobs    map[string]*job // those that are not final
+	inbox   []func()        // for Run's goroutine
+	changed chan struct{}   // closed and replaced at every new event
+	closed  bool
+
+	signal  chan struct{} // the inbox has something
+	stopped chan struct{} // closed by Close
+	workers sync.WaitGroup
+
+	device device
+	ready  atomic.Bool
+}
+
+// New makes a manager; Run starts it.
+func New(c Config, d Deps) (*Manager, error) {
+	c.SetDefaults()
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	c.Trainer.SetDefaults(d.Model.Config.MaxPositions)
+	if err := c.Trainer.Validate(); err != nil {
+		return nil, err
+	}
+	if d.Log == nil {
+		d.Log = slog.Default()
+	}
+	if d.Wake == nil {
+		d.Wake = func() {}
+	}
+	return &Manager{c: c, d: d, st: d.Registry.Store, log: d.Log, jobs: map[string]*job{}, changed: make(chan struct{}),
+		signal: make(chan struct{}, 1), stopped: make(chan struct{})}, nil
+}
+
+// post leaves work for Run's goroutine.
+func (m *Manager) post(f func()) {
+	m.mu.Lock()
+	m.inbox = append(m.inbox, f)
+	m.mu.Unlock()
+	select {
+	case m.signal <- struct{}{}:
+	default:
+	}
+}
+
+// do runs f on Run's goroutine and waits for what it sends.
+func (m *Manager) do(ctx context.Context, f func(done func(error))) error {
+	result := make(chan error, 1)
+	m.post(func() { f(func(err error) { result <- err }) })
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.stopped:
+		return ErrClosed
+	}
+}
+
+// Close ends all waiting and frees the trainer. Run must have returned, and the engine stopped. Idempotent.
+func (m *Manager) Close() error {
+	m.mu.Lock()
+	first := !m.closed
+	m.closed = true
+	m.mu.Unlock()
+	if first {
+		close(m.stopped)
+		m.device.close()
+	}
+	return nil
+}
 
 // Submit checks the spec, stores it with its examples and queues the job. Errors: *FieldError (also for an unknown parent),
 // *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed. The job is durable
 // when Submit returns.
 func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
-	return Job{}, errors.ErrUnsupported
+	if err := m.check(ctx, &spec); err != nil {
+		return Job{}, err
+	}
+	j := &job{spec: spec}
+	var err error
+	param := "training_file"
+	training := spec.Training
+	if training == nil {
+		param, training = "examples", InlineReader(spec.Examples)
+	}
+	if j.data.Training, err = m.keep(ctx, spec, param, training); err != nil {
+		return Job{}, err
+	}
+	j.data.Param = param
+	if spec.Validation != nil {
+		if j.data.Validation, err = m.keep(ctx, spec, "validation_file", spec.Validation); err != nil {
+			return Job{}, err
+		}
+	}
+	j.spec.Training, j.spec.Validation, j.spec.Examples = nil, nil, nil
+	id := make([]byte, 12)
+	if _, err := rand.Read(id); err != nil {
+		return Job{}, fmt.Errorf("naming a job: %w", err)
+	}
+	now := time.Now().UTC()
+	j.public = Job{ID: "ftjob-" + hex.EncodeToString(id), Tenant: tenantOf(spec.Tenant), Spec: j.spec, State: Queued, Created: now}
+	err = m.do(ctx, func(done func(error)) { done(m.create(ctx, j)) })
+	if err != nil {
+		return Job{}, err
+	}
+	return m.Get(ctx, spec.Tenant, j.public.ID)
+}
+
+// keep stores a file of examples, and unless the spec is Deferred reads them for their errors.
+func (m *Manager) keep(ctx context.Context, spec JobSpec, param string, r io.Reader) (string, error) {
+	limited := &limitReader{r: r, left: m.c.Limits.FileBytes}
+	blob, err := m.st.PutBlob(ctx, spec.Tenant, limited)
+	if limited.over {
+		return "", &ExamplesError{Param: param, Total: 1, Lines: []LineError{{Line: 1, Message: fmt.Sprintf("the file is larger than %d bytes", m.c.Limits.FileBytes)}}}
+	}
+	if err != nil {
+		return "", fmt.Errorf("storing examples: %w", err)
+	}
+	if !spec.Deferred {
+		if _, err := m.read(ctx, spec, param, blob.SHA256); err != nil {
+			return "", err
+		}
+	}
+	return blob.SHA256, nil
+}
+
+// read parses stored examples.
+func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*Examples, error) {
+	blob, err := m.st.OpenBlob(ctx, spec.Tenant, sha)
+	if err != nil {
+		return nil, fmt.Errorf("opening examples: %w", err)
+	}
+	defer blob.Close()
+	longest := min(m.c.Trainer.BatchTokens, m.d.Model.Config.MaxPositions)
+	if spec.MaxLength > 0 {
+		longest = min(longest, spec.MaxLength)
+	}
+	return ReadExamples(ctx, io.NewSectionReader(blob, 0, blob.Size()), m.d.Encoder,
+		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Limits: m.c.Limits})
+}
+
+// limitReader fails where there is more than left bytes.
+type limitReader struct {
+	r    io.Reader
+	left int64
+	over bool
+}
+
+func (l *limitReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.left -= int64(n); l.left < 0 {
+		l.over = true
+		return 0, errors.New("too large")
+	}
+	return n, err
+}
+
+// check validates a spec against the model, the store and the parent, and fills in what they decide.
+func (m *Manager) check(ctx context.Context, spec *JobSpec) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	if err := adapters.CheckName(spec.Name); err != nil {
+		return fieldErrorf("name", "%v", err)
+	}
+	basis := m.d.Model.Basis
+	if basis == nil {
+		return fieldErrorf("name", "the model was loaded without a basis, so it has no adapters")
+	}
+	if len(spec.Examples) == 0 && spec.Training == nil {
+		return fieldErrorf("examples", "are missing")
+	}
+	next := false // the next version of an adapter that exists
+	if spec.Parent != "" {
+		v, err := m.parent(ctx, spec.Tenant, spec.Parent)
+		if err != nil {
+			return err
+		}
+		next = v.Name == spec.Name
+		if spec.Rank != 0 && spec.Rank != v.Rank {
+			return fieldErrorf("rank", "must be that of the parent, %d, is %d", v.Rank, spec.Rank)
+		}
+		if spec.Alpha != 0 && spec.Alpha != v.Alpha {
+			return fieldErrorf("alpha", "must be that of the parent, %g, is %g", v.Alpha, spec.Alpha)
+		}
+		spec.Rank, spec.Alpha = v.Rank, v.Alpha
+	}
+	setDefault(&spec.Rank, min(16, basis.R))
+	setDefault(&spec.Alpha, 2*float64(spec.Rank))
+	if spec.Rank > basis.R {
+		return fmt.Errorf("%w: %w", fieldErrorf("rank", "must be at most %d, the rows of the basis, is %d", basis.R, spec.Rank), adapters.ErrRank)
+	}
+	if spec.MaxLength > min(m.c.Trainer.BatchTokens, m.d.Model.Config.MaxPositions) {
+		return fieldErrorf("max_length", "must be at most %d, is %d", min(m.c.Trainer.BatchTokens, m.d.Model.Config.MaxPositions), spec.MaxLength)
+	}
+	if !next {
+		return m.free(ctx, spec.Tenant, spec.Name)
+	}
+	return nil
+}
+
+// free returns adapters.ErrExists where a name is taken.
+func (m *Manager) free(ctx context.Context, tenant, name string) error {
+	_, err := m.st.Get(ctx, tenant, name, 0)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%w: %w", fieldErrorf("name", "there is an adapter %q already", name), adapters.ErrExists)
+	case !errors.Is(err, adapters.ErrNotFound):
+		return fmt.Errorf("looking for adapter %q: %w", name, err)
+	}
+	return nil
+}
+
+// parent finds the version that a reference names, and checks that training can go on from it.
+func (m *Manager) parent(ctx context.Context, tenant, ref string) (adapters.Version, error) {
+	r, err := adapters.ParseRef(ref)
+	if err != nil {
+		return adapters.Version{}, fieldErrorf("parent", "%v", err)
+	}
+	if len(r.Parts) != 1 || r.Parts[0].Weight != 1 || r.Parts[0].Tenant != "" {
+		return adapters.Version{}, fieldErrorf("parent", "must name one adapter of your own, as name or name@version")
+	}
+	v, err := m.st.Get(ctx, tenant, r.Parts[0].Name, r.Parts[0].Number)
+	if errors.Is(err, adapters.ErrNotFound) {
+		return v, fmt.Errorf("%w: %w", fieldErrorf("parent", "there is no adapter %q", ref), adapters.ErrNotFound)
+	}
+	if err != nil {
+		return v, fmt.Errorf("looking for parent %q: %w", ref, err)
+	}
+	if err := adapters.CheckVersion(m.d.Model.Basis)(v); err != nil {
+		return v, fmt.Errorf("%w: %w", fieldErrorf("parent", "cannot be trained here: %v", err), err)
+	}
+	return v, nil
+}
+
+func tenantOf(t string) string {
+	if t == "" {
+		return adapters.DefaultTenant
+	}
+	return t
 }
 
 // Get returns a job, or ErrNotFound.
 func (m *Manager) Get(ctx context.Context, tenant, id string) (Job, error) {
-	return Job{}, errors.ErrUnsupported
+	m.mu.Lock()
+	if j, ok := m.jobs[id]; ok {
+		p := j.public
+		m.mu.Unlock()
+		if tenant != adapters.AllTenants && p.Tenant != tenantOf(tenant) {
+			return Job{}, fmt.Errorf("%w: %q", ErrNotFound, firstRunes(id, 80))
+		}
+		return p, nil
+	}
+	m.mu.Unlock()
+	if tenant == adapters.AllTenants {
+		list, err := m.st.ListJobs(ctx, tenant)
+		if err != nil {
+			return Job{}, fmt.Errorf("looking for job %q: %w", firstRunes(id, 80), err)
+		}
+		for _, r := range list {
+			if r.ID == id && r.Kind == jobKind {
+				return publicOf(r)
+			}
+		}
+		return Job{}, fmt.Errorf("%w: %q", ErrNotFound, firstRunes(id, 80))
+	}
+	r, err := m.st.GetJob(ctx, tenant, id)
+	if errors.Is(err, adapters.ErrNotFound) || errors.Is(err, adapters.ErrInvalidName) || err == nil && r.Kind != jobKind {
+		return Job{}, fmt.Errorf("%w: %q", ErrNotFound, firstRunes(id, 80))
+	}
+	if err != nil {
+		return Job{}, fmt.Errorf("reading job %q: %w", id, err)
+	}
+	return publicOf(r)
 }
 
 // List returns a page of a tenant's jobs, and whether there are more.
 func (m *Manager) List(ctx context.Context, tenant string, o ListOptions) ([]Job, bool, error) {
-	return nil, false, errors.ErrUnsupported
+	setDefault(&o.Limit, 20)
+	list, err := m.st.ListJobs(ctx, tenant)
+	if err != nil {
+		return nil, false, fmt.Errorf("listing jobs: %w", err)
+	}
+	slices.Reverse(list)
+	out := []Job{}
+	found := o.After == ""
+	for _, r := range list {
+		if r.Kind != jobKind {
+			continue
+		}
+		if !found {
+			found = r.ID == o.After
+			continue
+		}
+		j, err := publicOf(r)
+		if err != nil {
+			return nil, false, err
+		}
+		m.mu.Lock()
+		if live, ok := m.jobs[r.ID]; ok {
+			j = live.public
+		}
+		m.mu.Unlock()
+		if o.Adapter != "" && j.Spec.Name != o.Adapter {
+			continue
+		}
+		if len(out) == o.Limit {
+			return out, true, nil
+		}
+		out = append(out, j)
+	}
+	return out, false, nil
 }
 
 // Cancel ends a job that is not final; nothing is published. ErrNotFound, ErrState.
 func (m *Manager) Cancel(ctx context.Context, tenant, id string) (Job, error) {
-	return Job{}, errors.ErrUnsupported
+	return m.change(ctx, tenant, id, m.cancel)
 }
 
 // Pause stops a queued or running job and returns when its checkpoint is durable. ErrNotFound, ErrState.
 func (m *Manager) Pause(ctx context.Context, tenant, id string) (Job, error) {
-	return Job{}, errors.ErrUnsupported
+	return m.change(ctx, tenant, id, m.pause)
 }
 
 // Resume queues a paused job; it goes on from its checkpoint. ErrNotFound, ErrState.
 func (m *Manager) Resume(ctx context.Context, tenant, id string) (Job, error) {
-	return Job{}, errors.ErrUnsupported
+	return m.change(ctx, tenant, id, m.resume)
+}
+
+func (m *Manager) change(ctx context.Context, tenant, id string, f func(*job, func(error))) (Job, error) {
+	p, err := m.Get(ctx, tenant, id)
+	if err != nil {
+		return Job{}, err
+	}
+	err = m.do(ctx, func(done func(error)) {
+		if j, ok := m.jobs[id]; ok {
+			f(j, done)
+			return
+		}
+		done(fmt.Errorf("%w: it is %s", ErrState, p.State))
+	})
+	if err != nil {
+		return Job{}, err
+	}
+	return m.Get(ctx, tenant, id)
 }
 
 // Events yields a job's events with Seq > after, waits for more while the job is not final, and ends after its last. An error
 // (ErrNotFound, the context's, ErrClosed) ends it too.
 func (m *Manager) Events(ctx context.Context, tenant, id string, after int64) iter.Seq2[Event, error] {
-	return func(yield func(Event, error) bool) { yield(Event{}, errors.ErrUnsupported) }
+	return func(yield func(Event, error) bool) {
+		for {
+			m.mu.Lock()
+			changed := m.changed
+			m.mu.Unlock()
+			j, err := m.Get(ctx, tenant, id)
+			if err != nil {
+				yield(Event{}, err)
+				return
+			}
+			list, err := m.st.Events(ctx, j.Tenant, id, after, 256)
+			if err != nil {
+				yield(Event{}, fmt.Errorf("reading the events of job %q: %w", id, err))
+				return
+			}
+			for _, e := range list {
+				after = e.Seq
+				out := eventOf(e)
+				if out.Result != nil { // the version's number is the store's
+					if j, err = m.Get(ctx, tenant, id); err == nil && j.Result != nil {
+						out.Result = j.Result
+					}
+				}
+				if !yield(out, nil) {
+					return
+				}
+			}
+			if len(list) > 0 {
+				continue
+			}
+			if j.State.Final() {
+				return
+			}
+			select {
+			case <-changed:
+			case <-time.After(2 * time.Second): // another worker's job
+			case <-ctx.Done():
+				yield(Event{}, ctx.Err())
+				return
+			case <-m.stopped:
+				yield(Event{}, ErrClosed)
+				return
+			}
+		}
+	}
 }
-
-// Run does the host's part of all jobs (validation, checkpoints, publishing) until ctx ends; then it has checkpointed what runs.
-func (m *Manager) Run(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Ready reports whether there is device work. With Slice it is infer.Background.
-func (m *Manager) Ready() bool { return false }
-
-// Slice does device work for about the budget: a few layers of one micro-batch, an optimizer update, or a token of a sample.
-func (m *Manager) Slice(budget time.Duration) {}

@@ -29,11 +29,8 @@ type sampleSeq struct {
 }
 
 // Sample continues prompts greedily by a lane's present B, or with base by the base. done gets the continuations on the goroutine of Unit.
-// It returns false while another sample is under way. Prompts keep their last tokens where they are long.
-func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop func(id int) bool, done func(out [][]int)) bool {
-	if t.sample != nil {
-		return false
-	}
+// Prompts keep their last tokens where they are long. A lane that leaves takes its samples along.
+func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop func(id int) bool, done func(out [][]int)) {
 	most := min(maxSampleTokens, t.c.BatchTokens/2)
 	s := &sampling{lane: l, tokens: min(tokens, most), stop: stop, done: done}
 	for _, p := range prompts {
@@ -48,8 +45,7 @@ func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop f
 		q.ended = len(q.ids) == 0 || s.tokens == 0
 		s.seqs = append(s.seqs, q)
 	}
-	t.sample = s
-	return true
+	t.samples = append(t.samples, s)
 }
 
 // unit runs one step for the sequences in flight and reports whether the sample is complete.

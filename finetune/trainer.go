@@ -3,6 +3,7 @@ package finetune
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"bhive/adapters"
@@ -60,11 +61,11 @@ type Trainer struct {
 
 	train, serve stepRecord // of training passes, of samples
 
-	active []*Lane // by lane; nil where free
-	turn   int     // the lane that comes first in the next pass
-	pass   *pass   // under way
-	sample *sampling
-	err    error // of the device; final
+	active  []*Lane     // by lane; nil where free
+	turn    int         // the lane that comes first in the next pass
+	pass    *pass       // under way
+	samples []*sampling // in order
+	err     error       // of the device; final
 }
 
 // stepRecord is a step record on both sides.
@@ -163,7 +164,7 @@ func (t *Trainer) Close() {
 			*x = kernels.Tensor{}
 		}
 	}
-	t.pass, t.sample = nil, nil
+	t.pass, t.samples = nil, nil
 }
 
 // errNoLane is returned by Add where all lanes are taken.
@@ -207,16 +208,14 @@ func (t *Trainer) Remove(l *Lane) {
 	if t.pass != nil {
 		t.pass.drop(l)
 	}
-	if t.sample != nil && t.sample.lane == l {
-		t.sample = nil
-	}
+	t.samples = slices.DeleteFunc(t.samples, func(s *sampling) bool { return s.lane == l })
 	l.close()
 	t.active[l.index] = nil
 }
 
 // Ready reports whether Unit has something to do.
 func (t *Trainer) Ready() bool {
-	if t.pass != nil || t.sample != nil {
+	if t.pass != nil || len(t.samples) > 0 {
 		return true
 	}
 	for _, l := range t.active {
@@ -238,9 +237,9 @@ func (t *Trainer) Unit() (bool, error) {
 		if t.pass.unit(t) {
 			t.pass = nil
 		}
-	case t.sample != nil:
-		if t.sample.unit(t) {
-			t.sample = nil
+	case len(t.samples) > 0:
+		if s := t.samples[0]; s.unit(t) {
+			t.samples = slices.DeleteFunc(t.samples, func(o *sampling) bool { return o == s })
 		}
 	default:
 		if t.pass = t.compose(); t.pass == nil {

@@ -34,7 +34,7 @@ type builder struct {
 
 // build puts a model on a device. On error nothing stays allocated.
 func build(ctx context.Context, be kernels.Backend, cc checkpoint.Config, src source, basis *adapters.Basis, c LoadConfig) (*Model, error) {
-	m := &Model{Backend: be, Config: cc, Geometry: geometryOf(cc), Positions: cc.MaxPositions, Basis: basis, Layers: make([]Layer, cc.Layers)}
+	m := &Model{Backend: be, Config: cc, Geometry: GeometryOf(cc), Positions: cc.MaxPositions, Basis: basis, Layers: make([]Layer, cc.Layers)}
 	if c.Positions > 0 {
 		m.Positions = min(m.Positions, c.Positions)
 	}

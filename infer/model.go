@@ -6,8 +6,8 @@ import (
 	"bhive/kernels"
 )
 
-// geometryOf is a configuration as adapters see it.
-func geometryOf(c checkpoint.Config) adapters.Geometry {
+// GeometryOf is a configuration as adapters see it.
+func GeometryOf(c checkpoint.Config) adapters.Geometry {
 	return adapters.Geometry{Layers: c.Layers, Hidden: c.Hidden, QDim: c.Heads * c.HeadDim, KVDim: c.KVHeads * c.HeadDim, FeedForward: c.FeedForward}
 }
 

@@ -116,6 +116,13 @@ func contentText(raw json.RawMessage) (string, error) {
 func (m *Message) value() (jinja.Value, error) {
 	v := jinja.NewDict()
 	d := v.AsDict()
+	reasoning, err := m.reasoning()
+	if err != nil {
+		return v, err
+	}
+	if reasoning != nil { // a "thinking" of the message's own replaces it
+		d.Set("thinking", *reasoning)
+	}
 	d.Set("role", jinja.NewString(m.Role))
 	if m.NullContent && m.Content == "" {
 		d.Set("content", jinja.None())
@@ -147,7 +154,27 @@ func (m *Message) value() (jinja.Value, error) {
 		}
 		d.Set(f.Name, x)
 	}
+	if reasoning != nil {
+		d.Set("reasoning_content", *reasoning)
+	}
 	return v, nil
+}
+
+// reasoning returns a message's reasoning under any of its names, nil if it has none. Templates find it under the first two.
+func (m *Message) reasoning() (*jinja.Value, error) {
+	for _, name := range []string{"reasoning_content", "thinking", "reasoning"} {
+		for _, f := range m.Extra {
+			if f.Name != name || string(f.Value) == "null" {
+				continue
+			}
+			v, err := valueOf(f.Value)
+			if err != nil {
+				return nil, fmt.Errorf("%w: %s: %v", ErrMessage, name, err)
+			}
+			return &v, nil
+		}
+	}
+	return nil, nil
 }
 
 // openArguments makes an object of a call's arguments, which the OpenAI API writes as a string of JSON and templates expect open.

@@ -46,6 +46,9 @@ func compile(template string) (c *jinja.Template, err error) {
 			c, err = nil, fmt.Errorf("%w: %v", ErrSyntax, r)
 		}
 	}()
+	// As jinja2's lexer: one kind of line end, and the template's last one is dropped.
+	template = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(template)
+	template = strings.TrimSuffix(template, "\n")
 	if c, err = jinja.Compile(template); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrSyntax, err)
 	}

@@ -1,0 +1,57 @@
+package finetune
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"bhive/adapters"
+	"bhive/infer"
+)
+
+// Config is how a Manager works.
+type Config struct {
+	Trainer TrainerConfig
+	Limits  Limits
+	// Waiting is the most jobs that may be queued; default: 64.
+	Waiting int
+	// CheckpointEvery is the time between durable checkpoints of a running job; default: 1 minute. There is one at a pause and at
+	// shutdown too.
+	CheckpointEvery time.Duration
+	// ProgressEvery is the least time between two progress events of a job; default: 250 ms.
+	ProgressEvery time.Duration
+	// Shutdown is how long Run, when it ends, waits for the engine to let it copy what runs; default: 10 s.
+	Shutdown time.Duration
+	// Worker is this process's name among those that share the store; default: "bhive". A job of a worker that has not been
+	// heard of for TakeOver (default: 2 minutes) is taken over; those of the same name are, at once.
+	Worker   string
+	TakeOver time.Duration
+}
+
+// SetDefaults fills in what is zero.
+func (c *Config) SetDefaults() {
+	c.Limits.setDefaults()
+	setDefault(&c.Waiting, 64)
+	setDefault(&c.CheckpointEvery, time.Minute)
+	setDefault(&c.ProgressEvery, 250*time.Millisecond)
+	setDefault(&c.Shutdown, 10*time.Second)
+	setDefault(&c.Worker, "bhive")
+	setDefault(&c.TakeOver, 2*time.Minute)
+}
+
+// Validate names a field that is out of range.
+func (c Config) Validate() error {
+	if c.Waiting < 1 || c.CheckpointEvery < 0 || c.ProgressEvery < 0 || c.Shutdown < 0 || c.TakeOver < time.Second {
+		return fmt.Errorf("finetune: waiting must be at least 1, take-over at least 1 s, and no time below 0: %+v", c)
+	}
+	return nil
+}
+
+// Deps are what a Manager works with.
+type Deps struct {
+	Model    *infer.Model
+	Registry *adapters.Registry // over the store, too
+	Encoder  Encoder
+	Wake     func()       // called when Ready becomes true; may be nil
+	Log      *slog.Logger // of what nobody else hears; nil: slog.Default()
+}

@@ -1,0 +1,279 @@
+package finetune
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"bhive/adapters"
+	"bhive/kernels"
+)
+
+// device is the engine goroutine's side of a manager.
+type device struct {
+	mu       sync.Mutex
+	commands []func()
+
+	trainer *Trainer // the engine goroutine's; nil while nothing is trained
+	failed  error    // of the device; final
+	unit    time.Duration
+}
+
+// command leaves work for the engine's goroutine.
+func (d *device) command(m *Manager, f func()) {
+	d.mu.Lock()
+	d.commands = append(d.commands, f)
+	d.mu.Unlock()
+	if !m.ready.Swap(true) {
+		m.d.Wake()
+	}
+}
+
+func (d *device) take() []func() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := d.commands
+	d.commands = nil
+	return c
+}
+
+func (d *device) close() {
+	if d.trainer != nil {
+		d.trainer.Close()
+		d.trainer = nil
+	}
+}
+
+// Ready reports whether there is device work. With Slice it is infer.Background.
+func (m *Manager) Ready() bool { return m.ready.Load() }
+
+// Slice does device work for about the budget: units of a layer of one micro-batch, an optimizer update, or a token of a sample; one at least.
+func (m *Manager) Slice(budget time.Duration) {
+	d := &m.device
+	begin := time.Now()
+	for {
+		for _, f := range d.take() {
+			f()
+		}
+		more := false
+		if d.trainer != nil && d.failed == nil {
+			at := time.Now()
+			var err error
+			if more, err = d.trainer.Unit(); err != nil {
+				d.failed = err
+				m.post(func() { m.failAll(err) })
+				more = false
+			}
+			d.unit = time.Since(at)
+		}
+		if !more {
+			m.ready.Store(false)
+			d.mu.Lock()
+			again := len(d.commands) > 0
+			d.mu.Unlock()
+			if again {
+				m.ready.Store(true)
+			}
+			return
+		}
+		if time.Since(begin)+d.unit > budget {
+			return
+		}
+	}
+}
+
+// failAll ends what runs after the device has failed.
+func (m *Manager) failAll(err error) {
+	for _, j := range m.list() {
+		if j.lane != nil {
+			j.lane = nil
+			m.fail(context.Background(), j, err)
+		}
+	}
+}
+
+// join asks the engine for a lane.
+func (m *Manager) join(ctx context.Context, j *job, p preparation) {
+	j.spec, j.data = p.spec, p.data
+	j.options = p.options
+	j.joining = true
+	m.update(j, func(q *Job) {
+		q.Spec = p.spec
+		q.Progress.Examples, q.Progress.HeldOut, q.Progress.ExampleTokens = len(p.options.Train), len(p.options.Held), p.tokens
+		q.Progress.Steps = p.options.Schedule.Steps
+	})
+	if p.truncated > 0 && p.options.From == nil {
+		m.append(ctx, j, Event{Type: EventWarning, Level: "warn", Message: fmt.Sprintf("%d examples were cut to the longest possible", p.truncated)})
+	}
+	r := &runner{m: m, j: j, p: p, ctx: context.WithoutCancel(ctx)}
+	m.device.command(m, func() {
+		lane, err := r.open()
+		m.post(func() {
+			j.joining = false
+			if err != nil {
+				if errors.Is(err, kernels.ErrNoMemory) && m.others(j) {
+					j.blocked = true
+					m.setState(ctx, j, Queued, "waits for memory")
+					return
+				}
+				m.fail(ctx, j, err)
+				return
+			}
+			j.lane = lane
+			now := time.Now()
+			j.checkpointed, j.stepped = now, now
+			message := fmt.Sprintf("training %d examples, %d steps, learning rate %.3g", len(p.options.Train), p.options.Schedule.Steps, p.options.Schedule.Rate)
+			if p.options.From != nil {
+				message = fmt.Sprintf("goes on from step %d", p.options.From.Step)
+			}
+			m.setState(ctx, j, Running, message)
+			if j.stop != nil { // paused or cancelled while it waited
+				stop := j.stop
+				m.leave(j, func(c *Checkpoint) { stop(ctx) })
+			}
+		})
+	})
+}
+
+func (m *Manager) others(j *job) bool {
+	for _, o := range m.jobs {
+		if o != j && o.lane != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// leave takes a job off the device; then gets its state.
+func (m *Manager) leave(j *job, then func(*Checkpoint)) {
+	lane := j.lane
+	j.lane = nil
+	m.device.command(m, func() {
+		c := lane.Checkpoint()
+		m.device.remove(lane)
+		m.post(func() { then(c) })
+	})
+}
+
+func (d *device) remove(l *Lane) {
+	if d.trainer == nil {
+		return
+	}
+	d.trainer.Remove(l)
+	if d.trainer.Free() == d.trainer.c.Lanes {
+		d.close()
+	}
+}
+
+// runner is a job on the device: its methods run on the engine's goroutine, and post what they see to Run's.
+type runner struct {
+	m    *Manager
+	j    *job
+	p    preparation
+	ctx  context.Context
+	lane *Lane
+	base []string // the base's texts
+}
+
+func (r *runner) open() (*Lane, error) {
+	d := &r.m.device
+	if d.failed != nil {
+		return nil, d.failed
+	}
+	if d.trainer == nil {
+		t, err := NewTrainer(r.m.d.Model, r.m.c.Trainer)
+		if err != nil {
+			return nil, err
+		}
+		d.trainer = t
+	}
+	o := r.p.options
+	o.Report = r.report
+	l, err := d.trainer.Add(o)
+	if err != nil {
+		if d.trainer.Free() == d.trainer.c.Lanes {
+			d.close()
+		}
+		return nil, err
+	}
+	r.lane = l
+	if len(r.p.promptIDs) > 0 {
+		enc := r.m.d.Encoder
+		d.trainer.Sample(l, true, r.p.promptIDs, r.p.spec.SampleTokens, enc.Stops, func(out [][]int) {
+			for _, ids := range out {
+				r.base = append(r.base, enc.Decode(ids))
+			}
+		})
+	}
+	if l.complete { // a checkpoint of the end
+		r.complete()
+	}
+	return l, nil
+}
+
+// report is called by the trainer after a step or an evaluation.
+func (r *runner) report(rep Report) {
+	position := r.lane.pos
+	r.m.post(func() { r.m.progress(r.ctx, r.j, rep, position) })
+	switch {
+	case rep.Err != nil:
+		r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
+	case rep.Completed:
+		r.sample(rep.Step, r.complete)
+	case !rep.Eval && rep.Step%r.p.spec.SampleSteps == 0:
+		r.sample(rep.Step, nil)
+	}
+}
+
+// sample shows the candidate's texts, and then goes on to then.
+func (r *runner) sample(step int, then func()) {
+	if len(r.p.promptIDs) == 0 {
+		if then != nil {
+			then()
+		}
+		return
+	}
+	enc := r.m.d.Encoder
+	r.m.device.trainer.Sample(r.lane, false, r.p.promptIDs, r.p.spec.SampleTokens, enc.Stops, func(out [][]int) {
+		var events []Event
+		for i, ids := range out {
+			s := &Sample{Step: step, Index: i, Prompt: r.p.prompts[i], Base: r.base[i], Candidate: enc.Decode(ids)}
+			events = append(events, Event{Type: EventSample, Message: fmt.Sprintf("step %d: %s", step, s.Candidate), Sample: s})
+		}
+		r.m.post(func() { r.m.append(r.ctx, r.j, events...) })
+		if then != nil {
+			then()
+		}
+	})
+}
+
+// complete takes the lane's B and gives the lane back.
+func (r *runner) complete() {
+	r.m.device.command(r.m, func() {
+		best := r.p.options.KeepBest && r.lane.pos.HasBest
+		result := completion{weights: r.lane.Weights(best), step: r.lane.pos.Step}
+		if best {
+			result.step = r.lane.pos.BestStep
+		}
+		if r.lane.pos.HasBest {
+			loss := r.lane.pos.LastEval
+			if best {
+				loss = r.lane.pos.BestLoss
+			}
+			result.loss = &loss
+		}
+		result.checkpoint = r.lane.Checkpoint()
+		r.m.device.remove(r.lane)
+		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
+	})
+}
+
+// completion is what a job ends with.
+type completion struct {
+	weights    *adapters.Weights
+	step       int
+	loss       *float64 // of the validation
+	checkpoint *Checkpoint
+}

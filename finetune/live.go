@@ -1,0 +1,282 @@
+package finetune
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"time"
+
+	"bhive/adapters"
+)
+
+// jobKind marks our records among the store's jobs.
+const jobKind = "finetune"
+
+// job is a job that is not final. Only Run's goroutine changes it; public is read by others, under the manager's lock.
+type job struct {
+	spec   JobSpec // with all defaults
+	public Job
+	data   jobData
+	rev    int64 // of the store's record
+
+	lane         *Lane // while it has one; its methods are the engine goroutine's
+	options      LaneOptions
+	preparing    bool                  // its examples are being read
+	joining      bool                  // it waits for a lane
+	finishing    bool                  // it has come to its end and is being published
+	blocked      bool                  // there was no memory; until another job leaves
+	saving       bool                  // a checkpoint is under way
+	stop         func(context.Context) // what to do instead of going on
+	checkpointed time.Time
+	reported     time.Time // of the last progress event
+	stepped      time.Time // of the last step
+}
+
+// jobData is what the store keeps of a job.
+type jobData struct {
+	Job        Job    `json:"job"`
+	Param      string `json:"param"`
+	Training   string `json:"training"`             // blob of the examples
+	Validation string `json:"validation,omitempty"` // blob
+	Checkpoint string `json:"checkpoint,omitempty"` // blob
+	Parent     string `json:"parent,omitempty"`     // name@number that it went on from
+	ParentNo   int    `json:"parent_number,omitempty"`
+}
+
+// busy says whether the job holds, or is about to hold, a lane.
+func (j *job) busy() bool { return j.preparing || j.joining || j.lane != nil || j.finishing }
+
+func (j *job) event(e Event) json.RawMessage {
+	if e.Level == "" {
+		e.Level = "info"
+	}
+	b, err := json.Marshal(e)
+	if err != nil {
+		panic("finetune: an event that is not JSON: " + err.Error())
+	}
+	return b
+}
+
+func (j *job) record(worker string) adapters.Job {
+	j.data.Job = j.public
+	data, err := json.Marshal(j.data)
+	if err != nil {
+		panic("finetune: a job that is not JSON: " + err.Error())
+	}
+	r := adapters.Job{Tenant: j.public.Tenant, ID: j.public.ID, Kind: jobKind, State: string(j.public.State), Worker: worker,
+		Heartbeat: time.Now().UTC(), Data: data, Rev: j.rev}
+	if !j.public.State.Final() {
+		for _, b := range []string{j.data.Training, j.data.Validation, j.data.Checkpoint} {
+			if b != "" {
+				r.Blobs = append(r.Blobs, b)
+			}
+		}
+	}
+	return r
+}
+
+func readJob(r adapters.Job) (*job, error) {
+	j := &job{rev: r.Rev}
+	if err := json.Unmarshal(r.Data, &j.data); err != nil {
+		return nil, fmt.Errorf("job %s: %w: %w", r.ID, adapters.ErrCorrupt, err)
+	}
+	j.public = j.data.Job
+	j.public.State = State(r.State)
+	j.spec = j.public.Spec
+	j.spec.Tenant = r.Tenant
+	if ref, err := adapters.ParseRef(r.Published); err == nil && r.Published != "" && j.public.Result != nil {
+		j.public.Result.Version = ref.Parts[0].Number // which only the store knew
+	}
+	return j, nil
+}
+
+func publicOf(r adapters.Job) (Job, error) {
+	j, err := readJob(r)
+	if err != nil {
+		return Job{}, err
+	}
+	return j.public, nil
+}
+
+func eventOf(e adapters.Event) Event {
+	var out Event
+	if err := json.Unmarshal(e.Data, &out); err != nil {
+		out = Event{Type: EventWarning, Level: "warn", Message: "an event that cannot be read"}
+	}
+	out.Seq, out.Time = e.Seq, e.At
+	return out
+}
+
+// update changes the public part.
+func (m *Manager) update(j *job, f func(*Job)) {
+	m.mu.Lock()
+	f(&j.public)
+	m.mu.Unlock()
+}
+
+// announce wakes those who wait for events.
+func (m *Manager) announce() {
+	m.mu.Lock()
+	close(m.changed)
+	m.changed = make(chan struct{})
+	m.mu.Unlock()
+}
+
+// save writes a job's record and events in one.
+func (m *Manager) save(ctx context.Context, j *job, events ...Event) error {
+	var raw []json.RawMessage
+	for _, e := range events {
+		raw = append(raw, j.event(e))
+	}
+	r, err := m.st.UpdateJob(ctx, j.public.Tenant, j.record(m.c.Worker), raw...)
+	if errors.Is(err, adapters.ErrConflict) || errors.Is(err, adapters.ErrNotFound) {
+		m.abandon(j)
+		return fmt.Errorf("storing job %s: %w: %w", j.public.ID, errLost, err)
+	}
+	if err != nil {
+		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
+	}
+	j.rev = r.Rev
+	if len(events) > 0 {
+		m.announce()
+	}
+	return nil
+}
+
+// abandon forgets a job that is no longer ours.
+func (m *Manager) abandon(j *job) {
+	if j.lane != nil {
+		m.leave(j, func(*Checkpoint) {})
+	}
+	m.mu.Lock()
+	delete(m.jobs, j.public.ID)
+	m.mu.Unlock()
+	m.announce()
+}
+
+func (m *Manager) append(ctx context.Context, j *job, events ...Event) {
+	var raw []json.RawMessage
+	for _, e := range events {
+		raw = append(raw, j.event(e))
+	}
+	if _, err := m.st.AppendEvents(ctx, j.public.Tenant, j.public.ID, raw...); err != nil {
+		m.log.Warn("storing an event", "job", j.public.ID, "error", err)
+		return
+	}
+	m.announce()
+}
+
+// setState moves a job to a state that is not final. Where the store cannot be written the job goes on; its record follows later.
+func (m *Manager) setState(ctx context.Context, j *job, s State, message string) {
+	m.update(j, func(p *Job) {
+		p.State = s
+		if s == Running && p.Started == nil {
+			now := time.Now().UTC()
+			p.Started = &now
+		}
+	})
+	if err := m.save(ctx, j, Event{Type: EventState, State: s, Message: message}); err != nil {
+		m.log.Warn("storing a job's state", "job", j.public.ID, "state", s, "error", err)
+	}
+}
+
+// finish moves a job to a final state.
+func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) error {
+	now := time.Now().UTC()
+	before := j.public
+	m.update(j, func(p *Job) { p.State, p.Finished = s, &now })
+	if err := m.save(ctx, j, events...); err != nil && !errors.Is(err, errLost) {
+		m.update(j, func(p *Job) { *p = before })
+		return err
+	}
+	m.retire(j)
+	return nil
+}
+
+// retire forgets a job that is final in the store.
+func (m *Manager) retire(j *job) {
+	m.mu.Lock()
+	delete(m.jobs, j.public.ID)
+	m.mu.Unlock()
+	m.announce()
+	for _, o := range m.jobs {
+		o.blocked = false
+	}
+}
+
+// fail ends a job with an error.
+func (m *Manager) fail(ctx context.Context, j *job, err error) {
+	e := &JobError{Code: "internal", Message: err.Error()}
+	var field *FieldError
+	var examples *ExamplesError
+	switch {
+	case errors.As(err, &examples):
+		e.Code, e.Param, e.Lines = "invalid_training_file", examples.Param, examples.Lines
+		if examples.Param == "validation_file" {
+			e.Code = "invalid_validation_file"
+		}
+	case errors.Is(err, ErrDiverged):
+		e.Code = "diverged"
+	case errors.As(err, &field):
+		e.Code, e.Param = "invalid_field", field.Field
+	case errors.Is(err, adapters.ErrExists), errors.Is(err, adapters.ErrConflict):
+		e.Code = "already_exists"
+	}
+	m.update(j, func(p *Job) { p.Error = e })
+	if err := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
+		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); err != nil {
+		m.retry(ctx, j, "storing a failure", err, func() { m.fail(ctx, j, errors.New(e.Message)) })
+	}
+}
+
+// retry does something again later, because the store is away.
+func (m *Manager) retry(ctx context.Context, j *job, what string, err error, f func()) {
+	m.log.Warn(what, "job", j.public.ID, "error", err)
+	m.workers.Go(func() {
+		select {
+		case <-time.After(2 * time.Second):
+			m.post(f)
+		case <-ctx.Done():
+		case <-m.stopped:
+		}
+	})
+}
+
+// saveCheckpoint makes a checkpoint durable.
+func (m *Manager) saveCheckpoint(ctx context.Context, j *job, c *Checkpoint) error {
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(c.Encode(w, j.public.ID)) }()
+	blob, err := m.st.PutBlob(ctx, j.public.Tenant, r)
+	r.CloseWithError(io.ErrClosedPipe)
+	if err != nil {
+		return fmt.Errorf("storing the checkpoint of job %s: %w", j.public.ID, err)
+	}
+	j.data.Checkpoint = blob.SHA256
+	j.checkpointed = time.Now()
+	return m.save(ctx, j, Event{Type: EventCheckpoint, Message: fmt.Sprintf("checkpoint at step %d", c.Step)})
+}
+
+func (m *Manager) loadCheckpoint(ctx context.Context, p *preparation, n int) (*Checkpoint, error) {
+	blob, err := m.st.OpenBlob(ctx, p.spec.Tenant, p.data.Checkpoint)
+	if err != nil {
+		return nil, fmt.Errorf("opening the checkpoint of job %s: %w", p.id, err)
+	}
+	defer blob.Close()
+	raw := make([]byte, blob.Size())
+	if _, err := blob.ReadAt(raw, 0); err != nil && err != io.EOF {
+		return nil, fmt.Errorf("reading the checkpoint of job %s: %w", p.id, err)
+	}
+	return DecodeCheckpoint(bytes.NewReader(raw), p.id, n)
+}
+
+// finiteOr is v, or otherwise where v is not finite: JSON has no other numbers.
+func finiteOr(v, otherwise float64) float64 {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return otherwise
+	}
+	return v
+}

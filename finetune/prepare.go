@@ -1,0 +1,177 @@
+package finetune
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"bhive/adapters"
+)
+
+// preparation is what reading a job's examples yields. It is made beside Run's goroutine and belongs to one goroutine at a time.
+type preparation struct {
+	spec JobSpec
+	data jobData
+	id   string
+
+	options   LaneOptions
+	tokens    int64 // of an epoch
+	truncated int
+	prompts   []string
+	promptIDs [][]int
+}
+
+// prepare reads a job's examples and turns its spec into a lane's options.
+func (m *Manager) prepare(ctx context.Context, p *preparation) error {
+	s := &p.spec
+	ex, err := m.read(ctx, *s, p.data.Param, p.data.Training)
+	if err != nil {
+		return err
+	}
+	o := &p.options
+	o.Train, p.truncated = ex.Examples, ex.Truncated
+	prompts := ex.Prompts
+	switch {
+	case p.data.Validation != "":
+		held, err := m.read(ctx, *s, "validation_file", p.data.Validation)
+		if err != nil {
+			return err
+		}
+		o.Held, prompts = held.Examples, held.Prompts
+		p.truncated += held.Truncated
+	case s.ValidationSplit > 0:
+		if len(ex.Examples) < 2 {
+			return &ExamplesError{Param: p.data.Param, Total: 1, Lines: []LineError{{Line: 1, Message: "a validation split needs at least two examples"}}}
+		}
+		train, held := splitValidation(len(ex.Examples), s.ValidationSplit, s.Seed)
+		pick := func(list []int) (out []Example) {
+			for _, i := range list {
+				out = append(out, ex.Examples[i])
+			}
+			return out
+		}
+		o.Train, o.Held = pick(train), pick(held)
+		prompts = nil
+		for _, i := range held {
+			if i < len(ex.Prompts) {
+				prompts = append(prompts, ex.Prompts[i])
+			}
+		}
+	}
+	for _, e := range o.Train {
+		p.tokens += int64(len(e.IDs))
+	}
+	if err := m.begins(ctx, p); err != nil {
+		return err
+	}
+	p.schedule(m.d.Model.Basis)
+	return p.chooseSamples(prompts, m.d.Encoder)
+}
+
+// begins finds what B the job begins with: a checkpoint, its parent, or zeros.
+func (m *Manager) begins(ctx context.Context, p *preparation) error {
+	s, o := &p.spec, &p.options
+	o.Rank, o.Alpha = s.Rank, s.Alpha
+	if p.data.Checkpoint != "" {
+		c, err := m.loadCheckpoint(ctx, p, s.Rank*m.d.Model.Geometry.OutTotal())
+		if err != nil {
+			return err
+		}
+		o.From = c
+		return nil
+	}
+	if s.Parent == "" {
+		return nil
+	}
+	v, err := m.parent(ctx, s.Tenant, s.Parent)
+	if err != nil {
+		return err
+	}
+	if v.Rank != s.Rank || v.Alpha != s.Alpha {
+		return fieldErrorf("parent", "is now of rank %d and alpha %g, the job of rank %d and alpha %g", v.Rank, v.Alpha, s.Rank, s.Alpha)
+	}
+	w, _, err := m.d.Registry.Load(ctx, v, m.d.Model.Geometry)
+	if err != nil {
+		return fmt.Errorf("loading parent %s@%d: %w", v.Name, v.Number, err)
+	}
+	if d := w.Scaling / (s.Alpha / float64(s.Rank)); math.Abs(d-1) > 1e-6 { // alpha/√r, say
+		for i := range w.Data {
+			w.Data[i] *= float32(d)
+		}
+	}
+	o.Start = w
+	p.data.Parent = fmt.Sprintf("%s@%d", v.Name, v.Number)
+	if v.Name == s.Name {
+		p.data.ParentNo = v.Number
+	}
+	return nil
+}
+
+// schedule fills in the options and, in the spec, the defaults that depend on the examples.
+func (p *preparation) schedule(basis *adapters.Basis) {
+	s, o := &p.spec, &p.options
+	if s.BatchTokens == 0 {
+		setDefault(&s.BatchSize, 16)
+		s.BatchSize = min(s.BatchSize, len(o.Train))
+	}
+	o.Batching = Batching{Examples: s.BatchSize, Tokens: s.BatchTokens, Batches: s.Accumulation}
+	steps := s.MaxSteps
+	if steps == 0 {
+		steps = max(1, int(math.Ceil(s.Epochs*o.Batching.stepsPerEpoch(o.Train)-1e-9)))
+	}
+	warmup := s.WarmupSteps
+	if warmup == 0 && s.WarmupRatio > 0 {
+		warmup = int(math.Ceil(s.WarmupRatio * float64(steps)))
+	}
+	rate := s.LearningRate.Value
+	if s.LearningRate.Auto {
+		rate = AutoRate(basis, s.Rank, s.Alpha)
+	}
+	o.Schedule = Schedule{Kind: s.Scheduler, Rate: rate, Warmup: min(warmup, steps-1), Steps: steps}
+	if len(o.Held) > 0 {
+		setDefault(&s.EvalSteps, max(1, steps/10))
+	}
+	setDefault(&s.SampleSteps, max(1, steps/8))
+	if s.Correction == nil {
+		c := autoCorrection(basis.Method)
+		s.Correction = &c
+	}
+	for _, name := range s.TargetModules {
+		proj, _ := adapters.ParseProj(name)
+		o.Targets = append(o.Targets, proj)
+	}
+	o.Seed, o.EvalSteps, o.Correction = s.Seed, s.EvalSteps, *s.Correction
+	o.Beta1, o.Beta2, o.Epsilon, o.Decay, o.Clip = s.AdamBeta1, s.AdamBeta2, s.AdamEpsilon, s.WeightDecay, *s.MaxGradNorm
+	o.KeepBest = s.Publish == PublishBest
+}
+
+// chooseSamples encodes the prompts to be shown.
+func (p *preparation) chooseSamples(held []string, enc Encoder) error {
+	list := p.spec.SamplePrompts
+	if len(list) == 1 && list[0] == "auto" {
+		list = held[:min(4, len(held))]
+	}
+	for i, text := range list {
+		ids := enc.Text(text)
+		if !p.spec.Raw {
+			var err error
+			if ids, err = enc.Prompt(text); err != nil {
+				return fieldErrorf(fmt.Sprintf("sample_prompts[%d]", i), "%v", err)
+			}
+		}
+		p.prompts, p.promptIDs = append(p.prompts, text), append(p.promptIDs, ids)
+	}
+	return nil
+}
+
+// summary is what a version keeps of its training.
+type summary struct {
+	Job        string   `json:"job"`
+	Spec       JobSpec  `json:"spec"`
+	Parent     string   `json:"parent,omitempty"`
+	Progress   Progress `json:"progress"`
+	Step       int      `json:"step"`
+	Loss       float64  `json:"loss"`
+	Correction bool     `json:"correction"`
+	Rate       float64  `json:"learning_rate"`
+}

@@ -1,0 +1,312 @@
+package finetune
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"bhive/adapters"
+)
+
+// Run does the host's part of all jobs (validation, checkpoints, publishing) until ctx ends; then it copies what runs into durable
+// checkpoints, for which the engine must still call Slice. Jobs that were running when the process before ended go on.
+func (m *Manager) Run(ctx context.Context) error {
+	if err := m.adopt(ctx, true); err != nil {
+		return err
+	}
+	tick := time.NewTicker(min(m.c.CheckpointEvery, m.c.TakeOver/4, 5*time.Second))
+	defer tick.Stop()
+	collected := time.Now()
+	for {
+		m.start(ctx)
+		select {
+		case <-m.signal:
+			m.deliver()
+		case now := <-tick.C:
+			m.tick(ctx, now)
+			if now.Sub(collected) > gcEvery {
+				collected = now
+				if _, err := m.st.GC(ctx, gcGrace); err != nil && ctx.Err() == nil {
+					m.log.Warn("collecting superseded checkpoints", "error", err)
+				}
+				if err := m.adopt(ctx, false); err != nil && ctx.Err() == nil {
+					m.log.Warn("looking for jobs of workers that are gone", "error", err)
+				}
+			}
+		case <-ctx.Done():
+			m.shutdown()
+			m.workers.Wait()
+			m.deliver()
+			return nil
+		}
+	}
+}
+
+// Superseded checkpoints are garbage in the store; a blob is safe for the grace until something refers to it.
+const (
+	gcEvery = 5 * time.Minute
+	gcGrace = 15 * time.Minute
+)
+
+func (m *Manager) deliver() {
+	for {
+		m.mu.Lock()
+		inbox := m.inbox
+		m.inbox = nil
+		m.mu.Unlock()
+		if len(inbox) == 0 {
+			return
+		}
+		for _, f := range inbox {
+			f()
+		}
+	}
+}
+
+// adopt takes up the jobs of the store that nobody works on. first says that the process has just begun: then those of our name are ours.
+func (m *Manager) adopt(ctx context.Context, first bool) error {
+	list, err := m.st.ListJobs(ctx, adapters.AllTenants, string(Queued), string(ValidatingFiles), string(Running), string(Paused))
+	if err != nil {
+		return fmt.Errorf("looking for unfinished jobs: %w", err)
+	}
+	for _, r := range list {
+		if _, ok := m.jobs[r.ID]; ok || r.Kind != jobKind {
+			continue
+		}
+		mine := r.Worker == m.c.Worker && first
+		if !mine && r.Worker != "" && time.Since(r.Heartbeat) < m.c.TakeOver {
+			continue
+		}
+		j, err := readJob(r)
+		if err != nil {
+			m.log.Error("reading a stored job", "job", r.ID, "error", err)
+			continue
+		}
+		m.insert(j)
+		if j.public.State == Running || j.public.State == ValidatingFiles {
+			m.setState(ctx, j, Queued, "goes on after a restart")
+		} else if err := m.save(ctx, j); err != nil {
+			m.log.Warn("claiming a job", "job", j.public.ID, "error", err)
+		}
+	}
+	return nil
+}
+
+func (m *Manager) insert(j *job) {
+	m.mu.Lock()
+	m.jobs[j.public.ID] = j
+	m.mu.Unlock()
+}
+
+// create makes a job durable and queues it.
+func (m *Manager) create(ctx context.Context, j *job) error {
+	waiting := 0
+	for _, o := range m.jobs {
+		if o.public.State == Queued {
+			waiting++
+		}
+		same := o.public.Tenant == j.public.Tenant && o.public.Spec.Name == j.public.Spec.Name
+		if same && !o.continues() && !j.continues() {
+			return fmt.Errorf("%w: %w", fieldErrorf("name", "job %s is about to publish %q", o.public.ID, j.public.Spec.Name), adapters.ErrExists)
+		}
+	}
+	if waiting >= m.c.Waiting {
+		return fmt.Errorf("%w: %d", ErrBusy, waiting)
+	}
+	r, err := m.st.CreateJob(ctx, j.public.Tenant, j.record(m.c.Worker), j.event(Event{Type: EventState, State: Queued, Message: "queued"}))
+	if err != nil {
+		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
+	}
+	j.rev = r.Rev
+	m.insert(j)
+	m.announce()
+	return nil
+}
+
+// continues says whether the job publishes the next version of its parent.
+func (j *job) continues() bool {
+	r, err := adapters.ParseRef(j.spec.Parent)
+	return j.spec.Parent != "" && err == nil && r.Parts[0].Name == j.spec.Name
+}
+
+// start takes up queued jobs while lanes are free: those of the tenant with the fewest first, then the oldest. Jobs of one name
+// follow each other, so that each goes on from the one before.
+func (m *Manager) start(ctx context.Context) {
+	for ctx.Err() == nil {
+		active := 0
+		byTenant := map[string]int{}
+		var next *job
+		var queued []*job
+		for _, j := range m.jobs {
+			if j.busy() {
+				active++
+				byTenant[j.public.Tenant]++
+			} else if j.public.State == Queued && !j.blocked {
+				queued = append(queued, j)
+			}
+		}
+		if active >= m.c.Trainer.Lanes {
+			return
+		}
+		slices.SortFunc(queued, func(a, b *job) int {
+			if d := byTenant[a.public.Tenant] - byTenant[b.public.Tenant]; d != 0 {
+				return d
+			}
+			return a.public.Created.Compare(b.public.Created)
+		})
+		for _, j := range queued {
+			if !slices.ContainsFunc(m.list(), func(o *job) bool {
+				return o != j && o.public.Tenant == j.public.Tenant && o.public.Spec.Name == j.public.Spec.Name && o.public.State != Paused &&
+					(o.busy() || o.public.Created.Before(j.public.Created))
+			}) {
+				next = j
+				break
+			}
+		}
+		if next == nil {
+			return
+		}
+		m.begin(ctx, next)
+	}
+}
+
+func (m *Manager) list() []*job {
+	out := make([]*job, 0, len(m.jobs))
+	for _, j := range m.jobs {
+		out = append(out, j)
+	}
+	return out
+}
+
+// begin reads a job's examples, beside everything else, and then asks for a lane.
+func (m *Manager) begin(ctx context.Context, j *job) {
+	j.preparing = true
+	m.setState(ctx, j, ValidatingFiles, "reading the examples")
+	p := preparation{spec: j.spec, data: j.data, id: j.public.ID}
+	m.workers.Go(func() {
+		err := m.prepare(ctx, &p)
+		m.post(func() {
+			j.preparing = false
+			switch {
+			case j.stop != nil: // paused or cancelled meanwhile
+				j.stop(ctx)
+			case ctx.Err() != nil: // goes on at the next start
+			case err != nil:
+				m.fail(ctx, j, err)
+			default:
+				m.join(ctx, j, p)
+			}
+		})
+	})
+}
+
+// tick checkpoints what runs and says that we live.
+func (m *Manager) tick(ctx context.Context, now time.Time) {
+	for _, j := range m.jobs {
+		if !j.busy() {
+			continue
+		}
+		if j.public.State == Running && now.Sub(j.checkpointed) >= m.c.CheckpointEvery && !j.saving && j.lane != nil {
+			j.saving = true
+			lane := j.lane
+			m.device.command(m, func() {
+				c := lane.Checkpoint()
+				m.post(func() {
+					j.saving = false
+					if j.public.State != Running {
+						return
+					}
+					if err := m.saveCheckpoint(ctx, j, c); err != nil {
+						m.log.Warn("writing a checkpoint", "job", j.public.ID, "error", err)
+					}
+				})
+			})
+		} else if err := m.save(ctx, j); err != nil {
+			m.log.Warn("renewing the claim on a job", "job", j.public.ID, "error", err)
+		}
+	}
+}
+
+// shutdown writes a checkpoint of everything that runs.
+func (m *Manager) shutdown() {
+	ctx, cancel := context.WithTimeout(context.Background(), m.c.Shutdown)
+	defer cancel()
+	left := 0
+	for _, j := range m.jobs {
+		if j.lane == nil {
+			continue
+		}
+		left++
+		m.leave(j, func(c *Checkpoint) {
+			left--
+			if err := m.saveCheckpoint(ctx, j, c); err != nil {
+				m.log.Error("writing the last checkpoint", "job", j.public.ID, "error", err)
+			}
+		})
+	}
+	for left > 0 {
+		select {
+		case <-m.signal:
+			m.deliver()
+		case <-ctx.Done():
+			m.log.Error("the engine did not stop training in time; jobs will go on from older checkpoints", "jobs", left)
+			return
+		}
+	}
+}
+
+// cancel ends a job.
+func (m *Manager) cancel(j *job, done func(error)) {
+	m.halt(j, func(ctx context.Context, _ *Checkpoint) {
+		done(m.finish(ctx, j, Cancelled, Event{Type: EventState, State: Cancelled, Message: "cancelled"}))
+	}, done)
+}
+
+// pause stops a job where it is.
+func (m *Manager) pause(j *job, done func(error)) {
+	if j.public.State == Paused {
+		done(fmt.Errorf("%w: it is paused already", ErrState))
+		return
+	}
+	m.halt(j, func(ctx context.Context, c *Checkpoint) {
+		if c != nil {
+			if err := m.saveCheckpoint(ctx, j, c); err != nil {
+				m.log.Error("writing a checkpoint at a pause", "job", j.public.ID, "error", err)
+				done(err)
+				return
+			}
+		}
+		m.setState(ctx, j, Paused, fmt.Sprintf("paused at step %d", j.public.Progress.Step))
+		done(nil)
+	}, done)
+}
+
+// resume queues a paused job.
+func (m *Manager) resume(j *job, done func(error)) {
+	if j.public.State != Paused {
+		done(fmt.Errorf("%w: it is %s, not paused", ErrState, j.public.State))
+		return
+	}
+	m.setState(context.Background(), j, Queued, "resumed")
+	done(nil)
+}
+
+// halt takes a job off the device, or out of its preparation, and then calls then with its checkpoint where it had a lane.
+func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint), done func(error)) {
+	ctx := context.Background()
+	switch {
+	case j.stop != nil || j.finishing:
+		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
+	case j.preparing:
+		j.stop = func(ctx context.Context) { j.stop = nil; then(ctx, nil) }
+	case j.lane != nil:
+		j.stop = func(context.Context) {}
+		m.leave(j, func(c *Checkpoint) { j.stop = nil; then(ctx, c) })
+	default:
+		then(ctx, nil)
+	}
+}
+
+var errLost = errors.New("another worker has the job")

@@ -1,0 +1,400 @@
+package infer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"bhive/kernels"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestRequests runs what needs an engine and no special configuration.
+func TestRequests(t *testing.T) {
+	b := newBench(t, kernels.F32)
+	e := b.start(t, Config{MaxSeqs: 4, MaxTokens: 64, KVBlocks: 128, MaxContext: 256})
+	prompt := b.tok.Encode("Once upon a time there was a", false)
+	plain := generate(t, e, Request{Prompt: prompt, Params: greedy(24)})[0]
+	if len(plain.IDs) != 24 || plain.Reason != FinishLength || plain.Usage.Completion != 24 || plain.Usage.Prompt != len(prompt) {
+		t.Fatalf("greedy: %+v", plain)
+	}
+	run := func(p Params) choice { return generate(t, e, Request{Prompt: prompt, Params: p})[0] }
+
+	t.Run("stop string", func(t *testing.T) {
+		mid := strings.Index(plain.Text[12:], " ") + 12
+		p := greedy(24)
+		p.Stop = []string{"not in there", plain.Text[mid-2 : mid+3]}
+		got := run(p)
+		if got.Text != plain.Text[:mid-2] || got.Reason != FinishStop || got.Stop != p.Stop[1] {
+			t.Errorf("text %q for stop %q in %q: %+v", got.Text, p.Stop[1], plain.Text, got)
+		}
+		p.IncludeStop = true
+		if got := run(p); got.Text != plain.Text[:mid+3] {
+			t.Errorf("with the stop string: %q", got.Text)
+		}
+		p.MinTokens = 24
+		if got := run(p); got.Text != plain.Text || got.Reason != FinishLength {
+			t.Errorf("below min_tokens: %+v", got)
+		}
+	})
+	t.Run("stop token", func(t *testing.T) {
+		p := greedy(24)
+		p.StopTokens = []int{plain.IDs[5]}
+		first := slices.Index(plain.IDs, plain.IDs[5])
+		got := run(p)
+		if !slices.Equal(got.IDs, plain.IDs[:first]) || got.Reason != FinishStop || got.Stop != fmt.Sprint(plain.IDs[5]) || got.Usage.Completion != first+1 {
+			t.Errorf("%+v", got)
+		}
+		p.MinTokens = 10
+		if got := run(p); len(got.IDs) < 10 || slices.Contains(got.IDs[:10], plain.IDs[5]) {
+			t.Errorf("min_tokens does not hold a stop token back: %+v", got)
+		}
+	})
+	t.Run("end of text", func(t *testing.T) {
+		p := greedy(24)
+		p.LogitBias = map[int]float32{2: 100}
+		if got := run(p); got.Text != "" || got.Reason != FinishStop || got.Usage.Completion != 1 || got.Stop != "" {
+			t.Errorf("%+v", got)
+		}
+		p.IgnoreEOS = true
+		if got := run(p); got.Text != "" || got.Reason != FinishLength || len(got.IDs) != 24 {
+			t.Errorf("ignored: %+v", got)
+		}
+		p.SkipSpecial = false
+		if got := run(p); got.Text != strings.Repeat(b.tok.TokenString(2), 24) {
+			t.Errorf("special tokens shown: %q", got.Text)
+		}
+		p.IgnoreEOS, p.MinTokens = false, 3
+		if got := run(p); got.Usage.Completion != 4 {
+			t.Errorf("min_tokens 3: %+v", got)
+		}
+	})
+	t.Run("seed", func(t *testing.T) {
+		seed := int64(3)
+		p := DefaultParams()
+		p.MaxTokens, p.Seed, p.N = 12, &seed, 3
+		one := generate(t, e, Request{Prompt: prompt, Params: p})
+		if one[0].Text == one[1].Text {
+			t.Error("two choices are equal")
+		}
+		next := seed + 1
+		p.Seed, p.N = &next, 1
+		if got := run(p); got.Text != one[1].Text {
+			t.Error("choice 1 does not draw with the next seed")
+		}
+		p.Seed = nil
+		if run(p).Text == run(p).Text {
+			t.Error("without a seed two texts are equal")
+		}
+	})
+	t.Run("logprobs", func(t *testing.T) {
+		p := greedy(6)
+		p.Logprobs, p.PromptLogprobs = 4, true
+		got := run(p)
+		if len(got.Prompt) != len(prompt) || got.Prompt[0].Top != nil {
+			t.Fatalf("%d prompt tokens of %d", len(got.Prompt), len(prompt))
+		}
+		for i, x := range slices.Concat(got.Prompt[1:], got.Tokens) {
+			if x.Logprob >= 0 || len(x.Top) != 4 || x.Rank < 1 || (x.Rank <= 4 && x.Top[x.Rank-1].ID != x.ID) {
+				t.Errorf("token %d: %+v", i, x)
+			}
+		}
+		for i, x := range got.Tokens {
+			if x.Rank != 1 {
+				t.Errorf("greedy token %d has rank %d", i, x.Rank)
+			}
+		}
+		// Scoring prompt and text as a prompt gives the text's logprobs again.
+		whole := generate(t, e, Request{Prompt: slices.Concat(prompt, got.IDs), Params: p})[0]
+		for i, x := range got.Tokens {
+			if s := whole.Prompt[len(prompt)+i]; s.Logprob != x.Logprob || s.ID != x.ID {
+				t.Errorf("token %d scored as a prompt: %v, generated: %v", i, s.Logprob, x.Logprob)
+			}
+		}
+	})
+	t.Run("constraint", func(t *testing.T) {
+		script := b.tok.Encode(" The quick fox", false)
+		got := generate(t, e, Request{Prompt: prompt, Params: greedy(24), Mask: &scripted{ids: script}})[0]
+		if !slices.Equal(got.IDs, script) || got.Reason != FinishStop {
+			t.Errorf("%+v, want %v", got, script)
+		}
+	})
+	t.Run("context", func(t *testing.T) {
+		long := make([]int, 250)
+		p := greedy(0)
+		p.IgnoreEOS = true
+		if got := generate(t, e, Request{Prompt: long, Params: p})[0]; got.Usage.Completion != 6 || got.Reason != FinishLength {
+			t.Errorf("%+v", got)
+		}
+		_, err := e.Submit(t.Context(), Request{Prompt: make([]int, 256), Params: p})
+		if !errors.Is(err, ErrPromptTooLong) || !strings.Contains(err.Error(), "256 tokens") {
+			t.Error(err)
+		}
+	})
+	t.Run("bad requests", func(t *testing.T) {
+		for field, r := range map[string]Request{
+			"prompt": {Params: greedy(1)},
+			"top_p":  {Prompt: prompt, Params: Params{Temperature: 1, RepetitionPenalty: 1, N: 1}},
+			"n":      {Prompt: prompt, Params: func() Params { p := greedy(1); p.N = 2; return p }(), Mask: &scripted{}},
+		} {
+			_, err := e.Submit(t.Context(), r)
+			var bad *ParamError
+			if !errors.As(err, &bad) || bad.Param != field {
+				t.Errorf("%s: %v", field, err)
+			}
+		}
+		if _, err := e.Submit(t.Context(), Request{Prompt: []int{1, 4096}, Params: greedy(1)}); err == nil {
+			t.Error("a token outside the vocabulary is accepted")
+		}
+	})
+	t.Run("do", func(t *testing.T) {
+		want := errors.New("from inside")
+		if err := e.Do(t.Context(), func() error { return want }); !errors.Is(err, want) {
+			t.Error(err)
+		}
+	})
+	if s := e.Stats(); s.Running+s.Waiting+s.KVUsed != 0 {
+		t.Errorf("at the end %+v", s)
+	}
+}
+
+// scripted allows one text.
+type scripted struct{ ids []int }
+
+func (s *scripted) Mask(dst []int32) {
+	if len(s.ids) > 0 {
+		dst[s.ids[0]/32] |= 1 << (s.ids[0] % 32)
+	}
+}
+
+func (s *scripted) Accept(token int) {
+	if token != s.ids[0] {
+		panic("a token that was not allowed")
+	}
+	s.ids = s.ids[1:]
+}
+
+// TestEndings: a request that ends early gives everything back, and others go on.
+func TestEndings(t *testing.T) {
+	b := newBench(t, kernels.F32)
+	e := b.start(t, Config{MaxSeqs: 2, MaxTokens: 64, KVBlocks: 128, QueueLimit: 3, Overlap: true})
+	prompt := b.tok.Encode("Once upon a time", false)
+	endless := greedy(0)
+	endless.IgnoreEOS = true
+	beside, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: endless})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(g *Generation) Delta {
+		t.Helper()
+		d, err := g.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	read(beside)
+
+	ctx, leave := context.WithCancel(t.Context())
+	g, err := e.Submit(ctx, Request{Prompt: prompt, Params: endless})
+	if err != nil {
+		t.Fatal(err)
+	}
+	read(g)
+	// Both rows are taken: further requests wait, until the queue is full.
+	var waiting []*Generation
+	for {
+		w, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: greedy(2)})
+		if err != nil {
+			if !errors.Is(err, ErrQueueFull) {
+				t.Fatal(err)
+			}
+			break
+		}
+		waiting = append(waiting, w)
+	}
+	if len(waiting) != 3 {
+		t.Errorf("%d requests wait, want 3", len(waiting))
+	}
+	waiting[0].Close() // cancelled in the queue
+	leave()            // the client goes away
+	for _, x := range []*Generation{g, waiting[0]} {
+		last := Delta{}
+		for {
+			d, err := x.Next(t.Context())
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = d
+		}
+		if last.FinishReason != FinishCancelled {
+			t.Errorf("ended with %q", last.FinishReason)
+		}
+	}
+	for _, w := range waiting[1:] {
+		if got, err := all(t.Context(), w, 1); err != nil || got[0].Usage.Completion != 2 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	late, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: endless, Deadline: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := all(t.Context(), late, 1); err != nil || got[0].Reason != FinishDeadline {
+		t.Errorf("%+v, %v", got, err)
+	}
+	read(beside)
+
+	// Draining refuses, lets run, and ends.
+	short, stop := context.WithCancel(t.Context())
+	stop()
+	if err := e.Drain(short); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if _, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: endless}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	beside.Close()
+	if err := e.Drain(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if s := e.Stats(); s.KVUsed != 0 || s.Running != 0 || s.Waiting != 0 || s.Requests[FinishCancelled] != 3 {
+		t.Errorf("at the end %+v", s)
+	}
+}
+
+// TestStopFailsWhatRuns: the end of Run is an error for those who wait, not a hang.
+func TestStopFailsWhatRuns(t *testing.T) {
+	b := newBench(t, kernels.F32)
+	e, err := New(Config{MaxSeqs: 2, KVBlocks: 128}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if err := e.Open(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	p := greedy(0)
+	p.IgnoreEOS = true
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	if err := e.Do(t.Context(), func() error { return nil }); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// failing panics in one op when it is told to.
+type failing struct {
+	kernels.Backend
+	now bool
+}
+
+func (f *failing) Attention(s kernels.Stream, a kernels.AttentionArgs, step kernels.Step) {
+	if f.now {
+		f.now = false
+		panic("attention fails")
+	}
+	f.Backend.Attention(s, a, step)
+}
+
+// TestFailedStep: a step that fails fails those in it, and the engine goes on.
+func TestFailedStep(t *testing.T) {
+	b := newBench(t, kernels.F32)
+	broken := &failing{Backend: b.be}
+	b.model.Backend = broken
+	e := b.start(t, Config{MaxSeqs: 2, KVBlocks: 128, Overlap: true})
+	p := greedy(0)
+	p.IgnoreEOS = true
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Do(t.Context(), func() error { broken.now = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrStep) || !strings.Contains(err.Error(), "attention fails") {
+		t.Errorf("the failed request: %v", err)
+	}
+	if got := generate(t, e, Request{Prompt: []int{5, 6}, Params: greedy(3)})[0]; len(got.IDs) == 0 {
+		t.Errorf("afterwards: %+v", got)
+	}
+	if s := e.Stats(); s.KVUsed != 0 || s.Requests[ReasonError] != 1 {
+		t.Errorf("at the end %+v", s)
+	}
+}
+
+// sliced counts its slices.
+type sliced struct {
+	left, busy int
+	e          *Engine
+	done       chan struct{}
+}
+
+func (s *sliced) Ready() bool { return s.left > 0 }
+
+func (s *sliced) Slice(time.Duration) {
+	time.Sleep(time.Millisecond)
+	if len(s.e.sched.run) > 0 {
+		s.busy++
+	}
+	if s.left--; s.left == 0 {
+		close(s.done)
+	}
+}
+
+// TestBackground: background work runs alone and beside requests.
+func TestBackground(t *testing.T) {
+	b := newBench(t, kernels.F32)
+	e := b.start(t, Config{MaxSeqs: 2, KVBlocks: 128, TrainSlice: time.Millisecond, TrainShare: 0.5})
+	s := &sliced{left: 5, e: e, done: make(chan struct{})}
+	e.SetBackground(s)
+	<-s.done // without requests
+	s = &sliced{left: 3, e: e, done: make(chan struct{})}
+	e.SetBackground(s)
+	p := greedy(0)
+	p.IgnoreEOS = true
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-s.done
+	if s.busy == 0 {
+		t.Error("no slice ran beside the request")
+	}
+	g.Close()
+	if _, err := all(t.Context(), g, 1); err != nil {
+		t.Error(err)
+	}
+}
