@@ -8,8 +8,11 @@ import (
 	"time"
 
 	"bhive/adapters"
+	"bhive/infer"
 	"bhive/kernels"
 )
+
+var _ infer.Background = (*Manager)(nil)
 
 // device is the engine goroutine's side of a manager.
 type device struct {
