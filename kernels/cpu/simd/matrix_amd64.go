@@ -27,9 +27,13 @@ type ntTiles [][]ntTile
 type matrixSet struct {
 	size   int // bytes of a weight
 	nt     ntTiles
+	long   []ntTile // for one row of more than shortRow elements
 	nn     []nnPanel
 	masked bool // a panel may be cut short by the mask of its last vector of 16
 }
+
+// shortRow is the length up to which the sums over lanes weigh more than the stream of weights.
+const shortRow = 64
 
 // Cache budgets in bytes: what is to stay in the second-level cache while it is used again.
 const (
@@ -75,7 +79,11 @@ func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 			}
 			if rest := rows % top; rest > 0 {
 				b.mt = 1
-				b.columns(t.nt[rest-1], cols)
+				tiles := t.nt[rest-1]
+				if rest == 1 && a.k > shortRow {
+					tiles = t.long
+				}
+				b.columns(tiles, cols)
 			}
 		}
 	}
