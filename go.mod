@@ -1,6 +1,6 @@
 module bhive
 
-go 1.27
+go 1.27.0
 
 require (
 	github.com/alecthomas/kong v1.17.0

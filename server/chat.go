@@ -269,5 +269,5 @@ func (c *chatCompletion) stream(w http.ResponseWriter, r *http.Request, g *gener
 		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
 	}
 	e.data([]byte("[DONE]"))
-	_ = e.flush() // the client may be gone
+	e.end()
 }

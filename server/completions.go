@@ -301,5 +301,5 @@ func (c *completion) stream(w http.ResponseWriter, r *http.Request, g *generatio
 		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
 	}
 	e.data([]byte("[DONE]"))
-	_ = e.flush() // the client may be gone
+	e.end()
 }

@@ -67,7 +67,13 @@ func (e *eventStream) flush() error {
 	return nil
 }
 
-// fail ends the stream with an error, as a plain response where nothing was written.
+// end sends what is left.
+func (e *eventStream) end() {
+	_ = e.flush()                               // the client may be gone
+	_ = e.control.SetWriteDeadline(time.Time{}) // the connection may serve another request
+}
+
+// failStream ends the stream with an error, as a plain response where nothing was written.
 func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
 	if r.Context().Err() != nil && !errors.Is(err, errDraining) {
 		return // nobody listens
@@ -81,7 +87,7 @@ func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
 		s.log.ErrorContext(r.Context(), "stream failed", "request", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
 	e.data(api.body())
-	_ = e.flush() // the client may be gone
+	e.end()
 }
 
 // quote is s as a JSON string.
