@@ -117,16 +117,16 @@ func BenchmarkLinear(b *testing.B) {
 // smol is a model of SmolLM2-135M's shapes.
 type smol struct {
 	*rig
-	embed                                            *weight
-	in, out, up, down                                []*weight
-	norm, rope                                       kernels.Tensor
-	cache                                            kernels.KVCache
-	table                                            kernels.AdapterTable
-	x, normed, q, o, act, yz, gathered, logits       kernels.Tensor
-	sampled                                          kernels.Sampled
-	state                                            kernels.SamplerState
-	lanes                                            kernels.LaneTable
-	dx, dy, dq, dk, dv, lse, rstd, nll, z, gu, dyzIn kernels.Tensor
+	embed                                      *weight
+	in, out, up, down                          []*weight
+	norm, rope                                 kernels.Tensor
+	cache                                      kernels.KVCache
+	table                                      kernels.AdapterTable
+	x, normed, q, o, act, yz, gathered, logits kernels.Tensor
+	sampled                                    kernels.Sampled
+	state                                      kernels.SamplerState
+	lanes                                      kernels.LaneTable
+	dx, dy, dq, dk, dv, lse, rstd, nll, z, gu  kernels.Tensor
 }
 
 const smolRows = 960 + smolH + 2*smolF + smolH // of B, a layer

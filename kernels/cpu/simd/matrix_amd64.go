@@ -50,7 +50,14 @@ func hide[T any](p *T) *T {
 	return *(**T)(unsafe.Pointer(&x))
 }
 
-func offset(p unsafe.Pointer, bytes int) unsafe.Pointer { return unsafe.Add(p, bytes) }
+// offset moves a pointer on; absent scales stay nil. Callers never move one past its slice: the garbage collector and the
+// copying of stacks end the program at a pointer that is none.
+func offset(p unsafe.Pointer, bytes int) unsafe.Pointer {
+	if p == nil {
+		return nil
+	}
+	return unsafe.Add(p, bytes)
+}
 
 // dotNT walks y in tiles. Weights pass in blocks that stay in cache while all rows of x meet them.
 func (t *matrixSet) dotNT(a ntArgs, m, n int) {
@@ -74,10 +81,10 @@ func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 			if full := rows / top; full > 0 {
 				b.mt = full
 				b.columns(t.nt[top-1], cols)
-				b.y = offset(b.y, full*top*a.ldy)
-				b.x = offset(b.x, full*top*a.ldx)
 			}
 			if rest := rows % top; rest > 0 {
+				b.y = offset(b.y, (rows-rest)*a.ldy)
+				b.x = offset(b.x, (rows-rest)*a.ldx)
 				b.mt = 1
 				tiles := t.nt[rest-1]
 				if rest == 1 && a.k > shortRow {
@@ -97,7 +104,9 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 		}
 		t.run(hide(&a))
 		done := a.nt * t.nr
-		n -= done
+		if n -= done; n == 0 {
+			return
+		}
 		a.y = offset(a.y, done*4)
 		a.w = offset(a.w, done*a.ldw)
 		a.s = offset(a.s, done*a.lds)
@@ -147,7 +156,9 @@ func (a nnArgs) rows(tiles []nnTile, m int) {
 		}
 		t.run(hide(&a))
 		done := a.mt * t.mr
-		m -= done
+		if m -= done; m == 0 {
+			return
+		}
 		a.c = offset(a.c, done*a.ldc)
 		a.a = offset(a.a, done*a.aRow)
 	}
