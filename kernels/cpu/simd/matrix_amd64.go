@@ -1,6 +1,9 @@
 package simd
 
-import "unsafe"
+import (
+	"runtime"
+	"unsafe"
+)
 
 // ntTile is a DotNT kernel for tiles of nr weight rows.
 type ntTile struct {
@@ -46,12 +49,12 @@ const (
 //
 //go:nosplit
 func hide[T any](p *T) *T {
-	x := uintptr(unsafe.Pointer(p))
+	x := uintptr(unsafe.Pointer(p)) // the way back hides the flow
 	return *(**T)(unsafe.Pointer(&x))
 }
 
-// offset moves a pointer on; absent scales stay nil. Callers never move one past its slice: the garbage collector and the
-// copying of stacks end the program at a pointer that is none.
+// offset moves a pointer to where something is still to be done: never past the end of its slice, which the collector
+// would take for a pointer to a neighbour. What is absent stays nil.
 func offset(p unsafe.Pointer, bytes int) unsafe.Pointer {
 	if p == nil {
 		return nil
@@ -63,6 +66,9 @@ func offset(p unsafe.Pointer, bytes int) unsafe.Pointer {
 func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 	if m == 0 || n == 0 {
 		return
+	}
+	if a.k == 0 {
+		a.x, a.w, a.s = nil, nil, nil
 	}
 	top := len(t.nt)
 	nb, mb := n, m
@@ -83,9 +89,9 @@ func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 				b.columns(t.nt[top-1], cols)
 			}
 			if rest := rows % top; rest > 0 {
+				b.mt = 1
 				b.y = offset(b.y, (rows-rest)*a.ldy)
 				b.x = offset(b.x, (rows-rest)*a.ldx)
-				b.mt = 1
 				tiles := t.nt[rest-1]
 				if rest == 1 && a.k > shortRow {
 					tiles = t.long
@@ -103,6 +109,7 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 			continue
 		}
 		t.run(hide(&a))
+		runtime.KeepAlive(&a)
 		done := a.nt * t.nr
 		if n -= done; n == 0 {
 			return
@@ -118,6 +125,9 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 func (t *matrixSet) dotNN(a nnArgs, m, terms, k int) {
 	if m == 0 || k == 0 {
 		return
+	}
+	if terms == 0 {
+		a.a, a.w, a.s = nil, nil, nil
 	}
 	for k0, p := 0, 0; k0 < k; {
 		panel := t.nn[p]
@@ -155,6 +165,7 @@ func (a nnArgs) rows(tiles []nnTile, m int) {
 			continue
 		}
 		t.run(hide(&a))
+		runtime.KeepAlive(&a)
 		done := a.mt * t.mr
 		if m -= done; m == 0 {
 			return
