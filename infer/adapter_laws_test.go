@@ -125,7 +125,7 @@ func TestMixedAdaptersEqualAlone(t *testing.T) {
 					p.Logprobs = 1
 					rs = append(rs, Request{ID: fmt.Sprint(name, i), Tenant: "t", Prompt: g.Prompt, Adapter: targets[name], Params: p})
 					g.IDs = g.IDs[:p.MaxTokens]
-				refs = append(refs, g)
+					refs = append(refs, g)
 				}
 			}
 			alone, _ := h.start(t, Config{MaxSeqs: 1, NoPrefixCache: true, KVBlocks: 64}, 4)
