@@ -15,14 +15,14 @@ import (
 	"bhive/kernels/cpu"
 )
 
-// bench is a demo model on a CPU backend, for one test.
-type bench struct {
+// rig is a demo model on a CPU backend, for one test.
+type rig struct {
 	be    kernels.Backend
 	model *Model
 	tok   *tokenizer.Tokenizer
 }
 
-func newBench(t testing.TB, working kernels.DType) *bench {
+func newRig(t testing.TB, working kernels.DType) *rig {
 	t.Helper()
 	be, err := cpu.Open(cpu.Config{Working: working})
 	if err != nil {
@@ -53,11 +53,11 @@ func newBench(t testing.TB, working kernels.DType) *bench {
 		cp.Close()
 		be.Close()
 	})
-	return &bench{be, m, tok}
+	return &rig{be, m, tok}
 }
 
 // start runs an engine until the test ends.
-func (b *bench) start(t testing.TB, c Config) *Engine {
+func (b *rig) start(t testing.TB, c Config) *Engine {
 	t.Helper()
 	e, err := New(c, b.model, nil, nil, b.tok)
 	if err != nil {
@@ -125,7 +125,7 @@ func generate(t testing.TB, e *Engine, r Request) []choice {
 	return out
 }
 
-func greedy(tokens int) Params {
+func greedily(tokens int) Params {
 	p := DefaultParams()
 	p.Temperature, p.MaxTokens = 0, tokens
 	return p
@@ -152,10 +152,10 @@ func readGolden(t testing.TB, name string) []golden {
 }
 
 func TestGreedyEqualsReference(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	e := b.start(t, Config{MaxSeqs: 8, MaxTokens: 64, KVBytes: 16 << 20})
 	for i, g := range readGolden(t, "base.greedy.json") {
-		got := generate(t, e, Request{Prompt: g.Prompt, Params: greedy(len(g.IDs))})[0]
+		got := generate(t, e, Request{Prompt: g.Prompt, Params: greedily(len(g.IDs))})[0]
 		compareGreedy(t, i, g, got)
 	}
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"bhive/adapters"
 	"bhive/finetune"
 	"bhive/infer"
+	"bhive/infer/chat"
 )
 
 // apiError is an error as the client gets it. Handlers return one, or an error of another package that the table below maps.
@@ -53,6 +53,7 @@ var table = []struct {
 	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrNotFound, http.StatusNotFound, "not_found_error", "job_not_found", "", 0},
 	{finetune.ErrState, http.StatusConflict, "conflict_error", "wrong_state", "", 0},
+	{chat.ErrMessage, http.StatusBadRequest, "invalid_request_error", "", "messages", 0},
 	{adapters.ErrInvalidName, http.StatusBadRequest, "invalid_request_error", "invalid_name", "name", 0},
 	{adapters.ErrStoreUnavailable, http.StatusServiceUnavailable, "server_error", "store_unavailable", "", 5},
 	{adapters.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_adapter_memory", "", 5},
@@ -109,12 +110,16 @@ func (e *apiError) body() []byte {
 		}
 		return &s
 	}
-	b, err := json.Marshal(map[string]any{"error": map[string]any{
-		"message": e.Message, "type": e.Type, "param": optional(e.Param), "code": optional(e.Code)}})
-	if err != nil {
-		panic(err) // strings marshal
+	var out struct {
+		Error struct {
+			Message string  `json:"message"`
+			Type    string  `json:"type"`
+			Param   *string `json:"param"`
+			Code    *string `json:"code"`
+		} `json:"error"`
 	}
-	return b
+	out.Error.Message, out.Error.Type, out.Error.Param, out.Error.Code = e.Message, e.Type, optional(e.Param), optional(e.Code)
+	return mustJSON(out)
 }
 
 // fail answers with err; a 500 is logged with its cause, which the client is not told.

@@ -2,11 +2,13 @@ package server
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"bhive/adapters"
 	"bhive/infer"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -95,6 +97,20 @@ func (m *Metrics) ObserveFinish(i infer.RequestInfo) {
 	}
 }
 
+// modelNames turns keys of adapters into the names by which requests ask for them, as a gateway compares them: the versions left out, and
+// the default tenant. Mixes are no names: they are left out.
+func modelNames(keys []string) []string {
+	names := []string{}
+	for _, key := range keys {
+		name, _, _ := strings.Cut(strings.TrimPrefix(key, adapters.DefaultTenant+"/"), "@")
+		if !strings.ContainsAny(key, "+:") && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // snapshot collects what the engine and the pool say of themselves.
 type snapshot Metrics
 
@@ -161,7 +177,7 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	counter(descEvictions, float64(p.Evictions))
 	counter(descFailures, float64(p.Failures))
 
-	running, waiting := strings.Join(p.Resident, ","), strings.Join(p.Waiting, ",")
+	running, waiting := strings.Join(modelNames(p.Resident), ","), strings.Join(modelNames(p.Waiting), ",")
 	s.loraMu.Lock()
 	if state := running + "|" + waiting; state != s.lora || s.loraAt == 0 {
 		s.lora, s.loraAt = state, float64(time.Now().UnixMilli())/1000

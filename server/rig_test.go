@@ -81,9 +81,10 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 	if err != nil {
 		return nil, err
 	}
-	closers = append(closers, nothing(be.Close))
+	closers = append(closers, be.Close)
 	hash := infer.BaseHash(cp)
-	geometry := infer.GeometryOf(cp.Config())
+	shape := cp.Config()
+	geometry := adapters.Geometry{Layers: shape.Layers, Hidden: shape.Hidden, QDim: shape.Heads * shape.HeadDim, KVDim: shape.KVHeads * shape.HeadDim, FeedForward: shape.FeedForward}
 	basis, err := adapters.NewBasis(ctx, adapters.BasisConfig{Geometry: geometry, BaseHash: hash})
 	if err != nil {
 		return nil, err
@@ -368,8 +369,8 @@ func (h *hive) publish(t testing.TB, name string, rank int, seed uint64) adapter
 	basis := h.deps.Basis
 	w := adapters.NewWeights(basis.Geometry, rank, 2*float64(rank))
 	random := rand.New(rand.NewPCG(seed, 7))
-	for i := range w.B {
-		w.B[i] = float32(random.NormFloat64()) * 0.2
+	for i := range w.Data {
+		w.Data[i] = float32(random.NormFloat64()) * 0.2
 	}
 	v, err := h.deps.Registry.Save(t.Context(), adapters.DefaultTenant, adapters.Version{Name: name, BasisDigest: basis.RowsDigest(rank), BaseHash: basis.BaseHash}, w, adapters.PublishOptions{})
 	if err != nil {

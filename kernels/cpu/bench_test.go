@@ -18,6 +18,9 @@ const (
 // ceilings measures the machine: bytes and floating-point operations a second with two threads.
 func ceilings(threads int) (bandwidth, flops float64) {
 	buf := make([]byte, 256<<20)
+	for i := range buf { // untouched pages would all be one
+		buf[i] = byte(i)
+	}
 	run := func(f func(i int) float64) float64 {
 		best := 0.0
 		for range 4 {
@@ -142,7 +145,7 @@ func newSmol(r *rig, f kernels.Format, room int) *smol {
 	m.table = r.adapters(smolLayers*smolRows, 16, 16, 16, 16, 16, 16, 16, 16)
 	m.x, m.normed, m.q, m.o = r.random(room, smolH, 1), r.random(room, smolH, 1), r.random(room, smolH, 1), r.random(room, smolH, 1)
 	m.act, m.yz = r.random(room, smolF, 1), r.random(room, 2*smolF+smolR, 1)
-	m.gathered, m.logits, m.sampled, m.state = r.random(room, smolH, 1), r.random(16, smolV, 1), r.sampled(room), r.samplerState(1, smolV)
+	m.gathered, m.logits, m.sampled, m.state = r.random(room, smolH, 1), r.alloc(kernels.F32, room, smolV), r.sampled(room), r.samplerState(1, smolV)
 	return m
 }
 
