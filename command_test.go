@@ -192,7 +192,7 @@ func TestTuneWhileServing(t *testing.T) {
 			}
 		})
 	}
-	out := p.must("tune", "examples/pirate.jsonl", "--name", "pirate", "--epochs", "8", "--watch", "-p", "What is a wolf?")
+	out := p.must("tune", "examples/pirate.jsonl", "--name", "pirate", "--epochs", "5", "--watch", "-p", "What is a wolf?")
 	cancel()
 	streams.Wait()
 	if len(texts) != 1 {
