@@ -1,6 +1,9 @@
 package simd
 
-import "unsafe"
+import (
+	"runtime"
+	"unsafe"
+)
 
 // ntTile is a DotNT kernel for tiles of nr weight rows.
 type ntTile struct {
@@ -46,16 +49,26 @@ const (
 //
 //go:nosplit
 func hide[T any](p *T) *T {
-	x := uintptr(unsafe.Pointer(p))
+	x := uintptr(unsafe.Pointer(p)) // the way back hides the flow
 	return *(**T)(unsafe.Pointer(&x))
 }
 
-func offset(p unsafe.Pointer, bytes int) unsafe.Pointer { return unsafe.Add(p, bytes) }
+// offset moves a pointer to where something is still to be done: never past the end of its slice, which the collector
+// would take for a pointer to a neighbour. What is absent stays nil.
+func offset(p unsafe.Pointer, bytes int) unsafe.Pointer {
+	if p == nil {
+		return nil
+	}
+	return unsafe.Add(p, bytes)
+}
 
 // dotNT walks y in tiles. Weights pass in blocks that stay in cache while all rows of x meet them.
 func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 	if m == 0 || n == 0 {
 		return
+	}
+	if a.k == 0 {
+		a.x, a.w, a.s = nil, nil, nil
 	}
 	top := len(t.nt)
 	nb, mb := n, m
@@ -74,11 +87,11 @@ func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 			if full := rows / top; full > 0 {
 				b.mt = full
 				b.columns(t.nt[top-1], cols)
-				b.y = offset(b.y, full*top*a.ldy)
-				b.x = offset(b.x, full*top*a.ldx)
 			}
 			if rest := rows % top; rest > 0 {
 				b.mt = 1
+				b.y = offset(b.y, (rows-rest)*a.ldy)
+				b.x = offset(b.x, (rows-rest)*a.ldx)
 				tiles := t.nt[rest-1]
 				if rest == 1 && a.k > shortRow {
 					tiles = t.long
@@ -96,8 +109,11 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 			continue
 		}
 		t.run(hide(&a))
+		runtime.KeepAlive(&a)
 		done := a.nt * t.nr
-		n -= done
+		if n -= done; n == 0 {
+			return
+		}
 		a.y = offset(a.y, done*4)
 		a.w = offset(a.w, done*a.ldw)
 		a.s = offset(a.s, done*a.lds)
@@ -109,6 +125,9 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 func (t *matrixSet) dotNN(a nnArgs, m, terms, k int) {
 	if m == 0 || k == 0 {
 		return
+	}
+	if terms == 0 {
+		a.a, a.w, a.s = nil, nil, nil
 	}
 	for k0, p := 0, 0; k0 < k; {
 		panel := t.nn[p]
@@ -146,8 +165,11 @@ func (a nnArgs) rows(tiles []nnTile, m int) {
 			continue
 		}
 		t.run(hide(&a))
+		runtime.KeepAlive(&a)
 		done := a.mt * t.mr
-		m -= done
+		if m -= done; m == 0 {
+			return
+		}
 		a.c = offset(a.c, done*a.ldc)
 		a.a = offset(a.a, done*a.aRow)
 	}
