@@ -216,6 +216,7 @@ func TestLifeOfAnAdapter(t *testing.T) {
 	c.do("DELETE", "/adapters/life", nil).want(200)
 	c.get("/v1/models/life").wantError(404, "model", "model_not_found")
 	c.post("/v1/completions", object{"model": "life", "prompt": "x"}).wantError(404, "model", "model_not_found")
+	c.get("/adapters/life").wantError(404, "name", "adapter_not_found")
 	c.do("DELETE", "/adapters/life", nil).wantError(404, "name", "adapter_not_found")
 }
 

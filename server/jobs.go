@@ -13,6 +13,9 @@ import (
 	"bhive/server/api"
 )
 
+// unfinished are the states of jobs that have not ended.
+var unfinished = []string{string(finetune.Queued), string(finetune.ValidatingFiles), string(finetune.Running), string(finetune.Paused)}
+
 // shownJob is a job as the API gives it.
 func shownJob(j finetune.Job) api.Job {
 	seconds := func(t *time.Time) *int {
@@ -227,6 +230,7 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 		}
 	}()
 	e := newEventStream(w)
+	defer e.close()
 	e.comment("events of " + job.ID)
 	if err := e.flush(); err != nil {
 		return nil // the client is gone

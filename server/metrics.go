@@ -117,12 +117,7 @@ func modelNames(keys []string) []string {
 func (s *snapshot) training(gauge func(*prometheus.Desc, float64, ...string)) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	states := []finetune.State{finetune.Queued, finetune.ValidatingFiles, finetune.Running, finetune.Paused}
-	var names []string
-	for _, state := range states {
-		names = append(names, string(state))
-	}
-	jobs, err := s.deps.Store.ListJobs(ctx, adapters.AllTenants, names...)
+	jobs, err := s.deps.Store.ListJobs(ctx, adapters.AllTenants, unfinished...)
 	if err != nil {
 		return
 	}
@@ -135,7 +130,7 @@ func (s *snapshot) training(gauge func(*prometheus.Desc, float64, ...string)) {
 			}
 		}
 	}
-	for _, name := range names {
+	for _, name := range unfinished {
 		gauge(descJobs, float64(count[name]), name)
 	}
 	gauge(descTraining, speed)

@@ -277,8 +277,10 @@ func TestQueueFull(t *testing.T) {
 	if refused == 0 {
 		t.Error("no request was refused")
 	}
-	until(t, "served again", func() bool { return h.deps.Engine.Stats().Waiting == 0 })
-	c.complete(object{"model": "demo", "prompt": "a", "max_tokens": 1})
+	until(t, "served again", func() bool { s := h.deps.Engine.Stats(); return s.Waiting == 0 && s.Running == 0 })
+	until(t, "served", func() bool {
+		return c.post("/v1/completions", object{"model": "demo", "prompt": "a", "max_tokens": 1}).Status == 200
+	})
 }
 
 var errRefused = errors.New("refused")
