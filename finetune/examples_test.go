@@ -219,7 +219,7 @@ func TestSpecErrors(t *testing.T) {
 		}
 	}
 	s, err := ParseSpec(strings.NewReader(`{"name":"a"}`))
-	if err != nil || s.Validate() != nil || !s.LearningRate.Auto || s.Epochs != 3 || s.Scheduler != ScheduleCosine || s.Publish != PublishLast || *s.MaxGradNorm != 1 {
+	if err != nil || s.Validate() != nil || !s.LearningRate.Auto || s.Scheduler != ScheduleCosine || s.Publish != PublishLast || *s.MaxGradNorm != 1 {
 		t.Errorf("defaults: %+v, %v", s, err)
 	}
 	if b, err := json.Marshal(s); err != nil || !bytes.Contains(b, []byte(`"learning_rate":"auto"`)) {

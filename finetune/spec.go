@@ -77,7 +77,7 @@ type JobSpec struct {
 	Scheduler    string       `json:"lr_scheduler_type,omitempty"`
 	WarmupSteps  int          `json:"warmup_steps,omitempty"`
 	WarmupRatio  float64      `json:"warmup_ratio,omitempty"` // share of all steps; with WarmupSteps 0. Default: 0.05
-	Epochs       float64      `json:"epochs,omitempty"`       // default: 3; not with MaxSteps
+	Epochs       float64      `json:"epochs,omitempty"`       // default: 3, or up to 10 where so few examples would make fewer than 60 steps; not with MaxSteps
 	MaxSteps     int          `json:"max_steps,omitempty"`    // optimizer steps; default: as Epochs says
 
 	BatchSize    int `json:"batch_size,omitempty"`                  // examples of an optimizer step; default: 16, or fewer where examples are few
@@ -163,9 +163,6 @@ func (s *JobSpec) Validate() error {
 	setDefault(&s.AdamBeta2, 0.999)
 	setDefault(&s.AdamEpsilon, 1e-6)
 	setDefault(&s.SampleTokens, 48)
-	if s.MaxSteps == 0 {
-		setDefault(&s.Epochs, 3)
-	}
 	const million = 1_000_000
 	for _, err := range []error{
 		count("rank", s.Rank, 4096), finite("alpha", s.Alpha, 0, 1e4), count("max_steps", s.MaxSteps, million), finite("epochs", s.Epochs, 0, 1000),

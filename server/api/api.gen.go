@@ -494,7 +494,9 @@ type AdapterContinue struct {
 	BatchSize *int `json:"batch_size,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
-	Correction      *bool                           `json:"correction,omitempty"`
+	Correction *bool `json:"correction,omitempty"`
+
+	// Epochs Default: 3, or up to 10 where the examples are few.
 	Epochs          *float32                        `json:"epochs,omitempty"`
 	Examples        []Example                       `json:"examples"`
 	LearningRate    *AdapterContinue_LearningRate   `json:"learning_rate,omitempty"`
@@ -541,7 +543,9 @@ type AdapterCreate struct {
 	BatchSize *int `json:"batch_size,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
-	Correction      *bool                         `json:"correction,omitempty"`
+	Correction *bool `json:"correction,omitempty"`
+
+	// Epochs Default: 3, or up to 10 where the examples are few.
 	Epochs          *float32                      `json:"epochs,omitempty"`
 	Examples        []Example                     `json:"examples"`
 	LearningRate    *AdapterCreate_LearningRate   `json:"learning_rate,omitempty"`
@@ -638,8 +642,9 @@ type ChatCompletionObject string
 
 // ChatCompletionRequest defines model for ChatCompletionRequest.
 type ChatCompletionRequest struct {
-	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos        *bool    `json:"ignore_eos,omitempty"`
+	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
+	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias           *map[string]float32 `json:"logit_bias,omitempty"`
@@ -650,8 +655,8 @@ type ChatCompletionRequest struct {
 	MinP                *float32            `json:"min_p,omitempty"`
 	MinTokens           *int                `json:"min_tokens,omitempty"`
 
-	// Model The base, an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model             string   `json:"model"`
+	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
+	Model             *string  `json:"model,omitempty"`
 	N                 *int     `json:"n,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
@@ -723,9 +728,10 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
-	Echo             *bool    `json:"echo,omitempty"`
-	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos        *bool    `json:"ignore_eos,omitempty"`
+	Echo                   *bool    `json:"echo,omitempty"`
+	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
+	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -734,8 +740,8 @@ type CompletionRequest struct {
 	MinP      *float32            `json:"min_p,omitempty"`
 	MinTokens *int                `json:"min_tokens,omitempty"`
 
-	// Model The base, an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model           string   `json:"model"`
+	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
+	Model           *string  `json:"model,omitempty"`
 	N               *int     `json:"n,omitempty"`
 	PresencePenalty *float32 `json:"presence_penalty,omitempty"`
 
@@ -932,15 +938,16 @@ type Rollback struct {
 
 // SamplingFields defines model for SamplingFields.
 type SamplingFields struct {
-	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos        *bool    `json:"ignore_eos,omitempty"`
+	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
+	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
 	MinP      *float32            `json:"min_p,omitempty"`
 	MinTokens *int                `json:"min_tokens,omitempty"`
 
-	// Model The base, an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
+	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model             *string  `json:"model,omitempty"`
 	N                 *int     `json:"n,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
@@ -997,7 +1004,9 @@ type TrainingFields struct {
 	BatchSize *int `json:"batch_size,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
-	Correction      *bool                          `json:"correction,omitempty"`
+	Correction *bool `json:"correction,omitempty"`
+
+	// Epochs Default: 3, or up to 10 where the examples are few.
 	Epochs          *float32                       `json:"epochs,omitempty"`
 	LearningRate    *TrainingFields_LearningRate   `json:"learning_rate,omitempty"`
 	LrSchedulerType *TrainingFieldsLrSchedulerType `json:"lr_scheduler_type,omitempty"`
@@ -1105,6 +1114,17 @@ type StreamAdapterEventsParams struct {
 	// After Only events after this number (as the header Last-Event-ID says, too).
 	After       *int    `form:"after,omitempty" json:"after,omitempty"`
 	LastEventID *string `json:"Last-Event-ID,omitempty"`
+}
+
+// AddAdapterExamplesParams defines parameters for AddAdapterExamples.
+type AddAdapterExamplesParams struct {
+	// LearningRate A number or `auto`. These parameters go with an `application/x-ndjson` body.
+	LearningRate    *string  `form:"learning_rate,omitempty" json:"learning_rate,omitempty"`
+	Epochs          *float32 `form:"epochs,omitempty" json:"epochs,omitempty"`
+	MaxSteps        *int     `form:"max_steps,omitempty" json:"max_steps,omitempty"`
+	BatchSize       *int     `form:"batch_size,omitempty" json:"batch_size,omitempty"`
+	Seed            *int     `form:"seed,omitempty" json:"seed,omitempty"`
+	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
 }
 
 // CreateAdapterJSONRequestBody defines body for CreateAdapter for application/json ContentType.
