@@ -239,7 +239,7 @@ func specError(err error) error {
 		return e
 	}
 	var name string
-	if n, _ := fmt.Sscanf(err.Error(), "json: unknown field %q", &name); n == 1 {
+	if n, _ := fmt.Sscanf(err.Error(), "json: unknown field %q", &name); n == 1 && name != "" {
 		return fieldErrorf(name, "is not a field of a job")
 	}
 	return fieldErrorf("body", "%v", err)

@@ -64,7 +64,7 @@ func TestSweepLearningRate(t *testing.T) {
 			t.Fatal(err)
 		}
 		methods = methods[:1]
-		factors, ranks = []float64{0.3, 1, 3}, []int{4, 16, 64}
+		factors, ranks = []float64{0.5, 1, 2}, []int{16, 64, 4}
 	default:
 		t.Skip("BHIVE_SWEEP is neither demo nor smollm2")
 	}
