@@ -76,7 +76,7 @@ type JobSpec struct {
 	LearningRate LearningRate `json:"learning_rate"` // default: auto
 	Scheduler    string       `json:"lr_scheduler_type,omitempty"`
 	WarmupSteps  int          `json:"warmup_steps,omitempty"`
-	WarmupRatio  float64      `json:"warmup_ratio,omitempty"` // share of all steps; with WarmupSteps 0. Default: 0.05
+	WarmupRatio  float64      `json:"warmup_ratio,omitempty"` // share of all steps; with WarmupSteps 0. Default: none
 	Epochs       float64      `json:"epochs,omitempty"`       // default: 3, or up to 10 where so few examples would make fewer than 60 steps; not with MaxSteps
 	MaxSteps     int          `json:"max_steps,omitempty"`    // optimizer steps; default: as Epochs says
 
