@@ -600,19 +600,10 @@ type AdapterContinue struct {
 	BatchTokens *int `json:"batch_tokens,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
-<<<<<<< HEAD
 	Correction *bool `json:"correction,omitempty"`
 
 	// Epochs Default: 3, or up to 10 where the examples are few.
-	Epochs          *float32                        `json:"epochs,omitempty"`
-	Examples        []Example                       `json:"examples"`
-	LearningRate    *AdapterContinue_LearningRate   `json:"learning_rate,omitempty"`
-	LrSchedulerType *AdapterContinueLrSchedulerType `json:"lr_scheduler_type,omitempty"`
-	MaxGradNorm     *float32                        `json:"max_grad_norm,omitempty"`
-	MaxSteps        *int                            `json:"max_steps,omitempty"`
-=======
-	Correction *bool    `json:"correction,omitempty"`
-	Epochs     *float32 `json:"epochs,omitempty"`
+	Epochs *float32 `json:"epochs,omitempty"`
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
 	EvalSteps                 *int                            `json:"eval_steps,omitempty"`
@@ -625,7 +616,6 @@ type AdapterContinue struct {
 	// MaxLength Tokens of an example.
 	MaxLength *int `json:"max_length,omitempty"`
 	MaxSteps  *int `json:"max_steps,omitempty"`
->>>>>>> refs/heads/server
 
 	// Publish Default: best with a validation split, else last.
 	Publish *AdapterContinuePublish `json:"publish,omitempty"`
@@ -689,19 +679,10 @@ type AdapterCreate struct {
 	BatchTokens *int `json:"batch_tokens,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
-<<<<<<< HEAD
 	Correction *bool `json:"correction,omitempty"`
 
 	// Epochs Default: 3, or up to 10 where the examples are few.
-	Epochs          *float32                      `json:"epochs,omitempty"`
-	Examples        []Example                     `json:"examples"`
-	LearningRate    *AdapterCreate_LearningRate   `json:"learning_rate,omitempty"`
-	LrSchedulerType *AdapterCreateLrSchedulerType `json:"lr_scheduler_type,omitempty"`
-	MaxGradNorm     *float32                      `json:"max_grad_norm,omitempty"`
-	MaxSteps        *int                          `json:"max_steps,omitempty"`
-=======
-	Correction *bool    `json:"correction,omitempty"`
-	Epochs     *float32 `json:"epochs,omitempty"`
+	Epochs *float32 `json:"epochs,omitempty"`
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
 	EvalSteps                 *int                          `json:"eval_steps,omitempty"`
@@ -714,7 +695,6 @@ type AdapterCreate struct {
 	// MaxLength Tokens of an example.
 	MaxLength *int `json:"max_length,omitempty"`
 	MaxSteps  *int `json:"max_steps,omitempty"`
->>>>>>> refs/heads/server
 
 	// Name Examples: pirate
 	Name AdapterName `json:"name"`
@@ -1193,18 +1173,10 @@ type TrainingFields struct {
 	BatchTokens *int `json:"batch_tokens,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
-<<<<<<< HEAD
 	Correction *bool `json:"correction,omitempty"`
 
 	// Epochs Default: 3, or up to 10 where the examples are few.
-	Epochs          *float32                       `json:"epochs,omitempty"`
-	LearningRate    *TrainingFields_LearningRate   `json:"learning_rate,omitempty"`
-	LrSchedulerType *TrainingFieldsLrSchedulerType `json:"lr_scheduler_type,omitempty"`
-	MaxGradNorm     *float32                       `json:"max_grad_norm,omitempty"`
-	MaxSteps        *int                           `json:"max_steps,omitempty"`
-=======
-	Correction *bool    `json:"correction,omitempty"`
-	Epochs     *float32 `json:"epochs,omitempty"`
+	Epochs *float32 `json:"epochs,omitempty"`
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
 	EvalSteps                 *int                           `json:"eval_steps,omitempty"`
@@ -1216,7 +1188,6 @@ type TrainingFields struct {
 	// MaxLength Tokens of an example.
 	MaxLength *int `json:"max_length,omitempty"`
 	MaxSteps  *int `json:"max_steps,omitempty"`
->>>>>>> refs/heads/server
 
 	// Publish Default: best with a validation split, else last.
 	Publish *TrainingFieldsPublish `json:"publish,omitempty"`
