@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math"
 	"regexp"
@@ -21,6 +22,8 @@ type PEFT struct {
 	Alpha    float64      // lora_alpha
 	Scaling  float64      // alpha/r, or alpha/√r with use_rslora, of the configuration's own alpha and r
 	Modules  []PEFTModule // in the order of the flat layout; only those that the adapter trains
+	BaseHash string       // of the base, where the adapter was exported from here; else ""
+	Bytes    int64        // of adapter_model.safetensors
 }
 
 // PEFTModule is the LoRA of one projection: y += Scaling·B·A·x.
@@ -69,15 +72,16 @@ func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adapter_config.json: %w", err)
 	}
-	raw, err := fs.ReadFile(fsys, "adapter_model.safetensors")
+	data, size, done, err := openModel(fsys)
 	if err != nil {
 		return nil, missing(err)
 	}
-	f, err := safetensors.Open(bytes.NewReader(raw), int64(len(raw)))
+	defer done()
+	f, err := safetensors.Open(data, size)
 	if err != nil {
 		return nil, fmt.Errorf("adapter_model.safetensors: %w: %w", ErrCorrupt, err)
 	}
-	p := &PEFT{Geometry: g, Alpha: *c.Alpha, Scaling: c.scaling(*c.Alpha, c.R)}
+	p := &PEFT{Geometry: g, Alpha: *c.Alpha, Scaling: c.scaling(*c.Alpha, c.R), BaseHash: f.Metadata()[metaBase], Bytes: size}
 	names, err := peftTensors(f, g)
 	if err != nil {
 		return nil, err
@@ -102,6 +106,27 @@ func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
 	return p, nil
 }
 
+// openModel opens adapter_model.safetensors, which must be a regular file; one that cannot be read at an offset is read into memory.
+func openModel(fsys fs.FS) (io.ReaderAt, int64, func() error, error) {
+	f, err := fsys.Open(PEFTModelFile)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, PEFTModelFile)
+	}
+	if at, ok := f.(io.ReaderAt); ok && err == nil {
+		return at, info.Size(), f.Close, nil
+	}
+	var raw []byte
+	if err == nil {
+		raw, err = io.ReadAll(f)
+	}
+	_ = f.Close() // it was only read
+	return bytes.NewReader(raw), int64(len(raw)), func() error { return nil }, err
+}
+
 func missing(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -109,14 +134,27 @@ func missing(err error) error {
 	return err
 }
 
+// readSmall reads a regular file, at most a byte more than maxPEFTConfig of it.
+func readSmall(fsys fs.FS, name string) ([]byte, error) {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%w: it is not a regular file", ErrCorrupt))
+	}
+	return io.ReadAll(io.LimitReader(f, maxPEFTConfig+1))
+}
+
 func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 	var c peftConfig
-	raw, err := fs.ReadFile(fsys, "adapter_config.json")
+	raw, err := readSmall(fsys, PEFTConfigFile)
 	if err != nil {
 		return c, missing(err)
 	}
 	if len(raw) > maxPEFTConfig {
-		return c, fmt.Errorf("%w: it has %d bytes, at most %d are read", ErrCorrupt, len(raw), maxPEFTConfig)
+		return c, fmt.Errorf("%w: it has more than the %d bytes that are read", ErrCorrupt, maxPEFTConfig)
 	}
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &all); err != nil {

@@ -18,7 +18,8 @@ type Projection struct {
 type ModuleKept struct {
 	Layer int
 	Proj  Proj
-	Kept  float64
+	Kept  float64 // 0 … 1
+	Norm  float64 // squared Frobenius norm of s·B′·A′: the module's weight in the whole
 }
 
 // Project gives the B over the basis' first r rows that is nearest to the foreign LoRA: B = B′·A′·Aᵀ·(A·Aᵀ)⁻¹ for
@@ -28,6 +29,9 @@ func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 	var report Projection
 	if p.Geometry != b.Geometry {
 		return nil, report, fmt.Errorf("projecting an adapter: %w", ErrBaseMismatch)
+	}
+	if err := b.ofBase(p); err != nil {
+		return nil, report, fmt.Errorf("projecting an adapter: %w", err)
 	}
 	if r < 1 || r > b.R {
 		return nil, report, fmt.Errorf("projecting an adapter: %w: %d is not in 1 … %d", ErrRank, r, b.R)
@@ -56,7 +60,7 @@ func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 			share = k / t
 		}
 		kept, total = kept+k, total+t
-		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, share})
+		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, share, t * p.Scaling * p.Scaling})
 		for i, dst := 0, w.Module(m.Layer, m.Proj); i < out; i++ {
 			for j, v := range nb.RawRowView(i) {
 				dst[i*r+j] = float32(v)
@@ -68,6 +72,14 @@ func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 		report.Kept = kept / total
 	}
 	return w, report, nil
+}
+
+// ofBase says (ErrBaseMismatch) that an adapter was exported for another base than the basis'.
+func (b *Basis) ofBase(p *PEFT) error {
+	if p.BaseHash != "" && p.BaseHash != b.BaseHash {
+		return fmt.Errorf("%w: it was exported for the base %.12s…, this one is %.12s…", ErrBaseMismatch, p.BaseHash, b.BaseHash)
+	}
+	return nil
 }
 
 func wide(v []float32, rows, cols int) *mat.Dense {
@@ -107,14 +119,19 @@ func (b *Basis) Adopt(p *PEFT) (*Weights, Projection, error) {
 				dst[i*p.Rank+j] = v * ratio
 			}
 		}
-		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, 1})
+		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, 1, m.norm()})
 	}
 	return w, report, nil
 }
 
+// norm is the squared Frobenius norm of the module's s·B·A.
+func (m PEFTModule) norm() float64 {
+	return m.Scaling * m.Scaling * productNorm(wide(m.B, len(m.B)/m.Rank, m.Rank), wide(m.A, m.Rank, len(m.A)/m.Rank))
+}
+
 // holds says whether all of p's A's are the basis' own first rows, and every module's scaling can be expressed.
 func (b *Basis) holds(p *PEFT) bool {
-	if p.Geometry != b.Geometry || p.Rank > b.R {
+	if p.Geometry != b.Geometry || p.Rank > b.R || b.ofBase(p) != nil {
 		return false
 	}
 	for _, m := range p.Modules {

@@ -30,13 +30,7 @@ type Tensor struct {
 // Write streams a file to w: wider dtypes first, then by name, metadata by key. Neither tensors nor metadata is
 // changed. A nil metadata writes none.
 func Write(w io.Writer, tensors []Tensor, metadata map[string]string) error {
-	order := slices.Clone(tensors)
-	slices.SortStableFunc(order, func(a, b Tensor) int {
-		if a.DType != b.DType {
-			return b.DType.order() - a.DType.order()
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
+	order := ordered(tensors)
 	header, sizes, err := header(order, metadata)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrTensor, err)
@@ -55,6 +49,18 @@ func Write(w io.Writer, tensors []Tensor, metadata map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// ordered are the tensors as they lie in a file.
+func ordered(tensors []Tensor) []Tensor {
+	order := slices.Clone(tensors)
+	slices.SortStableFunc(order, func(a, b Tensor) int {
+		if a.DType != b.DType {
+			return b.DType.order() - a.DType.order()
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	return order
 }
 
 // header is the length word and the padded header for the tensors in this order, with their byte counts.
@@ -153,4 +159,17 @@ func encode(v any) (string, error) {
 		return "", err
 	}
 	return strings.TrimSuffix(b.String(), "\n"), nil
+}
+
+// Size is the bytes that Write would write; it reads nothing. ErrTensor as Write's.
+func Size(tensors []Tensor, metadata map[string]string) (int64, error) {
+	head, sizes, err := header(ordered(tensors), metadata)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrTensor, err)
+	}
+	n := int64(len(head))
+	for _, s := range sizes {
+		n += s
+	}
+	return n, nil
 }
