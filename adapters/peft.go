@@ -48,6 +48,11 @@ type peftConfig struct {
 	Bias         string             `json:"bias"`
 	RankPattern  map[string]int     `json:"rank_pattern"`
 	AlphaPattern map[string]float64 `json:"alpha_pattern"`
+
+	Targets       json.RawMessage `json:"target_modules"`
+	Exclude       json.RawMessage `json:"exclude_modules"`
+	Layers        json.RawMessage `json:"layers_to_transform"`
+	LayersPattern json.RawMessage `json:"layers_pattern"`
 }
 
 // peftOff are the fields of adapter_config.json that change what an adapter computes and must be off.
@@ -85,6 +90,11 @@ func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
 	names, err := peftTensors(f, g)
 	if err != nil {
 		return nil, err
+	}
+	if len(names) > 0 {
+		if err := c.covers(names, g); err != nil {
+			return nil, err
+		}
 	}
 	for layer := range g.Layers {
 		for proj := Q; proj < NumProjs; proj++ {
