@@ -28,6 +28,7 @@ type serveCmd struct {
 	basisFlags
 	Addr         string        `help:"Address to listen on. Without API keys it must be a loopback address." default:"127.0.0.1:8080"`
 	Data         string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
+	LoraRoot     string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
 	DrainTimeout time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
 
 	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
@@ -111,7 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	info := l.backend.Info()
-	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
+	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
 		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})

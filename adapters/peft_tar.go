@@ -88,6 +88,9 @@ func (t tarFiles) unpack(r io.Reader, limit int64) error {
 		f := &tarFile{name: h.Name}
 		t[base] = f
 		if err := f.fill(in, h, base == PEFTModelFile); err != nil {
+			if here := (*fs.PathError)(nil); errors.As(err, &here) {
+				return fmt.Errorf("%w: spooling %s: %w", ErrStoreUnavailable, base, err)
+			}
 			return watched.cause(fmt.Errorf("%w: %s in the tar: %w", ErrCorrupt, quote(h.Name), err))
 		}
 	}

@@ -42,7 +42,8 @@ var theContract = sync.OnceValues(func() (*contract, error) {
 		return nil, err
 	}
 	lines := func(*content.DecodeInput) (any, error) { return "", nil } // a text to the contract; what is in it is finetune's
-	v, errs := validator.NewValidator(doc, config.WithBodyDecoder("application/x-ndjson", content.DecoderFunc(lines)))
+	v, errs := validator.NewValidator(doc, config.WithBodyDecoder("application/x-ndjson", content.DecoderFunc(lines)),
+		config.WithBodyDecoder("application/x-tar", content.DecoderFunc(lines)))
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}

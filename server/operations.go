@@ -27,8 +27,9 @@ func (s *Server) openAPI(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) getBasis(w http.ResponseWriter, r *http.Request) error {
-	b := s.d.Basis
+	b, g := s.d.Basis, s.d.Basis.Geometry
 	seed := int(b.Seed)
-	writeJSON(w, http.StatusOK, api.Basis{Method: api.BasisMethod(b.Method), Seed: &seed, Rows: b.R, Fingerprint: b.Fingerprint(), BaseSha256: b.BaseHash})
+	writeJSON(w, http.StatusOK, api.Basis{Method: api.BasisMethod(b.Method), Seed: &seed, Rows: b.R, Fingerprint: b.Fingerprint(), BaseSha256: b.BaseHash,
+		Geometry: &api.Geometry{Layers: g.Layers, Hidden: g.Hidden, QDim: g.QDim, KvDim: g.KVDim, FeedForward: g.FeedForward}})
 	return nil
 }

@@ -54,15 +54,19 @@ type Server struct {
 	log      *slog.Logger
 	metrics  *Metrics
 	handler  http.Handler
+	imports  chan struct{} // holds one for each import or sum at work
 	draining atomic.Bool
 }
+
+// maxImports is how many adapters are read or summed at once; others wait.
+const maxImports = 2
 
 // New makes a server; it acquires nothing.
 func New(c Config, d Deps) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c.defaults(), d: d, log: d.Log}
+	s := &Server{config: c.defaults(), d: d, log: d.Log, imports: make(chan struct{}, maxImports)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -91,6 +95,9 @@ func (s *Server) routes() http.Handler {
 	r.Get("/v1/models", s.handle(s.listModels))
 	r.Get("/v1/models/{model}", s.handle(s.retrieveModel))
 
+	r.Post("/v1/load_lora_adapter", s.handle(s.loadLoRA))
+	r.Post("/v1/unload_lora_adapter", s.handle(s.unloadLoRA))
+
 	r.Get("/adapters", s.handle(s.listAdapters))
 	r.Post("/adapters", s.handle(s.createAdapter))
 	r.Route("/adapters/{name}", func(r chi.Router) {
@@ -100,6 +107,9 @@ func (s *Server) routes() http.Handler {
 		r.Get("/versions/{version}", s.handle(s.getVersion))
 		r.Delete("/versions/{version}", s.handle(s.deleteVersion))
 		r.Post("/rollback", s.handle(s.rollback))
+		r.Get("/export", s.handle(s.exportAdapter))
+		r.Post("/import", s.handle(s.importAdapter))
+		r.Post("/compose", s.handle(s.composeAdapter))
 		r.Post("/examples", s.handle(s.addExamples))
 		r.Get("/jobs", s.handle(s.listJobs))
 		r.Get("/events", s.handle(s.streamEvents))

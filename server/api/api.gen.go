@@ -198,6 +198,21 @@ func (e AdapterCreateTargetModules) Valid() bool {
 	}
 }
 
+// Defines values for AdapterImportObject.
+const (
+	AdapterImportObjectAdapterImport AdapterImportObject = "adapter.import"
+)
+
+// Valid indicates whether the value is a known member of the AdapterImportObject enum.
+func (e AdapterImportObject) Valid() bool {
+	switch e {
+	case AdapterImportObjectAdapterImport:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AdapterListObject.
 const (
 	AdapterListObjectList AdapterListObject = "list"
@@ -399,6 +414,39 @@ func (e JobState) Valid() bool {
 	case Succeeded:
 		return true
 	case ValidatingFiles:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for KeptModuleModule.
+const (
+	KeptModuleModuleDownProj KeptModuleModule = "down_proj"
+	KeptModuleModuleGateProj KeptModuleModule = "gate_proj"
+	KeptModuleModuleKProj    KeptModuleModule = "k_proj"
+	KeptModuleModuleOProj    KeptModuleModule = "o_proj"
+	KeptModuleModuleQProj    KeptModuleModule = "q_proj"
+	KeptModuleModuleUpProj   KeptModuleModule = "up_proj"
+	KeptModuleModuleVProj    KeptModuleModule = "v_proj"
+)
+
+// Valid indicates whether the value is a known member of the KeptModuleModule enum.
+func (e KeptModuleModule) Valid() bool {
+	switch e {
+	case KeptModuleModuleDownProj:
+		return true
+	case KeptModuleModuleGateProj:
+		return true
+	case KeptModuleModuleKProj:
+		return true
+	case KeptModuleModuleOProj:
+		return true
+	case KeptModuleModuleQProj:
+		return true
+	case KeptModuleModuleUpProj:
+		return true
+	case KeptModuleModuleVProj:
 		return true
 	default:
 		return false
@@ -748,6 +796,29 @@ type AdapterCreatePublish string
 // AdapterCreateTargetModules defines model for AdapterCreate.TargetModules.
 type AdapterCreateTargetModules string
 
+// AdapterImport defines model for AdapterImport.
+type AdapterImport struct {
+	// Exact Its lora_A's are the basis' own rows; nothing was projected.
+	Exact bool `json:"exact"`
+
+	// Kept Share of the squared Frobenius norm of all B·A that is kept.
+	Kept    float64             `json:"kept"`
+	Modules []KeptModule        `json:"modules"`
+	Name    string              `json:"name"`
+	Object  AdapterImportObject `json:"object"`
+
+	// SourceBytes Of adapter_model.safetensors.
+	SourceBytes int      `json:"source_bytes"`
+	SourceRank  int      `json:"source_rank"`
+	Version     *Version `json:"version,omitempty"`
+
+	// Warning What was lost.
+	Warning *string `json:"warning,omitempty"`
+}
+
+// AdapterImportObject defines model for AdapterImport.Object.
+type AdapterImportObject string
+
 // AdapterList defines model for AdapterList.
 type AdapterList struct {
 	Data   []Adapter         `json:"data"`
@@ -762,9 +833,12 @@ type AdapterName = string
 
 // Basis defines model for Basis.
 type Basis struct {
-	BaseSha256  string      `json:"base_sha256"`
-	Fingerprint string      `json:"fingerprint"`
-	Method      BasisMethod `json:"method"`
+	BaseSha256  string `json:"base_sha256"`
+	Fingerprint string `json:"fingerprint"`
+
+	// Geometry Sizes of a base that fix an adapter's shapes.
+	Geometry *Geometry   `json:"geometry,omitempty"`
+	Method   BasisMethod `json:"method"`
 
 	// Rows Rows of A kept; the highest rank.
 	Rows int  `json:"rows"`
@@ -958,6 +1032,15 @@ type CompletionRequest_Stop struct {
 	union json.RawMessage
 }
 
+// Compose defines model for Compose.
+type Compose struct {
+	Parts []struct {
+		// Model An adapter's live version (`name`), or `name@7`.
+		Model  string   `json:"model"`
+		Weight *float32 `json:"weight,omitempty"`
+	} `json:"parts"`
+}
+
 // Deleted defines model for Deleted.
 type Deleted struct {
 	Deleted DeletedDeleted `json:"deleted"`
@@ -989,6 +1072,15 @@ type Example struct {
 	Messages   *[]Message `json:"messages,omitempty"`
 	Prompt     *string    `json:"prompt,omitempty"`
 	Text       *string    `json:"text,omitempty"`
+}
+
+// Geometry Sizes of a base that fix an adapter's shapes.
+type Geometry struct {
+	FeedForward int `json:"feed_forward"`
+	Hidden      int `json:"hidden"`
+	KvDim       int `json:"kv_dim"`
+	Layers      int `json:"layers"`
+	QDim        int `json:"q_dim"`
 }
 
 // Health defines model for Health.
@@ -1033,6 +1125,19 @@ type JobListObject string
 
 // JobState defines model for JobState.
 type JobState string
+
+// KeptModule defines model for KeptModule.
+type KeptModule struct {
+	Kept   float64          `json:"kept"`
+	Layer  int              `json:"layer"`
+	Module KeptModuleModule `json:"module"`
+
+	// Norm Squared Frobenius norm of the module's B·A: its weight in the whole.
+	Norm float64 `json:"norm"`
+}
+
+// KeptModuleModule defines model for KeptModule.Module.
+type KeptModuleModule string
 
 // Message defines model for Message.
 type Message struct {
@@ -1319,8 +1424,44 @@ type AddAdapterExamplesParams struct {
 	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
 }
 
+// ExportAdapterParams defines parameters for ExportAdapter.
+type ExportAdapterParams struct {
+	// Version Default: the live one.
+	Version *int `form:"version,omitempty" json:"version,omitempty"`
+}
+
+// ImportAdapterParams defines parameters for ImportAdapter.
+type ImportAdapterParams struct {
+	// Rank Rows to project onto. Default: the adapter's own where it fits exactly, else all.
+	Rank *int `form:"rank,omitempty" json:"rank,omitempty"`
+
+	// DryRun Report only; nothing is published.
+	DryRun *bool `form:"dry_run,omitempty" json:"dry_run,omitempty"`
+}
+
+// LoadLoraAdapterJSONBody defines parameters for LoadLoraAdapter.
+type LoadLoraAdapterJSONBody struct {
+	// LoadInplace Publish the next version where the name exists.
+	LoadInplace *bool `json:"load_inplace,omitempty"`
+
+	// LoraName Examples: pirate
+	LoraName AdapterName `json:"lora_name"`
+
+	// LoraPath Directory, relative to the root or with it.
+	LoraPath string `json:"lora_path"`
+}
+
+// UnloadLoraAdapterJSONBody defines parameters for UnloadLoraAdapter.
+type UnloadLoraAdapterJSONBody struct {
+	// LoraName Examples: pirate
+	LoraName AdapterName `json:"lora_name"`
+}
+
 // CreateAdapterJSONRequestBody defines body for CreateAdapter for application/json ContentType.
 type CreateAdapterJSONRequestBody = AdapterCreate
+
+// ComposeAdapterJSONRequestBody defines body for ComposeAdapter for application/json ContentType.
+type ComposeAdapterJSONRequestBody = Compose
 
 // AddAdapterExamplesJSONRequestBody defines body for AddAdapterExamples for application/json ContentType.
 type AddAdapterExamplesJSONRequestBody = AdapterContinue
@@ -1333,6 +1474,12 @@ type CreateChatCompletionJSONRequestBody = ChatCompletionRequest
 
 // CreateCompletionJSONRequestBody defines body for CreateCompletion for application/json ContentType.
 type CreateCompletionJSONRequestBody = CompletionRequest
+
+// LoadLoraAdapterJSONRequestBody defines body for LoadLoraAdapter for application/json ContentType.
+type LoadLoraAdapterJSONRequestBody LoadLoraAdapterJSONBody
+
+// UnloadLoraAdapterJSONRequestBody defines body for UnloadLoraAdapter for application/json ContentType.
+type UnloadLoraAdapterJSONRequestBody UnloadLoraAdapterJSONBody
 
 // AsAdapterContinueLearningRate0 returns the union data inside the AdapterContinue_LearningRate as a AdapterContinueLearningRate0
 func (t AdapterContinue_LearningRate) AsAdapterContinueLearningRate0() (AdapterContinueLearningRate0, error) {
