@@ -18,6 +18,8 @@ type adaptersCmd struct {
 	Versions versionsCmd `cmd:"" help:"List an adapter's versions."`
 	Rollback rollbackCmd `cmd:"" help:"Make an earlier version live again."`
 	Rm       rmCmd       `cmd:"" help:"Remove an adapter, or one of its versions."`
+	Import   importCmd   `cmd:"" help:"Publish a LoRA that PEFT wrote, or report what would be kept of many."`
+	Export   exportCmd   `cmd:"" help:"Write an adapter as an ordinary LoRA for PEFT, in a tar."`
 }
 
 func table() *tabwriter.Writer { return tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0) }

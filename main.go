@@ -28,7 +28,7 @@ type cli struct {
 	Serve    serveCmd    `cmd:"" help:"Serve a model and its adapters over HTTP."`
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
-	Adapters adaptersCmd `cmd:"" help:"List, show, roll back and remove adapters of a running server."`
+	Adapters adaptersCmd `cmd:"" help:"List, show, roll back, remove, import and export adapters of a running server."`
 	Bench    benchCmd    `cmd:"" help:"Measure the speed of decoding, prefill, adapters and training on this machine."`
 }
 
