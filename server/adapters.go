@@ -146,7 +146,7 @@ func (s *Server) deleteAdapter(w http.ResponseWriter, r *http.Request) error {
 		}
 		cancelled = true
 	}
-	err = s.d.Store.Delete(ctx, tenant(ctx), name, 0)
+	err = s.d.Registry.Delete(ctx, tenant(ctx), name, 0)
 	if errors.Is(err, adapters.ErrNotFound) {
 		if !cancelled {
 			return notFound(name)
@@ -228,7 +228,7 @@ func (s *Server) deleteVersion(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	id := fmt.Sprintf("%s@%d", name, n)
-	if err := s.d.Store.Delete(r.Context(), tenant(r.Context()), name, n); err != nil {
+	if err := s.d.Registry.Delete(r.Context(), tenant(r.Context()), name, n); err != nil {
 		return versionError(err, id)
 	}
 	writeJSON(w, http.StatusOK, api.Deleted{Id: id, Object: "adapter.version", Deleted: true})
@@ -277,7 +277,7 @@ func (s *Server) rollback(w http.ResponseWriter, r *http.Request) error {
 	if err := adapters.CheckVersion(s.d.Basis)(*to); err != nil {
 		return err
 	}
-	if _, err := s.d.Store.SetLive(ctx, tenant(ctx), name, to.Number); err != nil {
+	if _, err := s.d.Registry.SetLive(ctx, tenant(ctx), name, to.Number); err != nil {
 		return versionError(err, name)
 	}
 	a, err := s.adapter(r, name)

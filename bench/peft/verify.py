@@ -16,7 +16,7 @@ from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dic
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 BHIVE, MODEL, ADAPTERS = sys.argv[1:]
-TOLERANCE = 2e-3  # of a log probability; the logits differ by float32's rounding in another order of sums
+TOLERANCE = 2e-4  # of a log probability; the logits differ by float32's rounding in another order of sums
 TEXTS = ["What is a wolf?", "Once upon a time there was a little fox who lived in the woods.", "The ship sailed over the sea and", "Arr! Two and two are four."]
 
 
@@ -61,6 +61,7 @@ def there(model, ids):
 def peft(folder):
     base = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("error", UserWarning)  # PEFT warns of keys that it misses
         model = PeftModel.from_pretrained(base, folder)
         result = set_peft_model_state_dict(model, load_peft_weights(folder))
