@@ -26,12 +26,34 @@ var ErrTooLarge = errors.New("too large")
 // Errors: ErrCorrupt for a tar that is cut off or not one, holds a link, a device or a sparse file, an absolute path or one with "..", one of
 // the files twice, or lacks one; ErrTooLarge for a file above limit bytes; ReadPEFT's. Errors of r come through.
 func ReadPEFTTar(r io.Reader, limit int64, g Geometry) (*PEFT, error) {
-	files := tarFiles{}
-	defer files.close()
-	if err := files.unpack(r, limit); err != nil {
+	u, err := SpoolPEFTTar(r, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer u.Close()
+	return u.Read(g)
+}
+
+// PEFTUpload is what SpoolPEFTTar took out of a tar.
+type PEFTUpload struct{ files tarFiles }
+
+// SpoolPEFTTar is the first half of ReadPEFTTar: it takes the two files out of the tar, as slowly as they come, and reads none. Close the result.
+func SpoolPEFTTar(r io.Reader, limit int64) (*PEFTUpload, error) {
+	u := &PEFTUpload{tarFiles{}}
+	if err := u.files.unpack(r, limit); err != nil {
+		u.Close()
 		return nil, fmt.Errorf("reading a PEFT adapter: %w", err)
 	}
-	return ReadPEFT(files, g)
+	return u, nil
+}
+
+// Read is ReadPEFT of the spooled files.
+func (u *PEFTUpload) Read(g Geometry) (*PEFT, error) { return ReadPEFT(u.files, g) }
+
+// Close removes the spooled files. It is idempotent.
+func (u *PEFTUpload) Close() {
+	u.files.close()
+	clear(u.files)
 }
 
 // tarFiles are the files that were taken out of a tar: adapter_config.json in memory, the model in a temporary file.

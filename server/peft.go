@@ -97,18 +97,23 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 	if s.draining.Load() {
 		return errDraining
 	}
+	body, done := limitBody(w, r, s.config.MaxAdapterBytes+(1<<20))
+	defer done()
+	upload, err := adapters.SpoolPEFTTar(body, s.config.MaxAdapterBytes)
+	if err != nil {
+		return uploadError(importError(err))
+	}
+	defer upload.Close()
+	done() // the upload has ended in time; its turn may come later
 	leave, err := s.enterImport(r.Context())
 	if err != nil {
 		return err
 	}
 	defer leave()
-	body, done := limitBody(w, r, s.config.MaxAdapterBytes+(1<<20))
-	defer done()
-	p, err := adapters.ReadPEFTTar(body, s.config.MaxAdapterBytes, s.d.Basis.Geometry)
+	p, err := upload.Read(s.d.Basis.Geometry)
 	if err != nil {
-		return uploadError(importError(err))
+		return importError(err)
 	}
-	done() // the upload has ended in time; projecting may take longer
 	out, err := s.adopt(r.Context(), name, p, rank, dry, adapters.PublishOptions{}, "")
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io"
 	"math"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -194,6 +195,18 @@ func TestBadImports(t *testing.T) {
 			}
 			c.get("/adapters/peft-bad").wantError(404, "name", "adapter_not_found")
 		})
+	}
+	lying, err := http.NewRequestWithContext(t.Context(), "POST", c.url+"/adapters/peft-bad/import", strings.NewReader(good[:1000]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lying.ContentLength = int64(len(good))
+	lying.Header.Set("Content-Type", "application/x-tar")
+	if a, err := http.DefaultTransport.RoundTrip(lying); err == nil { // the client may notice first
+		a.Body.Close()
+		if a.StatusCode != 400 {
+			t.Errorf("a body shorter than its Content-Length: status %d", a.StatusCode)
+		}
 	}
 	c.upload("/adapters/Peft/import", good).wantError(400, "name", "")
 	c.upload("/adapters/demo/import", good).wantError(409, "name", "already_exists")
