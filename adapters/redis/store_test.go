@@ -1,0 +1,28 @@
+package redis
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"bhive/adapters"
+	"bhive/adapters/storetest"
+)
+
+var ctx = context.Background()
+
+// conformance runs the suite; each store has a prefix, and so a registry, of its own.
+func conformance(t *testing.T, url string, o Options) {
+	var n atomic.Int32
+	storetest.Run(t, func(t testing.TB) adapters.Store {
+		return openTest(t, fmt.Sprintf("%s?prefix=test%d", url, n.Add(1)), o)
+	})
+}
+
+func TestConformance(t *testing.T) { conformance(t, startServer(t).url(), Options{}) }
+
+// Blobs of many chunks, opened through temporary files.
+func TestConformanceSmallChunks(t *testing.T) {
+	conformance(t, startServer(t).url(), Options{ChunkBytes: 1000, SpoolBytes: 1, TempDir: t.TempDir()})
+}
