@@ -78,7 +78,7 @@ func (s *Store) PutBlob(ctx context.Context, tenant string, r io.Reader) (adapte
 		err = s.recordBlob(ctx, doing, owner(tenant), info, &u)
 	}
 	if err != nil || !u.taken {
-		_ = s.abandon(context.WithoutCancel(ctx), u.id) // what cannot be removed now, GC removes
+		_ = s.abandon(context.WithoutCancel(ctx), u.id, info.SHA256) // what cannot be removed now, GC removes
 	}
 	return info, err
 }
@@ -192,28 +192,28 @@ func (s *Store) wholeContent(ctx context.Context, doing, sha string) (raw string
 	return raw, err
 }
 
-// abandon removes the chunks of an upload, unless it was committed. Once it is marked, it cannot be committed any more.
-func (s *Store) abandon(ctx context.Context, id string) error {
-	orphan := at{key: s.meta("orphans"), field: id}
+// abandon removes the chunks of an upload, unless a commit made them the content of sha after all. Once it is marked it cannot be committed.
+func (s *Store) abandon(ctx context.Context, id, sha string) error {
+	const doing = "giving up an upload"
+	reads := []at{{key: s.meta("orphans"), field: id}, {key: s.meta("contents"), field: sha}}
 	committed := false
-	_, err := s.update(ctx, "giving up an upload", []at{orphan}, func(snap snapshot, c *change) error {
-		if _, ok := snap.raw(0); !ok {
-			committed = true
-			return nil
+	_, err := s.update(ctx, doing, reads, func(snap snapshot, c *change) error {
+		content, err := load[contentRecord](snap, 1, "a blob")
+		if committed = err == nil && content.ID == id; !committed {
+			c.frees = true
+			c.set(s.meta("orphans"), id, "0")
 		}
-		c.frees = true
-		c.set(orphan.key, id, "0")
 		return nil
 	})
 	if err != nil || committed {
 		return err
 	}
-	return s.discard(ctx, id)
+	return s.discard(ctx, doing, id)
 }
 
 // discard removes chunks that no content names, and then their entry among the orphans.
-func (s *Store) discard(ctx context.Context, id string) error {
-	return s.view(ctx, "removing chunks", func(ctx context.Context) error {
+func (s *Store) discard(ctx context.Context, doing, id string) error {
+	return s.view(ctx, doing, func(ctx context.Context) error {
 		if err := s.client.Unlink(ctx, s.blobKey(id)).Err(); err != nil {
 			return err
 		}

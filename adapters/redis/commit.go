@@ -24,6 +24,17 @@ for i = 1, #ARGV, 2 do
 end
 return out`)
 
+// queryScript makes the reads that ARGV names by fours (command, key index, a, b; empty arguments are left out) at one moment. MULTI would do,
+// but is refused when Redis is out of memory.
+var queryScript = redis.NewScript(`#!lua flags=no-writes
+local out = {}
+for i = 1, #ARGV, 4 do
+  local call = {ARGV[i], KEYS[tonumber(ARGV[i + 1])]}
+  for j = 2, 3 do if ARGV[i + j] ~= '' then call[#call + 1] = ARGV[i + j] end end
+  out[#out + 1] = redis.call(unpack(call))
+end
+return out`)
+
 // commitBody makes a change. KEYS[1] is the commit's own key; ARGV is the latest time (µs), and then operations of four arguments: what, key
 // index, a, b. All checks are made before the first write. It returns {'ok', result}, {'changed'} or {'late'}.
 const commitBody = `
@@ -190,6 +201,36 @@ func (s *Store) read(ctx context.Context, reads []at) (snapshot, error) {
 		return nil
 	})
 	return snap, err
+}
+
+// query is one read among several.
+type query struct {
+	command, key string
+	a, b         any // "" where there is none
+}
+
+// query makes reads at one moment. Answers are int64, string, []any or nil.
+func (s *Store) query(ctx context.Context, queries ...query) ([]any, error) {
+	c := newChange(s.meta("format"), 0)
+	for _, q := range queries {
+		c.add(q.command, q.key, q.a, q.b)
+	}
+	out, err := queryScript.Run(ctx, s.client, c.keys, c.args[1:]...).Slice()
+	if err == nil && len(out) != len(queries) {
+		err = fmt.Errorf("%w: Redis gave %d answers, not %d", adapters.ErrCorrupt, len(out), len(queries))
+	}
+	return out, err
+}
+
+// texts is an answer that is a list of strings.
+func texts(answer any) []string {
+	list, _ := answer.([]any)
+	out := make([]string, 0, len(list))
+	for _, v := range list {
+		text, _ := v.(string)
+		out = append(out, text)
+	}
+	return out
 }
 
 func (s *Store) commit(ctx context.Context, c *change) (status string, result int64, err error) {

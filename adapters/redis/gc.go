@@ -143,7 +143,7 @@ func (s *Store) collectOrphans(ctx context.Context, doing string, grace time.Dur
 					continue
 				}
 			}
-			if err := s.discard(ctx, id); err != nil {
+			if err := s.discard(ctx, doing, id); err != nil {
 				return err
 			}
 		}

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"bhive/adapters"
 )
 
@@ -185,32 +183,26 @@ func (s *Store) AppendEvents(ctx context.Context, tenant, id string, events ...j
 	})
 }
 
-func (s *Store) lastEvent(ctx context.Context, tenant, id string) (n int64, err error) {
-	err = s.jobView(ctx, "logging events of job "+id, tenant, id, func(ctx context.Context, p redis.Pipeliner) func() {
-		length := p.LLen(ctx, s.eventsKey(tenant, id))
-		return func() { n = length.Val() }
-	})
-	return n, err
+func (s *Store) lastEvent(ctx context.Context, tenant, id string) (int64, error) {
+	n, err := s.ofJob(ctx, "logging events of job "+id, tenant, id, query{"LLEN", s.eventsKey(tenant, id), "", ""})
+	last, _ := n.(int64)
+	return last, err
 }
 
-// jobView reads something of a job, provided that it exists.
-func (s *Store) jobView(ctx context.Context, doing, tenant, id string, read func(context.Context, redis.Pipeliner) func()) error {
-	return s.view(ctx, doing, func(ctx context.Context) error {
-		var exists *redis.BoolCmd
-		var take func()
-		_, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
-			exists = p.HExists(ctx, s.jobsKey(tenant), id)
-			take = read(ctx, p)
-			return nil
-		})
-		if err == nil && !exists.Val() {
-			err = adapters.ErrNotFound
+// ofJob reads something of a job, provided that it exists.
+func (s *Store) ofJob(ctx context.Context, doing, tenant, id string, q query) (answer any, err error) {
+	err = s.view(ctx, doing, func(ctx context.Context) error {
+		out, err := s.query(ctx, query{"HEXISTS", s.jobsKey(tenant), id, ""}, q)
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			take()
+		if out[0] != int64(1) {
+			return adapters.ErrNotFound
 		}
-		return err
+		answer = out[1]
+		return nil
 	})
+	return answer, err
 }
 
 // Events is Store.Events.
@@ -224,16 +216,13 @@ func (s *Store) Events(ctx context.Context, tenant, id string, after int64, limi
 	if limit > 0 {
 		end = after + int64(limit) - 1
 	}
-	var raws []string
-	if err := s.jobView(ctx, doing, tenant, id, func(ctx context.Context, p redis.Pipeliner) func() {
-		list := p.LRange(ctx, s.eventsKey(tenant, id), after, end)
-		return func() { raws = list.Val() }
-	}); err != nil {
+	answer, err := s.ofJob(ctx, doing, tenant, id, query{"LRANGE", s.eventsKey(tenant, id), after, end})
+	if err != nil {
 		return nil, err
 	}
 	var list []adapters.Event
 	var bad error
-	for i, raw := range raws {
+	for i, raw := range texts(answer) {
 		e, err := decode[eventRecord]("an event", raw)
 		bad = errors.Join(bad, err)
 		list = append(list, adapters.Event{Seq: after + int64(i) + 1, At: e.At, Data: e.Data})

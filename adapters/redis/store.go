@@ -262,17 +262,16 @@ func fetchAll[T any](ctx context.Context, s *Store, doing, kind, tenant string) 
 				return err
 			}
 		}
-		all := make([]*redis.StringSliceCmd, len(tenants))
-		if _, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
-			for i, t := range tenants {
-				all[i] = p.HVals(ctx, s.meta(kind+":"+t))
-			}
-			return nil
-		}); err != nil {
+		queries := make([]query, len(tenants))
+		for i, t := range tenants {
+			queries[i] = query{"HVALS", s.meta(kind + ":" + t), "", ""}
+		}
+		all, err := s.query(ctx, queries...)
+		if err != nil {
 			return err
 		}
 		for i, t := range tenants {
-			for _, raw := range all[i].Val() {
+			for _, raw := range texts(all[i]) {
 				v, err := decode[T](kind+" of "+t, raw)
 				if err != nil {
 					return err

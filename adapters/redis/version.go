@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"bhive/adapters"
 )
 
@@ -206,19 +204,18 @@ func (s *Store) Versions(ctx context.Context, tenant, name string) ([]adapters.V
 func (s *Store) adapter(ctx context.Context, doing, tenant, name string) (n nameRecord, list []adapters.Version, err error) {
 	err = s.view(ctx, doing, func(ctx context.Context) error {
 		list = nil
-		var record *redis.StringCmd
-		var versions *redis.StringSliceCmd
-		_, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
-			record, versions = p.HGet(ctx, s.namesKey(tenant), name), p.HVals(ctx, s.versionsKey(tenant, name))
-			return nil
-		})
+		out, err := s.query(ctx, query{"HGET", s.namesKey(tenant), name, ""}, query{"HVALS", s.versionsKey(tenant, name), "", ""})
 		if err != nil {
 			return err
 		}
-		if n, err = decode[nameRecord]("a name", record.Val()); err != nil {
+		record, ok := out[0].(string)
+		if !ok {
+			return adapters.ErrNotFound
+		}
+		if n, err = decode[nameRecord]("a name", record); err != nil {
 			return err
 		}
-		for _, raw := range versions.Val() {
+		for _, raw := range texts(out[1]) {
 			v, err := decode[adapters.Version]("a version", raw)
 			if err != nil {
 				return err
