@@ -15,10 +15,6 @@ const maxFileName = 1024 // bytes
 
 // PutFile is Store.PutFile.
 func (s *Store) PutFile(ctx context.Context, tenant string, f adapters.File) (adapters.File, error) {
-	return s.putFile(ctx, tenant, f, false)
-}
-
-func (s *Store) putFile(ctx context.Context, tenant string, f adapters.File, keepTime bool) (adapters.File, error) {
 	if err := checkNames(tenant, f.ID); err != nil {
 		return f, fmt.Errorf("recording a file: %w", err)
 	}
@@ -38,10 +34,7 @@ func (s *Store) putFile(ctx context.Context, tenant string, f adapters.File, kee
 		if _, taken := snap.raw(0); taken {
 			return adapters.ErrExists
 		}
-		f.Bytes = blob.Bytes
-		if !keepTime {
-			f.CreatedAt = snap.now
-		}
+		f.Bytes, f.CreatedAt = blob.Bytes, snap.now
 		c.count(s.meta("refs"), blobRef(f.Tenant, f.SHA256), 1)
 		c.member(s.meta("tenants"), f.Tenant)
 		return save(c, key, f.ID, f)
