@@ -32,7 +32,8 @@ type modelFlags struct {
 
 // basisFlags say which A's a base gets the first time that it is served from a registry.
 type basisFlags struct {
-	Basis       adapters.Method `help:"Rows of the shared A's: ${enum}." enum:"orthonormal,kaiming,activations" default:"orthonormal"`
+	Basis       adapters.Method `help:"Rows of the shared A's: ${enum}." enum:"orthonormal,kaiming,activations,import" default:"orthonormal"`
+	BasisFrom   string          `help:"With --basis import: PEFT adapter whose lora_A's are taken; q, k and v must share one, gate and up too." placeholder:"DIR"`
 	BasisSeed   uint64          `help:"Seed of the basis." default:"0"`
 	BasisRows   int             `help:"Rows of each A: the highest rank of an adapter." default:"64"`
 	Calibration string          `help:"Text file to measure an activations basis on, paragraphs apart by empty lines; default: a built-in text." placeholder:"FILE"`
@@ -160,6 +161,16 @@ func openBasis(ctx context.Context, store adapters.Store, record adapters.BasisR
 
 // make generates the basis that the flags describe.
 func (f basisFlags) make(ctx context.Context, hash string, g adapters.Geometry, plain func() (*infer.Model, error), tokens func(string) []int) (*adapters.Basis, error) {
+	if f.Basis == adapters.Import {
+		if f.BasisFrom == "" {
+			return nil, errors.New("--basis import needs --basis-from")
+		}
+		p, err := adapters.ReadPEFT(os.DirFS(f.BasisFrom), g)
+		if err != nil {
+			return nil, fmt.Errorf("the adapter in %s: %w", f.BasisFrom, err)
+		}
+		return adapters.ImportBasis(p, hash)
+	}
 	c := adapters.BasisConfig{Method: f.Basis, Seed: f.BasisSeed, R: f.BasisRows, Geometry: g, BaseHash: hash}
 	if f.Basis == adapters.Activations {
 		texts := infer.CalibrationTexts()

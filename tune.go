@@ -29,7 +29,7 @@ type tuneCmd struct {
 	Rank            int      `help:"Rank of B; default: 16."`
 	Alpha           float64  `help:"Scaling is alpha/rank; default: twice the rank."`
 	LearningRate    string   `help:"A number or auto." default:"auto"`
-	Epochs          float64  `help:"Passes over the examples; default: 3."`
+	Epochs          float64  `help:"Passes over the examples; default: 3, or up to 10 where the examples are few."`
 	MaxSteps        int      `help:"Optimizer steps, instead of --epochs."`
 	BatchSize       int      `help:"Examples of an optimizer step; default: 16, or fewer where examples are few."`
 	ValidationSplit float64  `help:"Share of the examples held out; the best version on them is published."`

@@ -281,3 +281,23 @@ func BenchmarkActivations1536(b *testing.B) {
 		}
 	}
 }
+
+func FuzzLoadBasis(f *testing.F) {
+	b, err := NewBasis(context.Background(), BasisConfig{R: 2, Geometry: Geometry{Layers: 1, Hidden: 4, QDim: 4, KVDim: 4, FeedForward: 4}, BaseHash: "base"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := b.Save(&file); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(file.Bytes())
+	f.Add(file.Bytes()[:file.Len()/2])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		b, err := LoadBasis(bytes.NewReader(raw), int64(len(raw)))
+		if err == nil && b.Fingerprint() == "" {
+			t.Error("a basis without a fingerprint")
+		}
+	})
+}

@@ -120,11 +120,6 @@ func (p *Pool) Pump() (pending bool) {
 	if p.closed {
 		return false
 	}
-	for _, e := range p.freeing {
-		p.freeBlock(e)
-	}
-	p.freeing = p.freeing[:0]
-
 	under := p.uploads[:0]
 	for _, e := range p.uploads {
 		if !e.done() {
@@ -141,10 +136,16 @@ func (p *Pool) Pump() (pending bool) {
 	clear(p.uploads[len(under):])
 	p.uploads = under
 
+	// After the uploads, one of which may just have been for what was forgotten: admit counts on this memory.
+	for _, e := range p.freeing {
+		p.freeBlock(e)
+	}
+	p.freeing = p.freeing[:0]
+
 	for p.deviceQ.Len() > 0 && p.admit(p.deviceQ.Front().Value.(*entry)) {
 	}
 	p.startFetches() // ended uploads let host memory be evicted
-	return len(p.uploads) > 0 || len(p.freeing) > 0
+	return len(p.uploads) > 0
 }
 
 // admit starts an entry's upload, evicting as needed, or says that there is no room now.

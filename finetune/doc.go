@@ -2,7 +2,27 @@
 //
 // # Life of a job
 //
-// Submit stores a spec and its examples: queued. The manager's Run takes it up: validating_files reads and renders the examples.
-// Running, the job holds a lane of the trainer. The engine calls Slice between decode steps; Slice runs a few layers of a
-// micro-batch. At the end the lane's B is rounded to bfloat16, stored and published as a version, and is live: succeeded.
+// [Manager.Submit] checks a spec, stores its examples as a blob and the job as a record of the [adapters.Store]: queued. The goroutine of
+// [Manager.Run] takes it up when a lane is free: validating_files reads and renders the examples with the base's own template.
+// Running, the job holds a [Lane] of the [Trainer]. The engine calls [Manager.Slice] between its steps, and Slice runs units: a layer of
+// one micro-batch forward or backward, its losses, the optimizer's update, or a token of a sample. At the end B is rounded to
+// bfloat16 and published in one transaction with the job's last state: succeeded, and the adapter is live.
+//
+// # Life of a micro-batch
+//
+// A lane cuts its optimizer step into chunks of whole examples ([Chunk]). The trainer fills a micro-batch with the next chunk of each lane in
+// turn, as they fit. Forward with an [infer.Save]; cross-entropy, each token weighted by 1/(its lane's trained tokens of
+// the whole optimizer step); backward from the last layer to the first, where it stops early: below attn_in of layer 0
+// nothing is trained. When a lane's last chunk is through, the lane's gradient norm, clipping, correction and AdamW follow, and nobody else's.
+//
+// # Invariants
+//
+//   - A lane comes out the same, bit for bit on a batch-invariant backend, alone or beside others: how its examples are cut
+//     depends on it alone, and all sums of a lane are in the order of its tokens.
+//   - A [Checkpoint] is a lane between two optimizer steps. Leaving in mid-step loses that step's part, which is done again; the
+//     end is the same bit for bit.
+//   - A step whose gradient is not finite changes nothing but the schedule's position and the counters of skipped steps.
+//   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
+//   - Nobody sees a job's end before it is durable.
+//   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw.
 package finetune

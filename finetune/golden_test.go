@@ -155,6 +155,9 @@ func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []stri
 }
 
 func TestGoldenTraining(t *testing.T) {
+	if testing.Short() {
+		t.Skip("seventy optimizer steps")
+	}
 	testGolden(t, "testdata/demo", openDemo(t), []string{"kaiming_corrected", "kaiming_plain", "orthonormal_schedule", "accumulated"})
 }
 

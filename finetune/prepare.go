@@ -107,6 +107,9 @@ func (m *Manager) begins(ctx context.Context, p *preparation) error {
 	return nil
 }
 
+// leastSteps is how many optimizer steps a job should have where nothing says how many: fewer leave B half trained.
+const leastSteps = 60
+
 // schedule fills in the options and, in the spec, the defaults that depend on the examples.
 func (p *preparation) schedule(basis *adapters.Basis) {
 	s, o := &p.spec, &p.options
@@ -117,7 +120,9 @@ func (p *preparation) schedule(basis *adapters.Basis) {
 	o.Batching = Batching{Examples: s.BatchSize, Tokens: s.BatchTokens, Batches: s.Accumulation}
 	steps := s.MaxSteps
 	if steps == 0 {
-		steps = max(1, int(math.Ceil(s.Epochs*o.Batching.stepsPerEpoch(o.Train)-1e-9)))
+		perEpoch := o.Batching.stepsPerEpoch(o.Train)
+		setDefault(&s.Epochs, min(max(math.Ceil(leastSteps/perEpoch), 3), 10))
+		steps = max(1, int(math.Ceil(s.Epochs*perEpoch-1e-9)))
 	}
 	warmup := s.WarmupSteps
 	if warmup == 0 && s.WarmupRatio > 0 {

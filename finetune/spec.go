@@ -76,8 +76,8 @@ type JobSpec struct {
 	LearningRate LearningRate `json:"learning_rate"` // default: auto
 	Scheduler    string       `json:"lr_scheduler_type,omitempty"`
 	WarmupSteps  int          `json:"warmup_steps,omitempty"`
-	WarmupRatio  float64      `json:"warmup_ratio,omitempty"` // share of all steps; with WarmupSteps 0. Default: 0.05
-	Epochs       float64      `json:"epochs,omitempty"`       // default: 3; not with MaxSteps
+	WarmupRatio  float64      `json:"warmup_ratio,omitempty"` // share of all steps; with WarmupSteps 0. Default: none
+	Epochs       float64      `json:"epochs,omitempty"`       // default: 3, or up to 10 where so few examples would make fewer than 60 steps; not with MaxSteps
 	MaxSteps     int          `json:"max_steps,omitempty"`    // optimizer steps; default: as Epochs says
 
 	BatchSize    int `json:"batch_size,omitempty"`                  // examples of an optimizer step; default: 16, or fewer where examples are few
@@ -163,9 +163,6 @@ func (s *JobSpec) Validate() error {
 	setDefault(&s.AdamBeta2, 0.999)
 	setDefault(&s.AdamEpsilon, 1e-6)
 	setDefault(&s.SampleTokens, 48)
-	if s.MaxSteps == 0 {
-		setDefault(&s.Epochs, 3)
-	}
 	const million = 1_000_000
 	for _, err := range []error{
 		count("rank", s.Rank, 4096), finite("alpha", s.Alpha, 0, 1e4), count("max_steps", s.MaxSteps, million), finite("epochs", s.Epochs, 0, 1000),
@@ -239,7 +236,7 @@ func specError(err error) error {
 		return e
 	}
 	var name string
-	if n, _ := fmt.Sscanf(err.Error(), "json: unknown field %q", &name); n == 1 {
+	if n, _ := fmt.Sscanf(err.Error(), "json: unknown field %q", &name); n == 1 && name != "" {
 		return fieldErrorf(name, "is not a field of a job")
 	}
 	return fieldErrorf("body", "%v", err)

@@ -40,6 +40,17 @@ func newRig(t testing.TB, working kernels.DType) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tok := newRigTokenizer(t)
+	t.Cleanup(func() {
+		m.Close()
+		cp.Close()
+		be.Close()
+	})
+	return &rig{be, m, tok}
+}
+
+func newRigTokenizer(t testing.TB) *tokenizer.Tokenizer {
+	t.Helper()
 	raw, err := os.ReadFile("demo/tokenizer.json")
 	if err != nil {
 		t.Fatal(err)
@@ -48,12 +59,7 @@ func newRig(t testing.TB, working kernels.DType) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		m.Close()
-		cp.Close()
-		be.Close()
-	})
-	return &rig{be, m, tok}
+	return tok
 }
 
 // start runs an engine until the test ends.
@@ -63,6 +69,13 @@ func (b *rig) start(t testing.TB, c Config) *Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.runs(t, e, func() {})
+	return e
+}
+
+// runs opens and runs an engine until the test ends; then is called after its end.
+func (b *rig) runs(t testing.TB, e *Engine, then func()) {
+	t.Helper()
 	if err := e.Open(); err != nil {
 		t.Fatal(err)
 	}
@@ -75,8 +88,8 @@ func (b *rig) start(t testing.TB, c Config) *Engine {
 			t.Errorf("Run: %v", err)
 		}
 		e.Close()
+		then()
 	})
-	return e
 }
 
 // choice is all that came for one choice.

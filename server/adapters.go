@@ -51,7 +51,7 @@ func (s *Server) adapter(r *http.Request, name string) (api.Adapter, error) {
 			a.Created = job.Created
 		}
 	}
-	if a.Version == nil && a.Job == nil {
+	if a.Version == nil && (a.Job == nil || jobs[0].State == finetune.Succeeded) { // what it published was deleted
 		return a, notFound(name)
 	}
 	return a, nil
@@ -80,17 +80,20 @@ func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
 	for _, a := range all {
 		names[a.Name] = true
 	}
-	for after, more := "", true; more; {
-		var jobs []finetune.Job
-		if jobs, more, err = s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{After: after, Limit: 100}); err != nil {
+	// A job that has ended has left a version, or nothing worth a line.
+	jobs, err := s.d.Store.ListJobs(ctx, tenant(ctx), unfinished...)
+	if err != nil {
+		return err
+	}
+	for _, record := range jobs {
+		j, err := s.d.Jobs.Get(ctx, tenant(ctx), record.ID)
+		if errors.Is(err, finetune.ErrNotFound) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
-		for _, j := range jobs {
-			if !j.State.Final() { // one that has ended has left a version, or nothing worth a line
-				names[j.Spec.Name] = true
-			}
-			after = j.ID
-		}
+		names[j.Spec.Name] = true
 	}
 	list := api.AdapterList{Object: api.AdapterListObjectList, Data: []api.Adapter{}}
 	for name := range names {

@@ -227,6 +227,7 @@ func (c *chatCompletion) stream(w http.ResponseWriter, r *http.Request, g *gener
 		tail = `],"usage":null}`
 	}
 	e := newEventStream(w)
+	defer e.close()
 	began := make([]bool, c.n)
 	var line []byte
 	chunk := func(index int, delta []byte, logprobs []byte, finish *string) {
@@ -269,5 +270,5 @@ func (c *chatCompletion) stream(w http.ResponseWriter, r *http.Request, g *gener
 		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
 	}
 	e.data([]byte("[DONE]"))
-	e.end()
+	_ = e.flush() // the client may be gone
 }

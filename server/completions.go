@@ -283,6 +283,7 @@ func (c *completion) stream(w http.ResponseWriter, r *http.Request, g *generatio
 		tail = `],"usage":null}`
 	}
 	e := newEventStream(w)
+	defer e.close()
 	var line []byte
 	err := g.each(r.Context(), func(prompt int, d infer.Delta) error {
 		part := c.part(prompt, d)
@@ -301,5 +302,5 @@ func (c *completion) stream(w http.ResponseWriter, r *http.Request, g *generatio
 		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
 	}
 	e.data([]byte("[DONE]"))
-	e.end()
+	_ = e.flush() // the client may be gone
 }

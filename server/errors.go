@@ -56,6 +56,7 @@ var table = []struct {
 	{chat.ErrMessage, http.StatusBadRequest, "invalid_request_error", "", "messages", 0},
 	{adapters.ErrInvalidName, http.StatusBadRequest, "invalid_request_error", "invalid_name", "name", 0},
 	{adapters.ErrStoreUnavailable, http.StatusServiceUnavailable, "server_error", "store_unavailable", "", 5},
+	{adapters.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{adapters.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_adapter_memory", "", 5},
 	{adapters.ErrExists, http.StatusConflict, "conflict_error", "already_exists", "name", 0},
 	{adapters.ErrBasisMismatch, http.StatusConflict, "conflict_error", "basis_mismatch", "", 0},
@@ -65,6 +66,7 @@ var table = []struct {
 	{adapters.ErrUnsupported, http.StatusBadRequest, "invalid_request_error", "not_supported", "", 0},
 	{adapters.ErrNotFound, http.StatusNotFound, "not_found_error", "not_found", "", 0},
 	{adapters.ErrCorrupt, http.StatusInternalServerError, "server_error", "corrupt_adapter", "", 0},
+	{infer.ErrAdapterLoad, http.StatusServiceUnavailable, "server_error", "adapter_not_loaded", "model", 5}, // for another reason than those above
 	{context.Canceled, statusClientClosed, "server_error", "client_closed", "", 0},
 	{context.DeadlineExceeded, http.StatusGatewayTimeout, "server_error", "timeout", "", 0},
 }
@@ -81,8 +83,6 @@ func asAPIError(err error) *apiError {
 		return api
 	case errors.As(err, &param):
 		return badField(param.Param, "%s: %s", param.Param, param.Message)
-	case errors.As(err, &field):
-		return badField(field.Field, "%s: %s", field.Field, field.Message)
 	case errors.As(err, &tooLarge):
 		return &apiError{Status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "too_large",
 			Message: fmt.Sprintf("the body is larger than the limit of %d bytes", tooLarge.Limit)}
@@ -94,10 +94,19 @@ func asAPIError(err error) *apiError {
 		e.Code = "invalid_training_file"
 		return e
 	}
+	inField := errors.As(err, &field)
 	for _, row := range table {
-		if errors.Is(err, row.err) {
-			return &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		if !errors.Is(err, row.err) {
+			continue
 		}
+		e := &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		if inField { // which of the fields is to blame, and in its words
+			e.Param, e.Message = field.Field, field.Error()
+		}
+		return e
+	}
+	if inField {
+		return badField(field.Field, "%s", field.Error())
 	}
 	return &apiError{Status: http.StatusInternalServerError, Type: "server_error", Code: "internal_error", Message: "internal error"}
 }

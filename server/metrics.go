@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"bhive/adapters"
+	"bhive/finetune"
 	"bhive/infer"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -111,6 +113,29 @@ func modelNames(keys []string) []string {
 	return names
 }
 
+// training tells of the jobs that have not ended. While the store is away it tells nothing.
+func (s *snapshot) training(gauge func(*prometheus.Desc, float64, ...string)) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	jobs, err := s.deps.Store.ListJobs(ctx, adapters.AllTenants, unfinished...)
+	if err != nil {
+		return
+	}
+	count, speed := map[string]int{}, 0.0
+	for _, j := range jobs {
+		count[j.State]++
+		if j.State == string(finetune.Running) {
+			if now, err := s.deps.Jobs.Get(ctx, j.Tenant, j.ID); err == nil {
+				speed += now.Progress.TokensPerSec
+			}
+		}
+	}
+	for _, name := range unfinished {
+		gauge(descJobs, float64(count[name]), name)
+	}
+	gauge(descTraining, speed)
+}
+
 // snapshot collects what the engine and the pool say of themselves.
 type snapshot Metrics
 
@@ -135,6 +160,8 @@ var (
 	descLeased      = desc("bhive_adapter_leases", "Leases on adapters.")
 	descLookups     = desc("bhive_adapter_lookups_total", "Adapters asked for, by the tier that had them.", "tier")
 	descEvictions   = desc("bhive_adapter_evictions_total", "Adapters evicted from the device.")
+	descJobs        = desc("bhive_training_jobs", "Training jobs that have not ended, by state.", "state")
+	descTraining    = desc("bhive_training_tokens_per_second", "Tokens that running jobs train on, a second.")
 	descFailures    = desc("bhive_adapter_load_failures_total", "Adapters that could not be loaded.")
 )
 
@@ -176,6 +203,8 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	counter(descLookups, float64(p.Misses), "store")
 	counter(descEvictions, float64(p.Evictions))
 	counter(descFailures, float64(p.Failures))
+
+	s.training(gauge)
 
 	running, waiting := strings.Join(modelNames(p.Resident), ","), strings.Join(modelNames(p.Waiting), ",")
 	s.loraMu.Lock()

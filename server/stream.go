@@ -67,11 +67,8 @@ func (e *eventStream) flush() error {
 	return nil
 }
 
-// end sends what is left.
-func (e *eventStream) end() {
-	_ = e.flush()                               // the client may be gone
-	_ = e.control.SetWriteDeadline(time.Time{}) // the connection may serve another request
-}
+// close leaves the connection fit for another request.
+func (e *eventStream) close() { _ = e.control.SetWriteDeadline(time.Time{}) }
 
 // failStream ends the stream with an error, as a plain response where nothing was written.
 func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
@@ -87,7 +84,7 @@ func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
 		s.log.ErrorContext(r.Context(), "stream failed", "request", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
 	e.data(api.body())
-	e.end()
+	_ = e.flush() // the client may be gone
 }
 
 // quote is s as a JSON string.

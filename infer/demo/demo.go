@@ -1,4 +1,3 @@
-// Package demo embeds the demo model, a checkpoint in Hugging Face form. README.md says what it is.
 package demo
 
 import (

@@ -78,6 +78,39 @@ func (e AdapterContinuePublish) Valid() bool {
 	}
 }
 
+// Defines values for AdapterContinueTargetModules.
+const (
+	AdapterContinueTargetModulesDownProj AdapterContinueTargetModules = "down_proj"
+	AdapterContinueTargetModulesGateProj AdapterContinueTargetModules = "gate_proj"
+	AdapterContinueTargetModulesKProj    AdapterContinueTargetModules = "k_proj"
+	AdapterContinueTargetModulesOProj    AdapterContinueTargetModules = "o_proj"
+	AdapterContinueTargetModulesQProj    AdapterContinueTargetModules = "q_proj"
+	AdapterContinueTargetModulesUpProj   AdapterContinueTargetModules = "up_proj"
+	AdapterContinueTargetModulesVProj    AdapterContinueTargetModules = "v_proj"
+)
+
+// Valid indicates whether the value is a known member of the AdapterContinueTargetModules enum.
+func (e AdapterContinueTargetModules) Valid() bool {
+	switch e {
+	case AdapterContinueTargetModulesDownProj:
+		return true
+	case AdapterContinueTargetModulesGateProj:
+		return true
+	case AdapterContinueTargetModulesKProj:
+		return true
+	case AdapterContinueTargetModulesOProj:
+		return true
+	case AdapterContinueTargetModulesQProj:
+		return true
+	case AdapterContinueTargetModulesUpProj:
+		return true
+	case AdapterContinueTargetModulesVProj:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AdapterCreateLearningRate1.
 const (
 	AdapterCreateLearningRate1Auto AdapterCreateLearningRate1 = "auto"
@@ -126,6 +159,39 @@ func (e AdapterCreatePublish) Valid() bool {
 	case AdapterCreatePublishBest:
 		return true
 	case AdapterCreatePublishLast:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for AdapterCreateTargetModules.
+const (
+	AdapterCreateTargetModulesDownProj AdapterCreateTargetModules = "down_proj"
+	AdapterCreateTargetModulesGateProj AdapterCreateTargetModules = "gate_proj"
+	AdapterCreateTargetModulesKProj    AdapterCreateTargetModules = "k_proj"
+	AdapterCreateTargetModulesOProj    AdapterCreateTargetModules = "o_proj"
+	AdapterCreateTargetModulesQProj    AdapterCreateTargetModules = "q_proj"
+	AdapterCreateTargetModulesUpProj   AdapterCreateTargetModules = "up_proj"
+	AdapterCreateTargetModulesVProj    AdapterCreateTargetModules = "v_proj"
+)
+
+// Valid indicates whether the value is a known member of the AdapterCreateTargetModules enum.
+func (e AdapterCreateTargetModules) Valid() bool {
+	switch e {
+	case AdapterCreateTargetModulesDownProj:
+		return true
+	case AdapterCreateTargetModulesGateProj:
+		return true
+	case AdapterCreateTargetModulesKProj:
+		return true
+	case AdapterCreateTargetModulesOProj:
+		return true
+	case AdapterCreateTargetModulesQProj:
+		return true
+	case AdapterCreateTargetModulesUpProj:
+		return true
+	case AdapterCreateTargetModulesVProj:
 		return true
 	default:
 		return false
@@ -456,6 +522,39 @@ func (e TrainingFieldsPublish) Valid() bool {
 	}
 }
 
+// Defines values for TrainingFieldsTargetModules.
+const (
+	TrainingFieldsTargetModulesDownProj TrainingFieldsTargetModules = "down_proj"
+	TrainingFieldsTargetModulesGateProj TrainingFieldsTargetModules = "gate_proj"
+	TrainingFieldsTargetModulesKProj    TrainingFieldsTargetModules = "k_proj"
+	TrainingFieldsTargetModulesOProj    TrainingFieldsTargetModules = "o_proj"
+	TrainingFieldsTargetModulesQProj    TrainingFieldsTargetModules = "q_proj"
+	TrainingFieldsTargetModulesUpProj   TrainingFieldsTargetModules = "up_proj"
+	TrainingFieldsTargetModulesVProj    TrainingFieldsTargetModules = "v_proj"
+)
+
+// Valid indicates whether the value is a known member of the TrainingFieldsTargetModules enum.
+func (e TrainingFieldsTargetModules) Valid() bool {
+	switch e {
+	case TrainingFieldsTargetModulesDownProj:
+		return true
+	case TrainingFieldsTargetModulesGateProj:
+		return true
+	case TrainingFieldsTargetModulesKProj:
+		return true
+	case TrainingFieldsTargetModulesOProj:
+		return true
+	case TrainingFieldsTargetModulesQProj:
+		return true
+	case TrainingFieldsTargetModulesUpProj:
+		return true
+	case TrainingFieldsTargetModulesVProj:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for VersionListObject.
 const (
 	VersionListObjectList VersionListObject = "list"
@@ -487,32 +586,61 @@ type AdapterObject string
 
 // AdapterContinue defines model for AdapterContinue.
 type AdapterContinue struct {
+	AdamBeta1   *float32 `json:"adam_beta1,omitempty"`
+	AdamBeta2   *float32 `json:"adam_beta2,omitempty"`
+	AdamEpsilon *float32 `json:"adam_epsilon,omitempty"`
+
 	// Alpha Default: twice the rank.
 	Alpha *float32 `json:"alpha,omitempty"`
 
 	// BatchSize Examples of an optimizer step.
 	BatchSize *int `json:"batch_size,omitempty"`
 
+	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples.
+	BatchTokens *int `json:"batch_tokens,omitempty"`
+
 	// Correction LoRA-FA's gradient correction; default by the basis.
-	Correction      *bool                           `json:"correction,omitempty"`
-	Epochs          *float32                        `json:"epochs,omitempty"`
-	Examples        []Example                       `json:"examples"`
-	LearningRate    *AdapterContinue_LearningRate   `json:"learning_rate,omitempty"`
-	LrSchedulerType *AdapterContinueLrSchedulerType `json:"lr_scheduler_type,omitempty"`
-	MaxGradNorm     *float32                        `json:"max_grad_norm,omitempty"`
-	MaxSteps        *int                            `json:"max_steps,omitempty"`
+	Correction *bool `json:"correction,omitempty"`
+
+	// Epochs Default: 3, or up to 10 where the examples are few.
+	Epochs *float32 `json:"epochs,omitempty"`
+
+	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
+	EvalSteps                 *int                            `json:"eval_steps,omitempty"`
+	Examples                  []Example                       `json:"examples"`
+	GradientAccumulationSteps *int                            `json:"gradient_accumulation_steps,omitempty"`
+	LearningRate              *AdapterContinue_LearningRate   `json:"learning_rate,omitempty"`
+	LrSchedulerType           *AdapterContinueLrSchedulerType `json:"lr_scheduler_type,omitempty"`
+	MaxGradNorm               *float32                        `json:"max_grad_norm,omitempty"`
+
+	// MaxLength Tokens of an example.
+	MaxLength *int `json:"max_length,omitempty"`
+	MaxSteps  *int `json:"max_steps,omitempty"`
 
 	// Publish Default: best with a validation split, else last.
 	Publish *AdapterContinuePublish `json:"publish,omitempty"`
 	Rank    *int                    `json:"rank,omitempty"`
 
-	// SamplePrompts Held-out prompts whose texts appear among the events.
-	SamplePrompts   *[]string `json:"sample_prompts,omitempty"`
-	Seed            *int      `json:"seed,omitempty"`
-	ValidationSplit *float32  `json:"validation_split,omitempty"`
-	WarmupRatio     *float32  `json:"warmup_ratio,omitempty"`
-	WarmupSteps     *int      `json:"warmup_steps,omitempty"`
-	WeightDecay     *float32  `json:"weight_decay,omitempty"`
+	// Raw Prompt and completion as they stand, not as turns of the chat template.
+	Raw *bool `json:"raw,omitempty"`
+
+	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own.
+	SamplePrompts *[]string `json:"sample_prompts,omitempty"`
+
+	// SampleSteps Optimizer steps between samples. Default: an eighth of all.
+	SampleSteps  *int `json:"sample_steps,omitempty"`
+	SampleTokens *int `json:"sample_tokens,omitempty"`
+	Seed         *int `json:"seed,omitempty"`
+
+	// TargetModules Default: all. q, k and v are trained together, and gate and up.
+	TargetModules *[]AdapterContinueTargetModules `json:"target_modules,omitempty"`
+
+	// Truncate Cut longer examples at their end; otherwise they are errors.
+	Truncate        *bool    `json:"truncate,omitempty"`
+	ValidationSplit *float32 `json:"validation_split,omitempty"`
+	WarmupRatio     *float32 `json:"warmup_ratio,omitempty"`
+	WarmupSteps     *int     `json:"warmup_steps,omitempty"`
+	WeightDecay     *float32 `json:"weight_decay,omitempty"`
 }
 
 // AdapterContinueLearningRate0 defines model for AdapterContinue.LearningRate.0.
@@ -532,37 +660,72 @@ type AdapterContinueLrSchedulerType string
 // AdapterContinuePublish Default: best with a validation split, else last.
 type AdapterContinuePublish string
 
+// AdapterContinueTargetModules defines model for AdapterContinue.TargetModules.
+type AdapterContinueTargetModules string
+
 // AdapterCreate defines model for AdapterCreate.
 type AdapterCreate struct {
+	AdamBeta1   *float32 `json:"adam_beta1,omitempty"`
+	AdamBeta2   *float32 `json:"adam_beta2,omitempty"`
+	AdamEpsilon *float32 `json:"adam_epsilon,omitempty"`
+
 	// Alpha Default: twice the rank.
 	Alpha *float32 `json:"alpha,omitempty"`
 
 	// BatchSize Examples of an optimizer step.
 	BatchSize *int `json:"batch_size,omitempty"`
 
+	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples.
+	BatchTokens *int `json:"batch_tokens,omitempty"`
+
 	// Correction LoRA-FA's gradient correction; default by the basis.
-	Correction      *bool                         `json:"correction,omitempty"`
-	Epochs          *float32                      `json:"epochs,omitempty"`
-	Examples        []Example                     `json:"examples"`
-	LearningRate    *AdapterCreate_LearningRate   `json:"learning_rate,omitempty"`
-	LrSchedulerType *AdapterCreateLrSchedulerType `json:"lr_scheduler_type,omitempty"`
-	MaxGradNorm     *float32                      `json:"max_grad_norm,omitempty"`
-	MaxSteps        *int                          `json:"max_steps,omitempty"`
+	Correction *bool `json:"correction,omitempty"`
+
+	// Epochs Default: 3, or up to 10 where the examples are few.
+	Epochs *float32 `json:"epochs,omitempty"`
+
+	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
+	EvalSteps                 *int                          `json:"eval_steps,omitempty"`
+	Examples                  []Example                     `json:"examples"`
+	GradientAccumulationSteps *int                          `json:"gradient_accumulation_steps,omitempty"`
+	LearningRate              *AdapterCreate_LearningRate   `json:"learning_rate,omitempty"`
+	LrSchedulerType           *AdapterCreateLrSchedulerType `json:"lr_scheduler_type,omitempty"`
+	MaxGradNorm               *float32                      `json:"max_grad_norm,omitempty"`
+
+	// MaxLength Tokens of an example.
+	MaxLength *int `json:"max_length,omitempty"`
+	MaxSteps  *int `json:"max_steps,omitempty"`
 
 	// Name Examples: pirate
 	Name AdapterName `json:"name"`
+
+	// Parent Version to go on from: an adapter's live one (`name`), or `name@7`. Default: B starts at zero.
+	Parent *string `json:"parent,omitempty"`
 
 	// Publish Default: best with a validation split, else last.
 	Publish *AdapterCreatePublish `json:"publish,omitempty"`
 	Rank    *int                  `json:"rank,omitempty"`
 
-	// SamplePrompts Held-out prompts whose texts appear among the events.
-	SamplePrompts   *[]string `json:"sample_prompts,omitempty"`
-	Seed            *int      `json:"seed,omitempty"`
-	ValidationSplit *float32  `json:"validation_split,omitempty"`
-	WarmupRatio     *float32  `json:"warmup_ratio,omitempty"`
-	WarmupSteps     *int      `json:"warmup_steps,omitempty"`
-	WeightDecay     *float32  `json:"weight_decay,omitempty"`
+	// Raw Prompt and completion as they stand, not as turns of the chat template.
+	Raw *bool `json:"raw,omitempty"`
+
+	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own.
+	SamplePrompts *[]string `json:"sample_prompts,omitempty"`
+
+	// SampleSteps Optimizer steps between samples. Default: an eighth of all.
+	SampleSteps  *int `json:"sample_steps,omitempty"`
+	SampleTokens *int `json:"sample_tokens,omitempty"`
+	Seed         *int `json:"seed,omitempty"`
+
+	// TargetModules Default: all. q, k and v are trained together, and gate and up.
+	TargetModules *[]AdapterCreateTargetModules `json:"target_modules,omitempty"`
+
+	// Truncate Cut longer examples at their end; otherwise they are errors.
+	Truncate        *bool    `json:"truncate,omitempty"`
+	ValidationSplit *float32 `json:"validation_split,omitempty"`
+	WarmupRatio     *float32 `json:"warmup_ratio,omitempty"`
+	WarmupSteps     *int     `json:"warmup_steps,omitempty"`
+	WeightDecay     *float32 `json:"weight_decay,omitempty"`
 }
 
 // AdapterCreateLearningRate0 defines model for AdapterCreate.LearningRate.0.
@@ -581,6 +744,9 @@ type AdapterCreateLrSchedulerType string
 
 // AdapterCreatePublish Default: best with a validation split, else last.
 type AdapterCreatePublish string
+
+// AdapterCreateTargetModules defines model for AdapterCreate.TargetModules.
+type AdapterCreateTargetModules string
 
 // AdapterList defines model for AdapterList.
 type AdapterList struct {
@@ -638,8 +804,9 @@ type ChatCompletionObject string
 
 // ChatCompletionRequest defines model for ChatCompletionRequest.
 type ChatCompletionRequest struct {
-	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos        *bool    `json:"ignore_eos,omitempty"`
+	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
+	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias           *map[string]float32 `json:"logit_bias,omitempty"`
@@ -650,8 +817,8 @@ type ChatCompletionRequest struct {
 	MinP                *float32            `json:"min_p,omitempty"`
 	MinTokens           *int                `json:"min_tokens,omitempty"`
 
-	// Model The base, an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model             string   `json:"model"`
+	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
+	Model             *string  `json:"model,omitempty"`
 	N                 *int     `json:"n,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
@@ -723,9 +890,10 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
-	Echo             *bool    `json:"echo,omitempty"`
-	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos        *bool    `json:"ignore_eos,omitempty"`
+	Echo                   *bool    `json:"echo,omitempty"`
+	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
+	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -734,8 +902,8 @@ type CompletionRequest struct {
 	MinP      *float32            `json:"min_p,omitempty"`
 	MinTokens *int                `json:"min_tokens,omitempty"`
 
-	// Model The base, an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model           string   `json:"model"`
+	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
+	Model           *string  `json:"model,omitempty"`
 	N               *int     `json:"n,omitempty"`
 	PresencePenalty *float32 `json:"presence_penalty,omitempty"`
 
@@ -932,15 +1100,16 @@ type Rollback struct {
 
 // SamplingFields defines model for SamplingFields.
 type SamplingFields struct {
-	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos        *bool    `json:"ignore_eos,omitempty"`
+	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
+	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
 	MinP      *float32            `json:"min_p,omitempty"`
 	MinTokens *int                `json:"min_tokens,omitempty"`
 
-	// Model The base, an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
+	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model             *string  `json:"model,omitempty"`
 	N                 *int     `json:"n,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
@@ -990,31 +1159,60 @@ type TokenLogprob struct {
 
 // TrainingFields defines model for TrainingFields.
 type TrainingFields struct {
+	AdamBeta1   *float32 `json:"adam_beta1,omitempty"`
+	AdamBeta2   *float32 `json:"adam_beta2,omitempty"`
+	AdamEpsilon *float32 `json:"adam_epsilon,omitempty"`
+
 	// Alpha Default: twice the rank.
 	Alpha *float32 `json:"alpha,omitempty"`
 
 	// BatchSize Examples of an optimizer step.
 	BatchSize *int `json:"batch_size,omitempty"`
 
+	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples.
+	BatchTokens *int `json:"batch_tokens,omitempty"`
+
 	// Correction LoRA-FA's gradient correction; default by the basis.
-	Correction      *bool                          `json:"correction,omitempty"`
-	Epochs          *float32                       `json:"epochs,omitempty"`
-	LearningRate    *TrainingFields_LearningRate   `json:"learning_rate,omitempty"`
-	LrSchedulerType *TrainingFieldsLrSchedulerType `json:"lr_scheduler_type,omitempty"`
-	MaxGradNorm     *float32                       `json:"max_grad_norm,omitempty"`
-	MaxSteps        *int                           `json:"max_steps,omitempty"`
+	Correction *bool `json:"correction,omitempty"`
+
+	// Epochs Default: 3, or up to 10 where the examples are few.
+	Epochs *float32 `json:"epochs,omitempty"`
+
+	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
+	EvalSteps                 *int                           `json:"eval_steps,omitempty"`
+	GradientAccumulationSteps *int                           `json:"gradient_accumulation_steps,omitempty"`
+	LearningRate              *TrainingFields_LearningRate   `json:"learning_rate,omitempty"`
+	LrSchedulerType           *TrainingFieldsLrSchedulerType `json:"lr_scheduler_type,omitempty"`
+	MaxGradNorm               *float32                       `json:"max_grad_norm,omitempty"`
+
+	// MaxLength Tokens of an example.
+	MaxLength *int `json:"max_length,omitempty"`
+	MaxSteps  *int `json:"max_steps,omitempty"`
 
 	// Publish Default: best with a validation split, else last.
 	Publish *TrainingFieldsPublish `json:"publish,omitempty"`
 	Rank    *int                   `json:"rank,omitempty"`
 
-	// SamplePrompts Held-out prompts whose texts appear among the events.
-	SamplePrompts   *[]string `json:"sample_prompts,omitempty"`
-	Seed            *int      `json:"seed,omitempty"`
-	ValidationSplit *float32  `json:"validation_split,omitempty"`
-	WarmupRatio     *float32  `json:"warmup_ratio,omitempty"`
-	WarmupSteps     *int      `json:"warmup_steps,omitempty"`
-	WeightDecay     *float32  `json:"weight_decay,omitempty"`
+	// Raw Prompt and completion as they stand, not as turns of the chat template.
+	Raw *bool `json:"raw,omitempty"`
+
+	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own.
+	SamplePrompts *[]string `json:"sample_prompts,omitempty"`
+
+	// SampleSteps Optimizer steps between samples. Default: an eighth of all.
+	SampleSteps  *int `json:"sample_steps,omitempty"`
+	SampleTokens *int `json:"sample_tokens,omitempty"`
+	Seed         *int `json:"seed,omitempty"`
+
+	// TargetModules Default: all. q, k and v are trained together, and gate and up.
+	TargetModules *[]TrainingFieldsTargetModules `json:"target_modules,omitempty"`
+
+	// Truncate Cut longer examples at their end; otherwise they are errors.
+	Truncate        *bool    `json:"truncate,omitempty"`
+	ValidationSplit *float32 `json:"validation_split,omitempty"`
+	WarmupRatio     *float32 `json:"warmup_ratio,omitempty"`
+	WarmupSteps     *int     `json:"warmup_steps,omitempty"`
+	WeightDecay     *float32 `json:"weight_decay,omitempty"`
 }
 
 // TrainingFieldsLearningRate0 defines model for TrainingFields.LearningRate.0.
@@ -1033,6 +1231,9 @@ type TrainingFieldsLrSchedulerType string
 
 // TrainingFieldsPublish Default: best with a validation split, else last.
 type TrainingFieldsPublish string
+
+// TrainingFieldsTargetModules defines model for TrainingFields.TargetModules.
+type TrainingFieldsTargetModules string
 
 // Usage defines model for Usage.
 type Usage struct {
@@ -1105,6 +1306,17 @@ type StreamAdapterEventsParams struct {
 	// After Only events after this number (as the header Last-Event-ID says, too).
 	After       *int    `form:"after,omitempty" json:"after,omitempty"`
 	LastEventID *string `json:"Last-Event-ID,omitempty"`
+}
+
+// AddAdapterExamplesParams defines parameters for AddAdapterExamples.
+type AddAdapterExamplesParams struct {
+	// LearningRate A number or `auto`. These parameters go with an `application/x-ndjson` body.
+	LearningRate    *string  `form:"learning_rate,omitempty" json:"learning_rate,omitempty"`
+	Epochs          *float32 `form:"epochs,omitempty" json:"epochs,omitempty"`
+	MaxSteps        *int     `form:"max_steps,omitempty" json:"max_steps,omitempty"`
+	BatchSize       *int     `form:"batch_size,omitempty" json:"batch_size,omitempty"`
+	Seed            *int     `form:"seed,omitempty" json:"seed,omitempty"`
+	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
 }
 
 // CreateAdapterJSONRequestBody defines body for CreateAdapter for application/json ContentType.
