@@ -25,9 +25,7 @@ type Address struct {
 func (a Address) String() string { return a.shown }
 
 // IsURL says whether a registry's name is a URL for this package and not a directory.
-func IsURL(name string) bool {
-	return strings.HasPrefix(name, "redis://") || strings.HasPrefix(name, "rediss://")
-}
+func IsURL(name string) bool { return strings.Contains(name, "://") }
 
 const maxPrefix = 64
 
