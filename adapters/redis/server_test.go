@@ -32,6 +32,8 @@ type server struct {
 	port int
 	args []string
 	cmd  *exec.Cmd
+
+	command []string // in place of the usual beginning; for a sentinel
 }
 
 func freePort(t testing.TB) int {
@@ -58,8 +60,11 @@ func startServer(t testing.TB, args ...string) *server {
 
 func (s *server) start() {
 	s.t.Helper()
-	s.cmd = exec.Command("redis-server", append([]string{"--port", fmt.Sprint(s.port), "--bind", "127.0.0.1", "--dir", s.dir, "--save", "",
-		"--logfile", filepath.Join(s.dir, "log"), "--daemonize", "no"}, s.args...)...)
+	args := append(s.command, "--port", fmt.Sprint(s.port), "--bind", "127.0.0.1", "--dir", s.dir, "--logfile", filepath.Join(s.dir, "log"))
+	if s.command == nil {
+		args = append(args, "--save", "")
+	}
+	s.cmd = exec.Command("redis-server", append(args, s.args...)...)
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)

@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -15,8 +16,12 @@ var ctx = context.Background()
 // conformance runs the suite; each store has a prefix, and so a registry, of its own.
 func conformance(t *testing.T, url string, o Options) {
 	var n atomic.Int32
+	mark := "?"
+	if strings.Contains(url, mark) {
+		mark = "&"
+	}
 	storetest.Run(t, func(t testing.TB) adapters.Store {
-		return openTest(t, fmt.Sprintf("%s?prefix=test%d", url, n.Add(1)), o)
+		return openTest(t, fmt.Sprintf("%s%sprefix=test%d", url, mark, n.Add(1)), o)
 	})
 }
 

@@ -27,7 +27,10 @@ func (a Address) String() string { return a.shown }
 // IsURL says whether a registry's name is a URL for this package and not a directory.
 func IsURL(name string) bool { return strings.Contains(name, "://") }
 
-const maxPrefix = 64
+const (
+	maxPrefix = 64
+	letters   = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+)
 
 // ParseURL reads redis://[user[:password]@]host[:port][/db][?option=value&…]; rediss:// is the same over TLS. Options:
 //
@@ -115,7 +118,8 @@ func hostPort(s, port string) (string, error) {
 	if given != "" {
 		port = given
 	}
-	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" || strings.ContainsAny(host, "@/ ,") {
+	n, err := strconv.Atoi(port)
+	if err != nil || n < 1 || n > 65535 || host == "" || strings.Trim(host, letters+".-_:%") != "" || strings.Contains(host, ":") != strings.HasPrefix(s, "[") {
 		return "", fmt.Errorf("the address %q is not host:port", s)
 	}
 	return net.JoinHostPort(host, port), nil
@@ -140,7 +144,7 @@ func (a *Address) readOptions(secure bool, query url.Values) error {
 		case "cluster":
 			o.IsClusterMode, err = strconv.ParseBool(value)
 		case "prefix":
-			if a.prefix = value; value == "" || len(value) > maxPrefix || strings.Trim(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:") != "" {
+			if a.prefix = value; value == "" || len(value) > maxPrefix || strings.Trim(value, letters+"._-:") != "" {
 				return fmt.Errorf("option prefix is %q: only letters, digits and . _ - : are allowed, at most %d", value, maxPrefix)
 			}
 		case "ca":
