@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,8 +20,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// startRedis starts a Redis that ends with the test and returns its URL.
-func startRedis(t *testing.T) string {
+// redisServer is a Redis of a test's own, which keeps what it acknowledged.
+type redisServer struct {
+	t    *testing.T
+	dir  string
+	addr string
+	cmd  *exec.Cmd
+}
+
+func startRedis(t *testing.T) *redisServer {
 	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Skip("redis-server is not installed; make redis-server installs Debian's package")
@@ -28,23 +37,33 @@ func startRedis(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
 	l.Close()
-	cmd := exec.Command("redis-server", "--port", fmt.Sprint(l.Addr().(*net.TCPAddr).Port), "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", "")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	r := &redisServer{t: t, dir: t.TempDir(), addr: l.Addr().String()}
+	r.start()
+	t.Cleanup(r.kill)
+	return r
+}
+
+func (r *redisServer) start() {
+	r.t.Helper()
+	_, port, _ := net.SplitHostPort(r.addr)
+	r.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--dir", r.dir, "--save", "", "--appendonly", "yes", "--appendfsync", "always")
+	if err := r.cmd.Start(); err != nil {
+		r.t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	for range 1000 {
-		if conn, err := net.Dial("tcp", addr); err == nil {
+		if conn, err := net.Dial("tcp", r.addr); err == nil {
 			conn.Close()
-			return "redis://" + addr
+			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatal("redis-server does not answer")
-	return ""
+	r.t.Fatal("redis-server does not answer")
 }
+
+func (r *redisServer) kill() { _ = r.cmd.Process.Kill(); _ = r.cmd.Wait() }
+
+func (r *redisServer) url() string { return "redis://" + r.addr }
 
 func records(t *testing.T, s adapters.Store) (list []adapters.Record) {
 	t.Helper()
@@ -63,7 +82,7 @@ func records(t *testing.T, s adapters.Store) (list []adapters.Record) {
 // A registry goes to Redis and back to another directory, and is the same there; a second copy changes nothing.
 func TestCopyRegistry(t *testing.T) {
 	ctx, log := context.Background(), slog.New(slog.DiscardHandler)
-	dir, back, url := t.TempDir(), t.TempDir(), startRedis(t)
+	dir, back, url := t.TempDir(), t.TempDir(), startRedis(t).url()
 	open := func(name string) adapters.Store {
 		t.Helper()
 		s, err := openStore(ctx, name, log)
@@ -132,4 +151,82 @@ func TestCopyRegistry(t *testing.T) {
 	if err := r.Run(ctx, log); err == nil { // the directory is open
 		t.Error("a directory in use was read")
 	}
+}
+
+// Two servers share a registry: what one has trained the other serves. While Redis is away both go on with what they have and refuse writes
+// with 503 and Retry-After; when it is back all goes on by itself, and what one missed reaches it.
+func TestSharedRegistry(t *testing.T) {
+	redis := startRedis(t)
+	one := serve(t, t.TempDir(), "--registry", redis.url())
+	two := serve(t, t.TempDir(), "--registry", redis.url())
+	ask := func(p *process, model string) string {
+		t.Helper()
+		return p.must("chat", "-m", model, "-t", "0", "What is a wolf?")
+	}
+	one.must("tune", "examples/pirate.jsonl", "--name", "pirate", "--max-steps", "3")
+	// Soon, that is when the change has come through the feed, both say the same.
+	agree := func(when, model string) string {
+		t.Helper()
+		want := ask(one, model)
+		for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
+			if got := ask(two, model); got == want {
+				return want
+			} else if time.Since(start) > 20*time.Second {
+				t.Fatalf("%s: one server says %q, the other %q", when, want, got)
+			}
+		}
+	}
+	first := agree("trained", "pirate")
+	one.must("tune", "examples/pirate.jsonl", "--name", "pirate", "--continue", "--max-steps", "3")
+	if out := two.must("adapters", "ls"); !strings.Contains(out, "@2") {
+		t.Errorf("the other server lists:\n%s", out)
+	}
+	said := agree("trained on", "pirate")
+	if said == first {
+		t.Errorf("training on changed nothing: %q", said)
+	}
+
+	rollback := func(p *process) (int, string) {
+		t.Helper()
+		r, err := http.Post(p.url+"/adapters/pirate/rollback", "application/json", strings.NewReader(`{"version": 1}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Body.Close()
+		return r.StatusCode, r.Header.Get("Retry-After")
+	}
+	for name, outage := range map[string]struct{ begin, end func() }{
+		"killed": {redis.kill, redis.start},
+		"paused": {func() { redis.cmd.Process.Signal(syscall.SIGSTOP) }, func() { redis.cmd.Process.Signal(syscall.SIGCONT) }},
+	} {
+		outage.begin()
+		for _, p := range []*process{one, two} {
+			if status, after := rollback(p); status != http.StatusServiceUnavailable || after == "" {
+				t.Errorf("%s: a write gave %d, Retry-After %q", name, status, after)
+			}
+			if p == two {
+				if got := ask(p, "pirate"); got != said {
+					t.Errorf("%s: the loaded adapter says %q, before %q", name, got, said)
+				}
+			}
+			ask(p, "demo")
+		}
+		outage.end()
+		for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			if status, _ := rollback(one); status == http.StatusOK {
+				break
+			} else if time.Since(start) > 30*time.Second {
+				t.Fatalf("%s: it does not heal: a write gives %d", name, status)
+			}
+		}
+		one.must("adapters", "rollback", "pirate", "2")
+		if got := agree("after it was "+name, "pirate"); got != said {
+			t.Errorf("%s, then back: %q, before %q", name, got, said)
+		}
+		other := "after-" + name
+		two.must("tune", "examples/pirate.jsonl", "--name", other, "--max-steps", "1")
+		agree("trained after it was "+name, other)
+	}
+	one.stop()
+	two.stop()
 }
