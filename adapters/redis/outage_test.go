@@ -103,6 +103,7 @@ func TestAway(t *testing.T) {
 		"paused": {func(s *server) { s.signal(syscall.SIGSTOP) }, func(s *server) { s.signal(syscall.SIGCONT); s.await() }},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
 			srv := startServer(t, durable...)
 			s := openTest(t, srv.url(), Options{Timeout: 300 * time.Millisecond})
 			publish(t, s, "a", "one")

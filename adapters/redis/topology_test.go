@@ -22,6 +22,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"bhive/adapters"
+	"bhive/adapters/storetest"
 )
 
 // startCluster starts a Cluster of n masters and returns its URL.
@@ -66,11 +67,12 @@ func TestConformanceCluster(t *testing.T) {
 	if testing.Short() {
 		t.Skip("three servers take a while")
 	}
-	conformance(t, startCluster(t, 3), Options{})
+	conformance(t, storetest.RunCases, startCluster(t, 3), Options{})
 }
 
 // With Sentinel the store finds the master, and the next one when it dies.
 func TestSentinel(t *testing.T) {
+	t.Parallel() // it mostly waits
 	master := startServer(t)
 	replica := startServer(t, "--replicaof", fmt.Sprintf("127.0.0.1 %d", master.port), "--repl-diskless-sync-delay", "0")
 	config := filepath.Join(t.TempDir(), "sentinel.conf")

@@ -54,11 +54,11 @@ func ParseURL(raw string) (Address, error) {
 		if strings.Contains(raw, "@") {
 			err = errors.New("it is not well formed")
 		}
-		return Address{}, fmt.Errorf("Redis URL: %w", err)
+		return Address{}, fmt.Errorf("registry URL: %w", err)
 	}
 	a, err := parseURL(u)
 	if err != nil {
-		return Address{}, fmt.Errorf("Redis URL: %w", err)
+		return Address{}, fmt.Errorf("registry URL: %w", err)
 	}
 	return a, nil
 }

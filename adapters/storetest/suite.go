@@ -20,6 +20,12 @@ import (
 
 // Run runs the whole conformance suite; open makes an empty store and closes it at the end of the test.
 func Run(t *testing.T, open func(t testing.TB) adapters.Store) {
+	RunCases(t, open)
+	t.Run("Model", func(t *testing.T) { testModel(t, open) })
+}
+
+// RunCases is Run without the long random test against a model: for further settings of a store that Run has passed.
+func RunCases(t *testing.T, open func(t testing.TB) adapters.Store) {
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, adapters.Store)
@@ -31,7 +37,6 @@ func Run(t *testing.T, open func(t testing.TB) adapters.Store) {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
 	}
 	t.Run("Transfer", func(t *testing.T) { testTransfer(t, open) })
-	t.Run("Model", func(t *testing.T) { testModel(t, open) })
 }
 
 var ctx = context.Background()
