@@ -23,7 +23,7 @@ type cli struct {
 	Config    kong.ConfigFlag  `help:"YAML file with flags by their names; ./bhive.yaml and ~/.config/bhive.yaml are read where they exist." placeholder:"FILE"`
 	LogLevel  slog.Level       `help:"Least severe messages to log: debug, info, warn or error." default:"info"`
 	LogFormat string           `help:"Form of log lines: ${enum}." enum:"text,json" default:"text"`
-	Version   kong.VersionFlag `help:"Print the version and exit."`
+	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 
 	Serve    serveCmd    `cmd:"" help:"Serve a model and its adapters over HTTP."`
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
