@@ -102,6 +102,9 @@ func (s *Store) prepare(ctx context.Context) error {
 		if format != "1" {
 			return fmt.Errorf("%w: the registry has format %q, not 1", adapters.ErrCorrupt, format)
 		}
+		if _, err := s.read(ctx, nil); err != nil { // a user without the rights shows here, and not at the first write
+			return err
+		}
 		warnings := map[string]bool{}
 		var mu sync.Mutex
 		check := func(ctx context.Context, node *redis.Client) error {

@@ -176,6 +176,12 @@ func TestTLSAndPassword(t *testing.T) {
 	}
 }
 
+// The rights that docs/redis.md asks for are enough for every call.
+func TestRights(t *testing.T) {
+	srv := startServer(t, "--user", "hive", "on", ">x", "~{test*}:*", "~test*:blob:*", "+@read", "+@write", "+@scripting", "+@connection", "+time", "+info", "+config|get")
+	conformance(t, storetest.RunCases, "redis://hive:x@"+srv.addr(), Options{})
+}
+
 // Open warns of settings under which Redis forgets.
 func TestWarnings(t *testing.T) {
 	srv := startServer(t, "--appendonly", "no", "--maxmemory-policy", "allkeys-lru")
