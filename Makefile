@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test test-race test-smollm2 bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -13,10 +13,15 @@ build: ## bin/bhive
 run: build ## build, and serve the embedded demo model on 127.0.0.1:8080
 	bin/bhive serve --model demo --data data
 
-test: ## the whole suite
+test: redis-server ## the whole suite
 	$(GO) test ./...
 
-test-race: ## the concurrent packages under the race detector
+redis-server: ## Debian's Redis, for the tests of adapters/redis, which skip where it is absent
+	@command -v redis-server >/dev/null || { command -v apt-get >/dev/null && test "$$(id -u)" = 0 && \
+	  { apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1; } || \
+	  echo "redis-server is not installed and could not be: the tests of adapters/redis are skipped"
+
+test-race: redis-server ## the concurrent packages under the race detector
 	$(GO) test -race -short ./adapters/... ./finetune ./infer ./server
 
 test-smollm2: ## golden references of SmolLM2; skipped with a reason where they or the model are absent

@@ -13,12 +13,15 @@ import (
 
 	"bhive/adapters"
 	"bhive/adapters/local"
+	"bhive/adapters/redis"
 	"bhive/infer"
 	"bhive/infer/chat"
 	"bhive/infer/checkpoint"
 	"bhive/infer/demo"
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
+
+	goredis "github.com/redis/go-redis/v9"
 )
 
 // modelFlags say what is loaded onto which device.
@@ -201,10 +204,22 @@ func (f basisFlags) make(ctx context.Context, hash string, g adapters.Geometry, 
 	return adapters.NewBasis(ctx, c)
 }
 
-// openStore opens the registry.
-func openStore(dir string) (adapters.Store, error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+// openStore opens the registry that a name means: a redis:// URL, or a directory.
+func openStore(ctx context.Context, name string, log *slog.Logger) (adapters.Store, error) {
+	if redis.IsURL(name) {
+		goredis.SetLogger(redisLog{log})
+		return redis.Open(ctx, name, redis.Options{Log: log})
+	}
+	if err := os.MkdirAll(name, 0o750); err != nil {
 		return nil, fmt.Errorf("making the data directory: %w", err)
 	}
-	return local.Open(dir, local.Options{})
+	return local.Open(name, local.Options{})
+}
+
+// redisLog takes what the Redis client says of its connections; the errors of calls say it too.
+type redisLog struct{ log *slog.Logger }
+
+// Printf logs.
+func (l redisLog) Printf(ctx context.Context, format string, a ...any) {
+	l.log.DebugContext(ctx, "redis client: "+fmt.Sprintf(format, a...))
 }
