@@ -33,7 +33,7 @@ func BenchmarkSmolLM2(b *testing.B) {
 	}
 	for _, format := range []kernels.Format{kernels.FormatBF16, kernels.FormatInt8} {
 		b.Run(string(format), func(b *testing.B) {
-			m, err := Load(context.Background(), openCPU(b, kernels.BF16), g.cp, basis, LoadConfig{Format: format, Positions: 1024, BaseHash: g.hash})
+			m, err := Load(context.Background(), openDevice(b, kernels.BF16), g.cp, basis, LoadConfig{Format: format, Positions: 1024, BaseHash: g.hash})
 			if err != nil {
 				b.Fatal(err)
 			}

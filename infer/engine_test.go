@@ -12,7 +12,6 @@ import (
 	"bhive/infer/checkpoint"
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
-	"bhive/kernels/cpu"
 )
 
 // bench is a demo model on a CPU backend, for one test.
@@ -24,10 +23,7 @@ type bench struct {
 
 func newBench(t testing.TB, working kernels.DType) *bench {
 	t.Helper()
-	be, err := cpu.Open(cpu.Config{Working: working})
-	if err != nil {
-		t.Fatal(err)
-	}
+	be := openDevice(t, working)
 	cp, err := checkpoint.Open("demo")
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +47,6 @@ func newBench(t testing.TB, working kernels.DType) *bench {
 	t.Cleanup(func() {
 		m.Close()
 		cp.Close()
-		be.Close()
 	})
 	return &bench{be, m, tok}
 }

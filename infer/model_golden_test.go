@@ -161,7 +161,7 @@ func (g goldenModel) plain(t testing.TB) (*adapters.Basis, map[string]*adapters.
 
 // check holds the model in one form against all references; whole adds the texts.
 func (g goldenModel) check(t *testing.T, working kernels.DType, format kernels.Format, tolerance float64, texts bool) {
-	be := openCPU(t, working)
+	be := openDevice(t, working)
 	for _, set := range []func(testing.TB) (*adapters.Basis, map[string]*adapters.Weights){g.shared, g.plain} {
 		basis, variants := set(t)
 		m, err := Load(context.Background(), be, g.cp, basis, LoadConfig{Format: format, Positions: 1024, BaseHash: g.hash})
