@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test test-race test-smollm2 bench vet staticcheck fuzz generate smollm2 clean
+.PHONY: build run test test-race test-smollm2 bench bench-llamacpp vet staticcheck fuzz generate smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -24,6 +24,17 @@ test-smollm2: ## golden references of SmolLM2; skipped with a reason where they 
 
 bench: build ## speed of the engine on this machine; of SmolLM2 where make smollm2 has been run
 	bin/bhive bench
+
+LLAMA := .cache/llamacpp
+bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs node and python3), in turns in one run
+	mkdir -p $(LLAMA) && cp bench/llamacpp/package.json bench/llamacpp/bench.mjs $(LLAMA)/
+	cd $(LLAMA) && npm install --omit=optional --ignore-scripts --no-audit --no-fund
+	test -d $(LLAMA)/venv || python3 -m venv $(LLAMA)/venv
+	$(LLAMA)/venv/bin/pip install -q gguf==0.19.0 numpy==2.2.6
+	for k in BF16 Q8_0; do test -f $(LLAMA)/$$k.gguf || $(LLAMA)/venv/bin/python bench/llamacpp/convert.py $(SMOLLM2_GGUF) $(LLAMA)/$$k.gguf $$k; done
+	for round in 1 2 3; do \
+	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 && \
+	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 || exit 1; done
 
 vet:
 	$(GO) vet ./...

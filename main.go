@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -39,7 +40,7 @@ Start a server with "bhive serve", then try "bhive chat" and "bhive tune" agains
 func main() {
 	var c cli
 	parser := kong.Must(&c, kong.Name("bhive"), kong.Description(description), kong.UsageOnError(), kong.DefaultEnvars("BHIVE"),
-		kong.Configuration(kongyaml.Loader, "bhive.yaml", "~/.config/bhive.yaml"), kong.Vars{"version": version},
+		kong.Configuration(loadFile, "bhive.yaml", "~/.config/bhive.yaml"), kong.Vars{"version": version},
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}))
 	parsed, err := parser.Parse(os.Args[1:])
 	parser.FatalIfErrorf(err)
@@ -51,6 +52,22 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bhive:", err)
 		os.Exit(1)
 	}
+}
+
+// loadFile reads a configuration file; the environment is stronger than it.
+func loadFile(r io.Reader) (kong.Resolver, error) {
+	file, err := kongyaml.Loader(r)
+	if err != nil {
+		return nil, err
+	}
+	return kong.ResolverFunc(func(c *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
+		for _, name := range flag.Envs {
+			if _, set := os.LookupEnv(name); set {
+				return nil, nil
+			}
+		}
+		return file.Resolve(c, parent, flag)
+	}), nil
 }
 
 func newLog(level slog.Level, format string) *slog.Logger {

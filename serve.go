@@ -42,7 +42,7 @@ type serveCmd struct {
 	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
 	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
-	TrainTokens  int           `help:"Tokens of a training micro-batch." default:"1024"`
+	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
 
 }
 
@@ -97,7 +97,7 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	})
 	metrics := server.NewMetrics()
 	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
-		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics}, l.model, pool, l.tokenizer)
+		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,8 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	defer engine.Close()
-	jobs, err := finetune.New(finetune.Config{BatchTokens: c.TrainTokens, Log: log}, engine, l.model, registry, store, l.tokenizer, l.template)
+	jobs, err := finetune.New(finetune.Config{Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
+		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
 		return err
 	}

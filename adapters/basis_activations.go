@@ -3,6 +3,7 @@ package adapters
 import (
 	"errors"
 	"math"
+	"slices"
 
 	"gonum.org/v1/gonum/floats"
 	"gonum.org/v1/gonum/mat"
@@ -122,7 +123,7 @@ func leading(m *mat.Dense, keep int) [][]float64 {
 
 func reversed(v []float64) []float64 {
 	out := append([]float64(nil), v...)
-	floats.Reverse(out)
+	slices.Reverse(out)
 	return out
 }
 

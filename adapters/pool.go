@@ -4,7 +4,6 @@ import (
 	"container/list"
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 )
 
@@ -351,111 +350,4 @@ func (p *Pool) bury(e *entry) {
 	if p.entries[e.key] == e {
 		delete(p.entries, e.key)
 	}
-}
-
-// PoolStats is a snapshot of a pool.
-type PoolStats struct {
-	Resident    []string // keys on the device, sorted
-	Waiting     []string // keys that a lease waits for, sorted
-	Leased      int      // leases outstanding, without the base's
-	SlotsUsed   int
-	DeviceBytes int64
-	HostBytes   int64
-	Hits        uint64 // Acquire found it resident
-	HostHits    uint64 // Acquire found it in host memory
-	Misses      uint64 // Acquire had to wait for the store
-	Evictions   uint64 // from the device
-	Failures    uint64 // fetches that failed
-}
-
-// Stats is a snapshot for metrics.
-func (p *Pool) Stats() PoolStats {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	s := PoolStats{Leased: p.leases, SlotsUsed: p.c.Slots - len(p.freeSlots), DeviceBytes: p.deviceBytes, HostBytes: p.hostBytes,
-		Hits: p.hits, HostHits: p.hostHits, Misses: p.misses, Evictions: p.evictions, Failures: p.failures}
-	for key, e := range p.entries {
-		switch {
-		case e.state == stateResident:
-			s.Resident = append(s.Resident, key)
-		case e.leases > 0:
-			s.Waiting = append(s.Waiting, key)
-		}
-	}
-	slices.Sort(s.Resident)
-	slices.Sort(s.Waiting)
-	return s
-}
-
-// Lease is a claim on a target for the time of a request. Its methods are safe for concurrent use.
-type Lease struct {
-	pool  *Pool
-	entry *entry // nil: the base
-	once  sync.Once
-}
-
-var always = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
-
-// Ready is closed when the target can be used or has failed; see Err.
-func (l *Lease) Ready() <-chan struct{} {
-	if l.entry == nil {
-		return always
-	}
-	l.pool.mu.Lock()
-	defer l.pool.mu.Unlock()
-	return l.entry.ready
-}
-
-// Err is why the target could not be loaded; nil before Ready and on success.
-func (l *Lease) Err() error {
-	if l.entry == nil {
-		return nil
-	}
-	l.pool.mu.Lock()
-	defer l.pool.mu.Unlock()
-	return l.entry.err
-}
-
-// Slot is the adapter slot to use in steps after Ready without Err, the same until Release; BaseSlot for the base.
-// It panics before Ready or after a failure.
-func (l *Lease) Slot() int {
-	if l.entry == nil {
-		return BaseSlot
-	}
-	l.pool.mu.Lock()
-	defer l.pool.mu.Unlock()
-	if l.entry.state != stateResident {
-		panic("adapters: Slot of a lease that is not ready: " + l.entry.key)
-	}
-	return l.entry.slot
-}
-
-// Rank is the rank of the B in the slot; 0 for the base.
-func (l *Lease) Rank() int {
-	if l.entry == nil {
-		return 0
-	}
-	return l.entry.rank
-}
-
-// Key is the target's key: what prefix-cache keys hold.
-func (l *Lease) Key() string {
-	if l.entry == nil {
-		return ""
-	}
-	return l.entry.key
-}
-
-// Release ends the lease. Idempotent.
-func (l *Lease) Release() {
-	l.once.Do(func() {
-		if l.entry == nil {
-			return
-		}
-		l.pool.mu.Lock()
-		defer l.pool.mu.Unlock()
-		l.entry.leases--
-		l.pool.leases--
-		l.pool.released(l.entry)
-	})
 }

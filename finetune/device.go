@@ -8,8 +8,11 @@ import (
 	"time"
 
 	"bhive/adapters"
+	"bhive/infer"
 	"bhive/kernels"
 )
+
+var _ infer.Background = (*Manager)(nil)
 
 // device is the engine goroutine's side of a manager.
 type device struct {
@@ -105,7 +108,7 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 		q.Progress.Steps = p.options.Schedule.Steps
 	})
 	if p.truncated > 0 && p.options.From == nil {
-		m.append(ctx, j, Event{Type: EventWarning, Level: "warn", Message: fmt.Sprintf("%d examples were cut to the longest possible", p.truncated)})
+		m.append(j, Event{Type: EventWarning, Level: "warn", Message: fmt.Sprintf("%d examples were cut to the longest possible", p.truncated)})
 	}
 	r := &runner{m: m, j: j, p: p, ctx: context.WithoutCancel(ctx)}
 	m.device.command(m, func() {
@@ -215,8 +218,8 @@ func (r *runner) open() (*Lane, error) {
 
 // report is called by the trainer after a step or an evaluation.
 func (r *runner) report(rep Report) {
-	position := r.lane.pos
-	r.m.post(func() { r.m.progress(r.ctx, r.j, rep, position) })
+	position, now := r.lane.pos, time.Now()
+	r.m.post(func() { r.m.progress(r.ctx, r.j, rep, position, now) })
 	switch {
 	case rep.Err != nil:
 		r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
@@ -242,7 +245,7 @@ func (r *runner) sample(step int, then func()) {
 			s := &Sample{Step: step, Index: i, Prompt: r.p.prompts[i], Base: r.base[i], Candidate: enc.Decode(ids)}
 			events = append(events, Event{Type: EventSample, Message: fmt.Sprintf("step %d: %s", step, s.Candidate), Sample: s})
 		}
-		r.m.post(func() { r.m.append(r.ctx, r.j, events...) })
+		r.m.post(func() { r.m.append(r.j, events...) })
 		if then != nil {
 			then()
 		}

@@ -231,10 +231,7 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 	}
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(text, &fields); err != nil {
-		if _, ok := errors.AsType[*json.UnmarshalTypeError](err); ok || fields == nil {
-			return Example{}, "", fmt.Errorf("not a JSON object: %w", err)
-		}
-		return Example{}, "", err
+		return Example{}, "", fmt.Errorf("not a JSON object: %w", err)
 	}
 	if fields == nil {
 		return Example{}, "", errors.New("not a JSON object: null")

@@ -87,7 +87,7 @@ const (
 // Event is one entry of a job's log.
 type Event struct {
 	Seq      int64     `json:"seq"` // from 1, without gaps, also over restarts
-	Time     time.Time `json:"created_at"`
+	Time     time.Time `json:"created_at,omitzero"`
 	Type     EventType `json:"type"`
 	Level    string    `json:"level"` // info, warn, error
 	Message  string    `json:"message"`

@@ -30,6 +30,7 @@ type job struct {
 	finishing    bool                  // it has come to its end and is being published
 	blocked      bool                  // there was no memory; until another job leaves
 	saving       bool                  // a checkpoint is under way
+	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
 	checkpointed time.Time
 	reported     time.Time // of the last progress event
@@ -61,15 +62,16 @@ func (j *job) event(e Event) json.RawMessage {
 	return b
 }
 
-func (j *job) record(worker string) adapters.Job {
-	j.data.Job = j.public
+// record is the store's record of the job with that public part.
+func (j *job) record(public Job, worker string) adapters.Job {
+	j.data.Job = public
 	data, err := json.Marshal(j.data)
 	if err != nil {
 		panic("finetune: a job that is not JSON: " + err.Error())
 	}
-	r := adapters.Job{Tenant: j.public.Tenant, ID: j.public.ID, Kind: jobKind, State: string(j.public.State), Worker: worker,
+	r := adapters.Job{Tenant: public.Tenant, ID: public.ID, Kind: jobKind, State: string(public.State), Worker: worker,
 		Heartbeat: time.Now().UTC(), Data: data, Rev: j.rev}
-	if !j.public.State.Final() {
+	if !public.State.Final() {
 		for _, b := range []string{j.data.Training, j.data.Validation, j.data.Checkpoint} {
 			if b != "" {
 				r.Blobs = append(r.Blobs, b)
@@ -107,7 +109,9 @@ func eventOf(e adapters.Event) Event {
 	if err := json.Unmarshal(e.Data, &out); err != nil {
 		out = Event{Type: EventWarning, Level: "warn", Message: "an event that cannot be read"}
 	}
-	out.Seq, out.Time = e.Seq, e.At
+	if out.Seq = e.Seq; out.Time.IsZero() {
+		out.Time = e.At
+	}
 	return out
 }
 
@@ -128,11 +132,15 @@ func (m *Manager) announce() {
 
 // save writes a job's record and events in one.
 func (m *Manager) save(ctx context.Context, j *job, events ...Event) error {
-	var raw []json.RawMessage
+	return m.saveAs(ctx, j, j.public, events...)
+}
+
+func (m *Manager) saveAs(ctx context.Context, j *job, public Job, events ...Event) error {
+	raw := j.pending
 	for _, e := range events {
 		raw = append(raw, j.event(e))
 	}
-	r, err := m.st.UpdateJob(ctx, j.public.Tenant, j.record(m.c.Worker), raw...)
+	r, err := m.st.UpdateJob(ctx, j.public.Tenant, j.record(public, m.c.Worker), raw...)
 	if errors.Is(err, adapters.ErrConflict) || errors.Is(err, adapters.ErrNotFound) {
 		m.abandon(j)
 		return fmt.Errorf("storing job %s: %w: %w", j.public.ID, errLost, err)
@@ -140,8 +148,8 @@ func (m *Manager) save(ctx context.Context, j *job, events ...Event) error {
 	if err != nil {
 		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
 	}
-	j.rev = r.Rev
-	if len(events) > 0 {
+	j.rev, j.pending = r.Rev, nil
+	if len(raw) > 0 {
 		m.announce()
 	}
 	return nil
@@ -158,17 +166,33 @@ func (m *Manager) abandon(j *job) {
 	m.announce()
 }
 
-func (m *Manager) append(ctx context.Context, j *job, events ...Event) {
-	var raw []json.RawMessage
+// append adds events to a job's log at the end of the delivery under way, or with the next change of its record.
+func (m *Manager) append(j *job, events ...Event) {
+	now := time.Now().UTC()
 	for _, e := range events {
-		raw = append(raw, j.event(e))
+		e.Time = now
+		j.pending = append(j.pending, j.event(e))
 	}
-	if _, err := m.st.AppendEvents(ctx, j.public.Tenant, j.public.ID, raw...); err != nil {
-		m.log.Warn("storing an event", "job", j.public.ID, "error", err)
-		return
-	}
-	m.announce()
 }
+
+// flush stores the events that wait.
+func (m *Manager) flush(ctx context.Context) {
+	for _, j := range m.jobs {
+		if len(j.pending) == 0 {
+			continue
+		}
+		if _, err := m.st.AppendEvents(ctx, j.public.Tenant, j.public.ID, j.pending...); err != nil {
+			m.log.Warn("storing events", "job", j.public.ID, "error", err)
+			j.pending = j.pending[max(0, len(j.pending)-maxPending):]
+			continue
+		}
+		j.pending = nil
+		m.announce()
+	}
+}
+
+// maxPending events of a job are kept while the store is away.
+const maxPending = 1000
 
 // setState moves a job to a state that is not final. Where the store cannot be written the job goes on; its record follows later.
 func (m *Manager) setState(ctx context.Context, j *job, s State, message string) {
@@ -187,10 +211,9 @@ func (m *Manager) setState(ctx context.Context, j *job, s State, message string)
 // finish moves a job to a final state.
 func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) error {
 	now := time.Now().UTC()
-	before := j.public
-	m.update(j, func(p *Job) { p.State, p.Finished = s, &now })
-	if err := m.save(ctx, j, events...); err != nil && !errors.Is(err, errLost) {
-		m.update(j, func(p *Job) { *p = before })
+	public := j.public // nobody sees the end before it is durable
+	public.State, public.Finished = s, &now
+	if err := m.saveAs(ctx, j, public, events...); err != nil && !errors.Is(err, errLost) {
 		return err
 	}
 	m.retire(j)

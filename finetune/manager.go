@@ -401,8 +401,10 @@ func (m *Manager) Events(ctx context.Context, tenant, id string, after int64) it
 			for _, e := range list {
 				after = e.Seq
 				out := eventOf(e)
-				if out.Result != nil && j.Result != nil {
-					out.Result = j.Result
+				if out.Result != nil { // the version's number is the store's
+					if j, err = m.Get(ctx, tenant, id); err == nil && j.Result != nil {
+						out.Result = j.Result
+					}
 				}
 				if !yield(out, nil) {
 					return

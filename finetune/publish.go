@@ -12,11 +12,10 @@ import (
 )
 
 // progress takes note of an optimizer step or an evaluation.
-func (m *Manager) progress(ctx context.Context, j *job, r Report, at position) {
+func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, now time.Time) {
 	if j.public.State.Final() {
 		return
 	}
-	now := time.Now()
 	m.update(j, func(q *Job) {
 		p := &q.Progress
 		p.Skipped = at.Skipped
@@ -46,13 +45,13 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position) {
 		j.lane = nil
 		m.fail(ctx, j, r.Err)
 	case r.Skipped:
-		m.append(ctx, j, Event{Type: EventWarning, Level: "warn", Progress: &p, Message: fmt.Sprintf("step %d was skipped: its gradient was not finite", r.Step)})
+		m.append(j, Event{Type: EventWarning, Level: "warn", Progress: &p, Message: fmt.Sprintf("step %d was skipped: its gradient was not finite", r.Step)})
 	case r.Eval:
 		j.stepped = now
-		m.append(ctx, j, Event{Type: EventValidation, Progress: &p, Message: fmt.Sprintf("step %d: validation loss %.4f", r.Step, r.Loss)})
+		m.append(j, Event{Type: EventValidation, Progress: &p, Message: fmt.Sprintf("step %d: validation loss %.4f", r.Step, r.Loss)})
 	case now.Sub(j.reported) >= m.c.ProgressEvery || r.Step == p.Steps:
 		j.reported = now
-		m.append(ctx, j, Event{Type: EventProgress, Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
+		m.append(j, Event{Type: EventProgress, Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
 	}
 }
 
@@ -77,19 +76,15 @@ func (m *Manager) complete(ctx context.Context, j *job, c completion) {
 	}
 	basis := m.d.Model.Basis
 	v := adapters.Version{Name: j.spec.Name, BasisDigest: basis.RowsDigest(j.spec.Rank), BaseHash: basis.BaseHash, Parent: j.data.ParentNo, Training: training}
-	before := j.public
 	now := time.Now().UTC()
-	m.update(j, func(q *Job) {
-		q.State, q.Finished, q.Progress.SecondsLeft = Succeeded, &now, 0
-		q.Result = &Result{Adapter: v.Name, Step: c.step, Loss: loss}
-	})
-	rec := j.record(m.c.Worker)
-	result := j.public.Result
-	_, err = m.d.Registry.Save(ctx, j.public.Tenant, v, c.weights, adapters.PublishOptions{CheckLive: !j.continues(), Job: &rec, Events: []json.RawMessage{
-		j.event(Event{Type: EventPublished, Result: result, Message: v.Name + " is published and live"}),
-		j.event(Event{Type: EventState, State: Succeeded, Result: result, Message: "succeeded"})}})
+	public := j.public // nobody sees the end before it is durable
+	public.State, public.Finished, public.Progress.SecondsLeft = Succeeded, &now, 0
+	public.Result = &Result{Adapter: v.Name, Step: c.step, Loss: loss}
+	rec := j.record(public, m.c.Worker)
+	_, err = m.d.Registry.Save(ctx, j.public.Tenant, v, c.weights, adapters.PublishOptions{CheckLive: !j.continues(), Job: &rec, Events: append(j.pending,
+		j.event(Event{Type: EventPublished, Result: public.Result, Message: v.Name + " is published and live"}),
+		j.event(Event{Type: EventState, State: Succeeded, Result: public.Result, Message: "succeeded"}))})
 	if err != nil {
-		m.update(j, func(q *Job) { *q = before })
 		if errors.Is(err, adapters.ErrStoreUnavailable) {
 			m.retry(ctx, j, "publishing", err, func() { m.complete(ctx, j, c) })
 			return

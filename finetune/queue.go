@@ -24,6 +24,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		select {
 		case <-m.signal:
 			m.deliver()
+			m.flush(ctx)
 		case now := <-tick.C:
 			m.tick(ctx, now)
 			if now.Sub(collected) > gcEvery {
@@ -39,6 +40,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			m.shutdown()
 			m.workers.Wait()
 			m.deliver()
+			m.flush(context.WithoutCancel(ctx))
 			return nil
 		}
 	}
@@ -115,7 +117,7 @@ func (m *Manager) create(ctx context.Context, j *job) error {
 	if waiting >= m.c.Waiting {
 		return fmt.Errorf("%w: %d", ErrBusy, waiting)
 	}
-	r, err := m.st.CreateJob(ctx, j.public.Tenant, j.record(m.c.Worker), j.event(Event{Type: EventState, State: Queued, Message: "queued"}))
+	r, err := m.st.CreateJob(ctx, j.public.Tenant, j.record(j.public, m.c.Worker), j.event(Event{Type: EventState, State: Queued, Message: "queued"}))
 	if err != nil {
 		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
 	}

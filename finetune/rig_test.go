@@ -246,3 +246,27 @@ func addLane(t testing.TB, tr *Trainer, o LaneOptions) *Lane {
 	}
 	return l
 }
+
+// ggufEncoder is the encoder of a GGUF's own tokenizer and template.
+func ggufEncoder(cp *checkpoint.Checkpoint) (Encoder, error) {
+	m := cp.GGUFMeta()
+	var v tokenizer.GGUFVocab
+	v.Model, _ = m.String("tokenizer.ggml.model")
+	v.Pre, _ = m.String("tokenizer.ggml.pre")
+	v.Tokens, _ = m.Strings("tokenizer.ggml.tokens")
+	v.Merges, _ = m.Strings("tokenizer.ggml.merges")
+	types, _ := m.Ints("tokenizer.ggml.token_type")
+	for _, t := range types {
+		v.TokenTypes = append(v.TokenTypes, int32(t))
+	}
+	tok, err := tokenizer.FromGGUF(v)
+	if err != nil {
+		return nil, err
+	}
+	source, _ := m.String("tokenizer.chat_template")
+	tmpl, err := chat.Parse(source, chat.Options{BOS: "<|im_start|>", EOS: "<|im_end|>"})
+	if err != nil {
+		return nil, err
+	}
+	return NewEncoder(tok, tmpl, cp.Config().EOS), nil
+}

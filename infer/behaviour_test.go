@@ -19,10 +19,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // TestRequests runs what needs an engine and no special configuration.
 func TestRequests(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	e := b.start(t, Config{MaxSeqs: 4, MaxTokens: 64, KVBlocks: 128, MaxContext: 256})
 	prompt := b.tok.Encode("Once upon a time there was a", false)
-	plain := generate(t, e, Request{Prompt: prompt, Params: greedy(24)})[0]
+	plain := generate(t, e, Request{Prompt: prompt, Params: greedily(24)})[0]
 	if len(plain.IDs) != 24 || plain.Reason != FinishLength || plain.Usage.Completion != 24 || plain.Usage.Prompt != len(prompt) {
 		t.Fatalf("greedy: %+v", plain)
 	}
@@ -30,7 +30,7 @@ func TestRequests(t *testing.T) {
 
 	t.Run("stop string", func(t *testing.T) {
 		mid := strings.Index(plain.Text[12:], " ") + 12
-		p := greedy(24)
+		p := greedily(24)
 		p.Stop = []string{"not in there", plain.Text[mid-2 : mid+3]}
 		got := run(p)
 		if got.Text != plain.Text[:mid-2] || got.Reason != FinishStop || got.Stop != p.Stop[1] {
@@ -46,7 +46,7 @@ func TestRequests(t *testing.T) {
 		}
 	})
 	t.Run("stop token", func(t *testing.T) {
-		p := greedy(24)
+		p := greedily(24)
 		p.StopTokens = []int{plain.IDs[5]}
 		first := slices.Index(plain.IDs, plain.IDs[5])
 		got := run(p)
@@ -59,7 +59,7 @@ func TestRequests(t *testing.T) {
 		}
 	})
 	t.Run("end of text", func(t *testing.T) {
-		p := greedy(24)
+		p := greedily(24)
 		p.LogitBias = map[int]float32{2: 100}
 		if got := run(p); got.Text != "" || got.Reason != FinishStop || got.Usage.Completion != 1 || got.Stop != "" {
 			t.Errorf("%+v", got)
@@ -96,7 +96,7 @@ func TestRequests(t *testing.T) {
 		}
 	})
 	t.Run("logprobs", func(t *testing.T) {
-		p := greedy(6)
+		p := greedily(6)
 		p.Logprobs, p.PromptLogprobs = 4, true
 		got := run(p)
 		if len(got.Prompt) != len(prompt) || got.Prompt[0].Top != nil {
@@ -122,14 +122,14 @@ func TestRequests(t *testing.T) {
 	})
 	t.Run("constraint", func(t *testing.T) {
 		script := b.tok.Encode(" The quick fox", false)
-		got := generate(t, e, Request{Prompt: prompt, Params: greedy(24), Mask: &scripted{ids: script}})[0]
+		got := generate(t, e, Request{Prompt: prompt, Params: greedily(24), Mask: &scripted{ids: script}})[0]
 		if !slices.Equal(got.IDs, script) || got.Reason != FinishStop {
 			t.Errorf("%+v, want %v", got, script)
 		}
 	})
 	t.Run("context", func(t *testing.T) {
 		long := make([]int, 250)
-		p := greedy(0)
+		p := greedily(0)
 		p.IgnoreEOS = true
 		if got := generate(t, e, Request{Prompt: long, Params: p})[0]; got.Usage.Completion != 6 || got.Reason != FinishLength {
 			t.Errorf("%+v", got)
@@ -141,9 +141,9 @@ func TestRequests(t *testing.T) {
 	})
 	t.Run("bad requests", func(t *testing.T) {
 		for field, r := range map[string]Request{
-			"prompt": {Params: greedy(1)},
+			"prompt": {Params: greedily(1)},
 			"top_p":  {Prompt: prompt, Params: Params{Temperature: 1, RepetitionPenalty: 1, N: 1}},
-			"n":      {Prompt: prompt, Params: func() Params { p := greedy(1); p.N = 2; return p }(), Mask: &scripted{}},
+			"n":      {Prompt: prompt, Params: func() Params { p := greedily(1); p.N = 2; return p }(), Mask: &scripted{}},
 		} {
 			_, err := e.Submit(t.Context(), r)
 			var bad *ParamError
@@ -151,7 +151,7 @@ func TestRequests(t *testing.T) {
 				t.Errorf("%s: %v", field, err)
 			}
 		}
-		if _, err := e.Submit(t.Context(), Request{Prompt: []int{1, 4096}, Params: greedy(1)}); err == nil {
+		if _, err := e.Submit(t.Context(), Request{Prompt: []int{1, 4096}, Params: greedily(1)}); err == nil {
 			t.Error("a token outside the vocabulary is accepted")
 		}
 	})
@@ -184,10 +184,10 @@ func (s *scripted) Accept(token int) {
 
 // TestEndings: a request that ends early gives everything back, and others go on.
 func TestEndings(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	e := b.start(t, Config{MaxSeqs: 2, MaxTokens: 64, KVBlocks: 128, QueueLimit: 3, Overlap: true})
 	prompt := b.tok.Encode("Once upon a time", false)
-	endless := greedy(0)
+	endless := greedily(0)
 	endless.IgnoreEOS = true
 	beside, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: endless})
 	if err != nil {
@@ -212,7 +212,7 @@ func TestEndings(t *testing.T) {
 	// Both rows are taken: further requests wait, until the queue is full.
 	var waiting []*Generation
 	for {
-		w, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: greedy(2)})
+		w, err := e.Submit(t.Context(), Request{Prompt: prompt, Params: greedily(2)})
 		if err != nil {
 			if !errors.Is(err, ErrQueueFull) {
 				t.Fatal(err)
@@ -276,7 +276,7 @@ func TestEndings(t *testing.T) {
 
 // TestStopFailsWhatRuns: the end of Run is an error for those who wait, not a hang.
 func TestStopFailsWhatRuns(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	e, err := New(Config{MaxSeqs: 2, KVBlocks: 128}, b.model, nil, nil, b.tok)
 	if err != nil {
 		t.Fatal(err)
@@ -288,7 +288,7 @@ func TestStopFailsWhatRuns(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- e.Run(ctx) }()
-	p := greedy(0)
+	p := greedily(0)
 	p.IgnoreEOS = true
 	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
 	if err != nil {
@@ -328,11 +328,11 @@ func (f *failing) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 
 // TestFailedStep: a step that fails fails those in it, and the engine goes on.
 func TestFailedStep(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	broken := &failing{Backend: b.be}
 	b.model.Backend = broken
 	e := b.start(t, Config{MaxSeqs: 2, KVBlocks: 128, Overlap: true})
-	p := greedy(0)
+	p := greedily(0)
 	p.IgnoreEOS = true
 	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
 	if err != nil {
@@ -347,7 +347,7 @@ func TestFailedStep(t *testing.T) {
 	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrStep) || !strings.Contains(err.Error(), "attention fails") {
 		t.Errorf("the failed request: %v", err)
 	}
-	if got := generate(t, e, Request{Prompt: []int{5, 6}, Params: greedy(3)})[0]; len(got.IDs) == 0 {
+	if got := generate(t, e, Request{Prompt: []int{5, 6}, Params: greedily(3)})[0]; len(got.IDs) == 0 {
 		t.Errorf("afterwards: %+v", got)
 	}
 	if s := e.Stats(); s.KVUsed != 0 || s.Requests[ReasonError] != 1 {
@@ -376,14 +376,14 @@ func (s *sliced) Slice(time.Duration) {
 
 // TestBackground: background work runs alone and beside requests.
 func TestBackground(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	e := b.start(t, Config{MaxSeqs: 2, KVBlocks: 128, TrainSlice: time.Millisecond, TrainShare: 0.5})
 	s := &sliced{left: 5, e: e, done: make(chan struct{})}
 	e.SetBackground(s)
 	<-s.done // without requests
 	s = &sliced{left: 3, e: e, done: make(chan struct{})}
 	e.SetBackground(s)
-	p := greedy(0)
+	p := greedily(0)
 	p.IgnoreEOS = true
 	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
 	if err != nil {

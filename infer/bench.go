@@ -62,7 +62,7 @@ func Bench(ctx context.Context, m *Model, c BenchConfig) (BenchResult, error) {
 	if longest := max(c.Prefill, c.Context+c.Steps/2+1); longest > m.Positions {
 		return BenchResult{}, fmt.Errorf("benchmark: a context of %d tokens, the model has %d: %w", longest, m.Positions, ErrSequenceTooLong)
 	}
-	b := &bench{m: m, c: c}
+	b := &benchRun{m: m, c: c}
 	defer b.close()
 	if err := b.open(); err != nil {
 		return BenchResult{}, fmt.Errorf("benchmark: %w", err)
@@ -72,7 +72,7 @@ func Bench(ctx context.Context, m *Model, c BenchConfig) (BenchResult, error) {
 
 const benchBlock = 16 // tokens in a KV block
 
-type bench struct {
+type benchRun struct {
 	m      *Model
 	c      BenchConfig
 	stream kernels.Stream
@@ -94,7 +94,7 @@ type benchKind struct {
 	times    []time.Duration
 }
 
-func (b *bench) open() (err error) {
+func (b *benchRun) open() (err error) {
 	m, most := b.m, slices.Max(b.c.Batches)
 	b.a.mem = m.Backend
 	b.stream = m.Backend.NewStream()
@@ -147,7 +147,7 @@ func benchWeights(g adapters.Geometry, rank, seed int) *adapters.Weights {
 	return w
 }
 
-func (b *bench) prepare(k *benchKind, perSeq int) (err error) {
+func (b *benchRun) prepare(k *benchKind, perSeq int) (err error) {
 	n := max(1, k.prefill)
 	bucket := kernels.Bucket{Tokens: k.batch * n, Seqs: k.batch, Rows: k.batch, Blocks: perSeq, MaxQuery: n}
 	words := b.a.alloc(kernels.I32, 1, kernels.RecordWords(bucket))
@@ -179,7 +179,7 @@ func (b *bench) prepare(k *benchKind, perSeq int) (err error) {
 }
 
 // once runs one step as an engine does: record, upload, ops, sampled tokens.
-func (b *bench) once(k *benchKind) (time.Duration, error) {
+func (b *benchRun) once(k *benchKind) (time.Duration, error) {
 	be, tokens := b.m.Backend, make([]int32, k.batch)
 	begin := time.Now()
 	FillRecord(k.record, benchBlock, k.seqs)
@@ -198,7 +198,7 @@ func (b *bench) once(k *benchKind) (time.Duration, error) {
 	return took, err
 }
 
-func (b *bench) run(ctx context.Context) (BenchResult, error) {
+func (b *benchRun) run(ctx context.Context) (BenchResult, error) {
 	for round := -1; round < b.c.Steps; round++ { // the first one warms up
 		for _, k := range b.kinds {
 			if k.prefill > 0 && round >= b.c.Prefills {
@@ -232,7 +232,7 @@ func (b *bench) run(ctx context.Context) (BenchResult, error) {
 
 // stepBytes is what a decode step reads: all weights once (of an untied embedding only rows, which do not count), a B for each adapter,
 // and the context's K and V.
-func (b *bench) stepBytes(k *benchKind) int64 {
+func (b *benchRun) stepBytes(k *benchKind) int64 {
 	var n int64
 	for _, w := range b.m.weights {
 		if w != b.m.Embed || b.m.Head == b.m.Embed {
@@ -244,7 +244,7 @@ func (b *bench) stepBytes(k *benchKind) int64 {
 	return n + int64(k.batch)*int64(b.c.Context)*b.m.KVTokenBytes()
 }
 
-func (b *bench) close() {
+func (b *benchRun) close() {
 	for _, k := range b.kinds {
 		if k.state != nil {
 			k.state.Close()

@@ -27,7 +27,7 @@ func TestBench(t *testing.T) {
 // BenchmarkSmolLM2 measures SmolLM2 in its default form with 64 rows of A.
 func BenchmarkSmolLM2(b *testing.B) {
 	g := smolLM2Golden(b)
-	basis, err := adapters.NewBasis(context.Background(), adapters.BasisConfig{Geometry: geometryOf(g.cp.Config()), BaseHash: g.hash})
+	basis, err := adapters.NewBasis(context.Background(), adapters.BasisConfig{Geometry: GeometryOf(g.cp.Config()), BaseHash: g.hash})
 	if err != nil {
 		b.Fatal(err)
 	}

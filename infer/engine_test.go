@@ -14,14 +14,14 @@ import (
 	"bhive/kernels"
 )
 
-// bench is a demo model on a CPU backend, for one test.
-type bench struct {
+// rig is a demo model on the device under test.
+type rig struct {
 	be    kernels.Backend
 	model *Model
 	tok   *tokenizer.Tokenizer
 }
 
-func newBench(t testing.TB, working kernels.DType) *bench {
+func newRig(t testing.TB, working kernels.DType) *rig {
 	t.Helper()
 	be := openDevice(t, working)
 	cp, err := checkpoint.Open("demo")
@@ -36,6 +36,16 @@ func newBench(t testing.TB, working kernels.DType) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tok := newRigTokenizer(t)
+	t.Cleanup(func() {
+		m.Close()
+		cp.Close()
+	})
+	return &rig{be, m, tok}
+}
+
+func newRigTokenizer(t testing.TB) *tokenizer.Tokenizer {
+	t.Helper()
 	raw, err := os.ReadFile("demo/tokenizer.json")
 	if err != nil {
 		t.Fatal(err)
@@ -44,20 +54,23 @@ func newBench(t testing.TB, working kernels.DType) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		m.Close()
-		cp.Close()
-	})
-	return &bench{be, m, tok}
+	return tok
 }
 
 // start runs an engine until the test ends.
-func (b *bench) start(t testing.TB, c Config) *Engine {
+func (b *rig) start(t testing.TB, c Config) *Engine {
 	t.Helper()
 	e, err := New(c, b.model, nil, nil, b.tok)
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.runs(t, e, func() {})
+	return e
+}
+
+// runs opens and runs an engine until the test ends; then is called after its end.
+func (b *rig) runs(t testing.TB, e *Engine, then func()) {
+	t.Helper()
 	if err := e.Open(); err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +83,8 @@ func (b *bench) start(t testing.TB, c Config) *Engine {
 			t.Errorf("Run: %v", err)
 		}
 		e.Close()
+		then()
 	})
-	return e
 }
 
 // choice is all that came for one choice.
@@ -120,7 +133,7 @@ func generate(t testing.TB, e *Engine, r Request) []choice {
 	return out
 }
 
-func greedy(tokens int) Params {
+func greedily(tokens int) Params {
 	p := DefaultParams()
 	p.Temperature, p.MaxTokens = 0, tokens
 	return p
@@ -147,10 +160,10 @@ func readGolden(t testing.TB, name string) []golden {
 }
 
 func TestGreedyEqualsReference(t *testing.T) {
-	b := newBench(t, kernels.F32)
+	b := newRig(t, kernels.F32)
 	e := b.start(t, Config{MaxSeqs: 8, MaxTokens: 64, KVBytes: 16 << 20})
 	for i, g := range readGolden(t, "base.greedy.json") {
-		got := generate(t, e, Request{Prompt: g.Prompt, Params: greedy(len(g.IDs))})[0]
+		got := generate(t, e, Request{Prompt: g.Prompt, Params: greedily(len(g.IDs))})[0]
 		compareGreedy(t, i, g, got)
 	}
 }

@@ -18,7 +18,7 @@ func tinyModel(t testing.TB, name string, working kernels.DType, format kernels.
 	t.Helper()
 	cp := openCheckpoint(t, "testdata/tiny/"+name)
 	hash := BaseHash(cp)
-	basis, err := adapters.NewBasis(context.Background(), adapters.BasisConfig{R: 16, Geometry: geometryOf(cp.Config()), BaseHash: hash})
+	basis, err := adapters.NewBasis(context.Background(), adapters.BasisConfig{R: 16, Geometry: GeometryOf(cp.Config()), BaseHash: hash})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // mixture is requests of all kinds.
-func mixture(b *bench) []Request {
+func mixture(b *rig) []Request {
 	seed := int64(7)
 	with := func(f func(*Params)) Params {
 		p := DefaultParams()
@@ -20,7 +20,7 @@ func mixture(b *bench) []Request {
 		return p
 	}
 	params := []Params{
-		greedy(20),
+		greedily(20),
 		with(func(p *Params) {}),
 		with(func(p *Params) { p.N, p.TopP = 3, 0.9 }),
 		with(func(p *Params) { p.TopK, p.Temperature, p.Logprobs = 20, 0.8, 3 }),
@@ -74,7 +74,7 @@ func withoutCached(cs [][]choice) [][]choice {
 func TestBatchEqualsAlone(t *testing.T) {
 	for _, working := range []kernels.DType{kernels.F32, kernels.BF16} {
 		t.Run(working.String(), func(t *testing.T) {
-			b := newBench(t, working)
+			b := newRig(t, working)
 			rs := mixture(b)
 			plain := b.start(t, Config{MaxSeqs: 1, MaxTokens: 512, NoPrefixCache: true, KVBlocks: 64})
 			alone := make([][]choice, len(rs))

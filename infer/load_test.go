@@ -43,7 +43,7 @@ func TestLoadErrors(t *testing.T) {
 		}
 		return b
 	}
-	other := geometryOf(cp.Config())
+	other := GeometryOf(cp.Config())
 	other.Layers++
 	cancelled, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -54,7 +54,7 @@ func TestLoadErrors(t *testing.T) {
 		basis  *adapters.Basis
 		want   error
 	}{
-		{"another base's basis", context.Background(), 0, basis(geometryOf(cp.Config()), "other"), adapters.ErrBaseMismatch},
+		{"another base's basis", context.Background(), 0, basis(GeometryOf(cp.Config()), "other"), adapters.ErrBaseMismatch},
 		{"a basis of another shape", context.Background(), 0, basis(other, BaseHash(cp)), adapters.ErrBaseMismatch},
 		{"no memory", context.Background(), 300 << 10, nil, kernels.ErrNoMemory},
 		{"cancelled", cancelled, 0, nil, context.Canceled},

@@ -56,6 +56,8 @@ func (e *Engine) loop(ctx context.Context) error {
 		var tick <-chan time.Time
 		if copying {
 			tick = time.After(200 * time.Microsecond)
+		} else if len(e.sched.queue.aside) > 0 {
+			tick = time.After(5 * time.Millisecond) // a fetch that fails need not wake
 		}
 		select {
 		case <-e.wake:

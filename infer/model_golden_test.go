@@ -69,7 +69,7 @@ func demoGolden(t testing.TB) goldenModel {
 
 func (g goldenModel) peft(t testing.TB, name string) *adapters.PEFT {
 	t.Helper()
-	p, err := adapters.ReadPEFT(os.DirFS(filepath.Join(g.dir, "adapter_"+name)), geometryOf(g.cp.Config()))
+	p, err := adapters.ReadPEFT(os.DirFS(filepath.Join(g.dir, "adapter_"+name)), GeometryOf(g.cp.Config()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +231,7 @@ func (g goldenModel) checkTexts(t *testing.T, s *Scorer, name string, slot int, 
 		if end := slices.IndexFunc(want.IDs, func(id int32) bool { return slices.Contains(g.cp.Config().EOS, int(id)) }); end >= 0 {
 			n = end + 1
 		}
-		got, spans := greedy(t, s, want.Prompt, slot, n)
+		got, spans := greedyTokens(t, s, want.Prompt, slot, n)
 		for j := range n {
 			decided := want.Margin[j] > 2*tolerance*spans[j] // both the best and the second may be off
 			if got[j] == want.IDs[j] {
@@ -251,8 +251,8 @@ func (g goldenModel) checkTexts(t *testing.T, s *Scorer, name string, slot int, 
 	}
 }
 
-// greedy continues a prompt by n tokens; spans are the logits' (max − min) at each.
-func greedy(t testing.TB, s *Scorer, prompt []int32, slot, n int) (ids []int32, spans []float64) {
+// greedyTokens continues a prompt by n tokens; spans are the logits' (max − min) at each.
+func greedyTokens(t testing.TB, s *Scorer, prompt []int32, slot, n int) (ids []int32, spans []float64) {
 	t.Helper()
 	q := StepSeq{Tokens: prompt, Adapter: slot, Lane: -1, Blocks: s.free}
 	for len(ids) < n {

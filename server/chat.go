@@ -1,9 +1,11 @@
 package server
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"bhive/infer"
@@ -13,13 +15,31 @@ import (
 // chatRequest is the body of POST /v1/chat/completions.
 type chatRequest struct {
 	samplingFields
-	Messages            []chat.Message `json:"messages"`
+	Messages            messages       `json:"messages"`
 	MaxTokens           *int           `json:"max_tokens"`
 	MaxCompletionTokens *int           `json:"max_completion_tokens"`
 	Logprobs            *bool          `json:"logprobs"`
 	TopLogprobs         *int           `json:"top_logprobs"`
 	ContinueFinal       *bool          `json:"continue_final_message"`
 	TemplateKwargs      map[string]any `json:"chat_template_kwargs"`
+}
+
+// messages reads a conversation and says which message is wrong.
+type messages []chat.Message
+
+func (m *messages) UnmarshalJSON(b []byte) error {
+	var raw []json.RawMessage
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return badField("messages", "messages: must be an array of messages")
+	}
+	*m = make(messages, len(raw))
+	for i := range raw {
+		if err := json.Unmarshal(raw[i], &(*m)[i]); err != nil {
+			param := fmt.Sprintf("messages[%d]", i)
+			return badField(param, "%s: %s", param, strings.TrimPrefix(err.Error(), chat.ErrMessage.Error()+": "))
+		}
+	}
+	return nil
 }
 
 func (q *chatRequest) maxTokens() (int, error) {
@@ -52,7 +72,7 @@ func (s *Server) renderChat(q *chatRequest) (string, error) {
 	if q.ContinueFinal != nil && *q.ContinueFinal {
 		return "", badField("continue_final_message", "continue_final_message: not supported by this server")
 	}
-	text, err := s.d.Template.Render(chat.Input{Messages: q.Messages, AddGenerationPrompt: true, Kwargs: q.TemplateKwargs})
+	text, err := s.d.Template.Render(chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: true, Kwargs: q.TemplateKwargs})
 	if errors.Is(err, chat.ErrTemplate) {
 		return "", badField("messages", "messages: the model's chat template refuses them: %s", err)
 	}
@@ -78,8 +98,8 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	switch {
 	case q.TopLogprobs != nil && !logprobs:
 		return badField("top_logprobs", "top_logprobs: needs logprobs to be true")
-	case q.TopLogprobs != nil && *q.TopLogprobs < 0:
-		return badField("top_logprobs", "top_logprobs: must be at least 0, is %d", *q.TopLogprobs)
+	case q.TopLogprobs != nil && (*q.TopLogprobs < 0 || *q.TopLogprobs > maxLogprobs):
+		return badField("top_logprobs", "top_logprobs: must be in [0, %d], is %d", maxLogprobs, *q.TopLogprobs)
 	case logprobs:
 		p.Logprobs = 0
 		set(&p.Logprobs, q.TopLogprobs)
@@ -195,7 +215,7 @@ func (c *chatCompletion) whole(w http.ResponseWriter, r *http.Request, g *genera
 			choices[i].Logprobs = map[string]any{"content": tokens[i], "refusal": nil}
 		}
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"id": c.id, "object": "chat.completion", "created": c.created, "model": c.model, "choices": choices, "usage": c.use.sum()})
+	writeJSON(w, http.StatusOK, answer{c.id, "chat.completion", c.created, c.model, choices, c.use.sum()})
 	return nil
 }
 
@@ -249,5 +269,5 @@ func (c *chatCompletion) stream(w http.ResponseWriter, r *http.Request, g *gener
 		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
 	}
 	e.data([]byte("[DONE]"))
-	_ = e.flush() // the client may be gone
+	e.end()
 }

@@ -49,6 +49,9 @@ func (p *prompts) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// maxLogprobs is the most alternatives a token that can be asked for.
+const maxLogprobs = 20
+
 // maxPrompts is the most prompts of one request.
 const maxPrompts = 256
 
@@ -109,8 +112,8 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 		p.MaxTokens = 1
 	}
 	if q.Logprobs != nil {
-		if *q.Logprobs < 0 {
-			return badField("logprobs", "logprobs: must be at least 0, is %d", *q.Logprobs)
+		if *q.Logprobs < 0 || *q.Logprobs > maxLogprobs {
+			return badField("logprobs", "logprobs: must be in [0, %d], is %d", maxLogprobs, *q.Logprobs)
 		}
 		p.Logprobs, p.PromptLogprobs = *q.Logprobs, echo
 	}
@@ -148,8 +151,18 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"id": c.id, "object": "text_completion", "created": c.created, "model": c.model, "choices": c.choices, "usage": c.use.sum()})
+	writeJSON(w, http.StatusOK, answer{c.id, "text_completion", c.created, c.model, c.choices, c.use.sum()})
 	return nil
+}
+
+// answer is what both kinds of completion answer with.
+type answer struct {
+	ID      string    `json:"id"`
+	Object  string    `json:"object"`
+	Created int64     `json:"created"`
+	Model   string    `json:"model"`
+	Choices any       `json:"choices"`
+	Usage   usageJSON `json:"usage"`
 }
 
 // shownModel is a request's model as the response names it.
@@ -288,5 +301,5 @@ func (c *completion) stream(w http.ResponseWriter, r *http.Request, g *generatio
 		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
 	}
 	e.data([]byte("[DONE]"))
-	_ = e.flush() // the client may be gone
+	e.end()
 }

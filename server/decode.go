@@ -9,11 +9,25 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"time"
 )
+
+// bodyTimeout is how long a client may take to send a body.
+const bodyTimeout = 5 * time.Minute
+
+// limitBody is the body, cut off with an error at limit bytes or when it takes too long; done ends the time limit.
+func limitBody(w http.ResponseWriter, r *http.Request, limit int64) (body io.Reader, done func()) {
+	control := http.NewResponseController(w)
+	// A writer without deadlines (in tests) has no slow clients either.
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	return http.MaxBytesReader(w, r.Body, limit), func() { _ = control.SetReadDeadline(time.Time{}) }
+}
 
 // readBody reads a body of at most limit bytes.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	body, done := limitBody(w, r, limit)
+	defer done()
+	b, err := io.ReadAll(body)
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
@@ -66,6 +80,9 @@ func unmarshal(b []byte, v any) error {
 		if kind.Field == "" {
 			return badField("", "the body must be a JSON object, not %s", article(kind.Value))
 		}
+		if tooLarge(kind) {
+			return badField(kind.Field, "%s: %s is out of range", kind.Field, article(kind.Value))
+		}
 		return badField(kind.Field, "%s: must be %s, not %s", kind.Field, wanted(kind.Type.Kind().String(), kind.Type.String()), article(kind.Value))
 	}
 	return err
@@ -75,6 +92,20 @@ func unmarshal(b []byte, v any) error {
 func place(b []byte, offset int64) (line, column int) {
 	before := b[:min(int64(len(b)), max(offset-1, 0))]
 	return 1 + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n')
+}
+
+// tooLarge reports whether a number is of the right kind and does not fit its type.
+func tooLarge(e *json.UnmarshalTypeError) bool {
+	number, ok := strings.CutPrefix(e.Value, "number ")
+	switch kind := e.Type.Kind().String(); {
+	case !ok:
+		return false
+	case strings.HasPrefix(kind, "float"):
+		return true
+	case strings.HasPrefix(kind, "int"):
+		return !strings.ContainsAny(number, ".eE")
+	}
+	return false
 }
 
 func article(value string) string {

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"bhive/adapters"
 	"bhive/finetune"
 	"bhive/infer"
+	"bhive/infer/chat"
 )
 
 // apiError is an error as the client gets it. Handlers return one, or an error of another package that the table below maps.
@@ -53,8 +53,10 @@ var table = []struct {
 	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrNotFound, http.StatusNotFound, "not_found_error", "job_not_found", "", 0},
 	{finetune.ErrState, http.StatusConflict, "conflict_error", "wrong_state", "", 0},
+	{chat.ErrMessage, http.StatusBadRequest, "invalid_request_error", "", "messages", 0},
 	{adapters.ErrInvalidName, http.StatusBadRequest, "invalid_request_error", "invalid_name", "name", 0},
 	{adapters.ErrStoreUnavailable, http.StatusServiceUnavailable, "server_error", "store_unavailable", "", 5},
+	{adapters.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{adapters.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_adapter_memory", "", 5},
 	{adapters.ErrExists, http.StatusConflict, "conflict_error", "already_exists", "name", 0},
 	{adapters.ErrBasisMismatch, http.StatusConflict, "conflict_error", "basis_mismatch", "", 0},
@@ -64,6 +66,7 @@ var table = []struct {
 	{adapters.ErrUnsupported, http.StatusBadRequest, "invalid_request_error", "not_supported", "", 0},
 	{adapters.ErrNotFound, http.StatusNotFound, "not_found_error", "not_found", "", 0},
 	{adapters.ErrCorrupt, http.StatusInternalServerError, "server_error", "corrupt_adapter", "", 0},
+	{infer.ErrAdapterLoad, http.StatusServiceUnavailable, "server_error", "adapter_not_loaded", "model", 5}, // for another reason than those above
 	{context.Canceled, statusClientClosed, "server_error", "client_closed", "", 0},
 	{context.DeadlineExceeded, http.StatusGatewayTimeout, "server_error", "timeout", "", 0},
 }
@@ -80,8 +83,6 @@ func asAPIError(err error) *apiError {
 		return api
 	case errors.As(err, &param):
 		return badField(param.Param, "%s: %s", param.Param, param.Message)
-	case errors.As(err, &field):
-		return badField(field.Field, "%s: %s", field.Field, field.Message)
 	case errors.As(err, &tooLarge):
 		return &apiError{Status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "too_large",
 			Message: fmt.Sprintf("the body is larger than the limit of %d bytes", tooLarge.Limit)}
@@ -93,10 +94,19 @@ func asAPIError(err error) *apiError {
 		e.Code = "invalid_training_file"
 		return e
 	}
+	inField := errors.As(err, &field)
 	for _, row := range table {
-		if errors.Is(err, row.err) {
-			return &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		if !errors.Is(err, row.err) {
+			continue
 		}
+		e := &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		if inField { // which of the fields is to blame, and in its words
+			e.Param, e.Message = field.Field, field.Error()
+		}
+		return e
+	}
+	if inField {
+		return badField(field.Field, "%s", field.Error())
 	}
 	return &apiError{Status: http.StatusInternalServerError, Type: "server_error", Code: "internal_error", Message: "internal error"}
 }
@@ -109,12 +119,16 @@ func (e *apiError) body() []byte {
 		}
 		return &s
 	}
-	b, err := json.Marshal(map[string]any{"error": map[string]any{
-		"message": e.Message, "type": e.Type, "param": optional(e.Param), "code": optional(e.Code)}})
-	if err != nil {
-		panic(err) // strings marshal
+	var out struct {
+		Error struct {
+			Message string  `json:"message"`
+			Type    string  `json:"type"`
+			Param   *string `json:"param"`
+			Code    *string `json:"code"`
+		} `json:"error"`
 	}
-	return b
+	out.Error.Message, out.Error.Type, out.Error.Param, out.Error.Code = e.Message, e.Type, optional(e.Param), optional(e.Code)
+	return mustJSON(out)
 }
 
 // fail answers with err; a 500 is logged with its cause, which the client is not told.

@@ -65,8 +65,14 @@ func (g *generations) each(ctx context.Context, f func(prompt int, d infer.Delta
 			select {
 			case item = <-g.items:
 			case <-ctx.Done():
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
+		}
+		if item.delta.FinishReason == infer.FinishCancelled || errors.Is(item.err, context.Canceled) {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			return context.Canceled
 		}
 		if errors.Is(item.err, io.EOF) {
 			left--

@@ -49,7 +49,6 @@ func shownJob(j finetune.Job) api.Job {
 
 // jobSpec reads a job from a JSON body, or from query parameters and a JSONL body.
 func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSpec, error) {
-	body := http.MaxBytesReader(w, r.Body, s.config.MaxTrainingBytes)
 	switch t := mediaType(r); t {
 	case "application/json", "application/x-www-form-urlencoded":
 		b, err := readBody(w, r, s.config.MaxTrainingBytes)
@@ -71,7 +70,7 @@ func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSp
 			fields[name] = raw
 		}
 		spec, err := finetune.ParseSpec(bytes.NewReader(mustJSON(fields)))
-		spec.Training = body
+		spec.Training, _ = limitBody(w, r, s.config.MaxTrainingBytes) // whose time limit ends with the request
 		return spec, err
 	default:
 		return finetune.JobSpec{}, &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type",
@@ -82,6 +81,9 @@ func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSp
 func (s *Server) submitJob(w http.ResponseWriter, r *http.Request, spec finetune.JobSpec) error {
 	if s.draining.Load() {
 		return errDraining
+	}
+	if spec.Name == s.d.Model.Name {
+		return &apiError{Status: http.StatusConflict, Type: "conflict_error", Param: "name", Code: "already_exists", Message: fmt.Sprintf("name: %q is the base model", spec.Name)}
 	}
 	spec.Tenant = tenant(r.Context())
 	if _, err := s.d.Jobs.Submit(r.Context(), spec); err != nil {

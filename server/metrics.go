@@ -1,12 +1,16 @@
 package server
 
 import (
+	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"bhive/adapters"
+	"bhive/finetune"
 	"bhive/infer"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -95,6 +99,48 @@ func (m *Metrics) ObserveFinish(i infer.RequestInfo) {
 	}
 }
 
+// modelNames turns keys of adapters into the names by which requests ask for them, as a gateway compares them: the versions left out, and
+// the default tenant. Mixes are no names: they are left out.
+func modelNames(keys []string) []string {
+	names := []string{}
+	for _, key := range keys {
+		name, _, _ := strings.Cut(strings.TrimPrefix(key, adapters.DefaultTenant+"/"), "@")
+		if !strings.ContainsAny(key, "+:") && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// training tells of the jobs that have not ended. While the store is away it tells nothing.
+func (s *snapshot) training(gauge func(*prometheus.Desc, float64, ...string)) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	states := []finetune.State{finetune.Queued, finetune.ValidatingFiles, finetune.Running, finetune.Paused}
+	var names []string
+	for _, state := range states {
+		names = append(names, string(state))
+	}
+	jobs, err := s.deps.Store.ListJobs(ctx, adapters.AllTenants, names...)
+	if err != nil {
+		return
+	}
+	count, speed := map[string]int{}, 0.0
+	for _, j := range jobs {
+		count[j.State]++
+		if j.State == string(finetune.Running) {
+			if now, err := s.deps.Jobs.Get(ctx, j.Tenant, j.ID); err == nil {
+				speed += now.Progress.TokensPerSec
+			}
+		}
+	}
+	for _, name := range names {
+		gauge(descJobs, float64(count[name]), name)
+	}
+	gauge(descTraining, speed)
+}
+
 // snapshot collects what the engine and the pool say of themselves.
 type snapshot Metrics
 
@@ -119,6 +165,8 @@ var (
 	descLeased      = desc("bhive_adapter_leases", "Leases on adapters.")
 	descLookups     = desc("bhive_adapter_lookups_total", "Adapters asked for, by the tier that had them.", "tier")
 	descEvictions   = desc("bhive_adapter_evictions_total", "Adapters evicted from the device.")
+	descJobs        = desc("bhive_training_jobs", "Training jobs that have not ended, by state.", "state")
+	descTraining    = desc("bhive_training_tokens_per_second", "Tokens that running jobs train on, a second.")
 	descFailures    = desc("bhive_adapter_load_failures_total", "Adapters that could not be loaded.")
 )
 
@@ -161,7 +209,9 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	counter(descEvictions, float64(p.Evictions))
 	counter(descFailures, float64(p.Failures))
 
-	running, waiting := strings.Join(p.Resident, ","), strings.Join(p.Waiting, ",")
+	s.training(gauge)
+
+	running, waiting := strings.Join(modelNames(p.Resident), ","), strings.Join(modelNames(p.Waiting), ",")
 	s.loraMu.Lock()
 	if state := running + "|" + waiting; state != s.lora || s.loraAt == 0 {
 		s.lora, s.loraAt = state, float64(time.Now().UnixMilli())/1000

@@ -23,9 +23,21 @@ func (s *Server) baseModel() api.Model {
 // adapterModel is an adapter as a model: its parent the base, its root the version that answers.
 func (s *Server) adapterModel(id string, v adapters.Version) api.Model {
 	m := s.baseModel()
-	root := v.Name + "@" + strconv.Itoa(v.Number)
+	root := versionName(v)
 	m.Id, m.Created, m.Root, m.Parent = id, int(v.CreatedAt.Unix()), &root, &s.d.Model.Name
 	return m
+}
+
+// versionName is a version as a request of its tenant names it.
+func versionName(v adapters.Version) string { return v.Name + "@" + strconv.Itoa(v.Number) }
+
+// mixName is a mix of versions as a request of its tenant names it.
+func mixName(t adapters.Target) string {
+	var ref adapters.Ref
+	for _, p := range t.Parts {
+		ref.Parts = append(ref.Parts, adapters.RefPart{Name: p.Version.Name, Number: p.Version.Number, Weight: p.Weight})
+	}
+	return ref.String()
 }
 
 func (s *Server) listModels(w http.ResponseWriter, r *http.Request) error {
@@ -65,7 +77,7 @@ func (s *Server) retrieveModel(w http.ResponseWriter, r *http.Request) error {
 	default:
 		m := s.adapterModel(id, target.Parts[0].Version)
 		if len(target.Parts) > 1 {
-			root := target.Key()
+			root := mixName(target)
 			m.Root = &root
 		}
 		writeJSON(w, http.StatusOK, m)

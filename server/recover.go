@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/http"
 	"runtime/debug"
+
+	"github.com/go-chi/chi/v5/middleware"
 )
 
 // withRecover turns a panic of a handler into a 500 of that one request.
@@ -18,6 +20,9 @@ func (s *Server) withRecover(next http.Handler) http.Handler {
 				panic(p)
 			}
 			s.log.ErrorContext(r.Context(), "panic", "request", requestID(r.Context()), "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			if began, ok := w.(middleware.WrapResponseWriter); ok && began.Status() != 0 {
+				panic(http.ErrAbortHandler) // the client must see that the answer is not whole
+			}
 			s.fail(w, r, errors.New("a handler panicked"))
 		}()
 		next.ServeHTTP(w, r)

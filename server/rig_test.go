@@ -19,6 +19,7 @@ import (
 
 	"bhive/adapters"
 	"bhive/adapters/local"
+	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/chat"
 	"bhive/infer/checkpoint"
@@ -30,8 +31,9 @@ import (
 
 // hive is a whole bhive on the demo model: backend, engine, pool, store. Tests share one; what they put into it they name for themselves.
 type hive struct {
-	deps Deps
-	stop func() error
+	deps       Deps
+	stopEngine func() // and the engine's alone
+	stop       func() error
 }
 
 // hiveConfig varies what a hive of a test's own is made of.
@@ -81,9 +83,10 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 	if err != nil {
 		return nil, err
 	}
-	closers = append(closers, nothing(be.Close))
+	closers = append(closers, be.Close)
 	hash := infer.BaseHash(cp)
-	geometry := infer.GeometryOf(cp.Config())
+	shape := cp.Config()
+	geometry := adapters.Geometry{Layers: shape.Layers, Hidden: shape.Hidden, QDim: shape.Heads * shape.HeadDim, KVDim: shape.KVHeads * shape.HeadDim, FeedForward: shape.FeedForward}
 	basis, err := adapters.NewBasis(ctx, adapters.BasisConfig{Geometry: geometry, BaseHash: hash})
 	if err != nil {
 		return nil, err
@@ -131,21 +134,32 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 	}
 	closers = append(closers, nothing(engine.Close))
 
-	run, cancel := context.WithCancel(ctx)
-	var parts sync.WaitGroup
-	part := func(f func(context.Context) error) {
-		parts.Go(func() {
-			if err := f(run); err != nil && !errors.Is(err, context.Canceled) {
-				panic(err)
+	jobs, err := finetune.New(finetune.Config{Trainer: finetune.TrainerConfig{BatchTokens: 512}, Limits: finetune.Limits{FileBytes: 4 << 20}, ProgressEvery: time.Millisecond},
+		finetune.Deps{Model: model, Registry: registry, Encoder: finetune.NewEncoder(tok, template, shape.EOS), Wake: engine.Wake})
+	if err != nil {
+		return nil, err
+	}
+	closers = append(closers, jobs.Close)
+	engine.SetBackground(jobs)
+	stopEngine := func() {}
+	for i, part := range []func(context.Context) error{engine.Run, registry.Run, jobs.Run} { // they end in the reverse order
+		run, cancel := context.WithCancel(ctx)
+		if i == 0 {
+			stopEngine = cancel
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- part(run) }()
+		closers = append(closers, func() error {
+			cancel()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				return err
 			}
+			return nil
 		})
 	}
-	part(engine.Run)
-	part(registry.Run)
-	closers = append(closers, func() error { cancel(); parts.Wait(); return nil })
 
 	generation := infer.DefaultParams()
-	return &hive{stop: shut, deps: Deps{Engine: engine, Registry: registry, Store: store, Pool: pool, Slots: c.slots, Basis: basis, Tokenizer: tok, Template: template,
+	return &hive{stop: shut, stopEngine: stopEngine, deps: Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool, Slots: c.slots, Basis: basis, Tokenizer: tok, Template: template,
 		Metrics: metrics, Model: ModelInfo{Name: "demo", Created: time.Unix(1700000000, 0), Version: "test", Backend: "cpu", Device: be.Info().Device,
 			Weights: "bfloat16", Defaults: generation}}}, nil
 }
@@ -368,8 +382,8 @@ func (h *hive) publish(t testing.TB, name string, rank int, seed uint64) adapter
 	basis := h.deps.Basis
 	w := adapters.NewWeights(basis.Geometry, rank, 2*float64(rank))
 	random := rand.New(rand.NewPCG(seed, 7))
-	for i := range w.B {
-		w.B[i] = float32(random.NormFloat64()) * 0.2
+	for i := range w.Data {
+		w.Data[i] = float32(random.NormFloat64()) * 0.2
 	}
 	v, err := h.deps.Registry.Save(t.Context(), adapters.DefaultTenant, adapters.Version{Name: name, BasisDigest: basis.RowsDigest(rank), BaseHash: basis.BaseHash}, w, adapters.PublishOptions{})
 	if err != nil {

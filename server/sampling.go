@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"strconv"
@@ -8,8 +9,6 @@ import (
 
 	"bhive/adapters"
 	"bhive/infer"
-
-	"context"
 )
 
 // samplingFields are the fields that both kinds of completion share. A pointer tells an absent (or null) field from a zero.
@@ -89,6 +88,9 @@ func (f *samplingFields) params(defaults infer.Params) (infer.Params, error) {
 		if err := json.Unmarshal(f.ResponseFormat, &format); err != nil || format.Type != "text" {
 			return infer.Params{}, badField("response_format", "response_format: only type text is supported by this server")
 		}
+	}
+	if f.StreamOptions != nil && !f.stream() {
+		return infer.Params{}, badField("stream_options", "stream_options: needs stream to be true")
 	}
 	p := defaults
 	set(&p.N, f.N)

@@ -32,7 +32,7 @@ type Deps struct {
 	Template  *chat.Template // nil where the model has none: chat is then refused
 	Model     ModelInfo
 	Metrics   *Metrics // nil: its own, which sees no steps
-	OpenAPI   []byte // the contract, as /openapi.yaml gives it
+	OpenAPI   []byte   // the contract, as /openapi.yaml gives it
 	Log       *slog.Logger
 }
 
@@ -133,11 +133,14 @@ func (s *Server) Listen() (net.Listener, error) {
 	return l, nil
 }
 
+// lastWords is how long requests that were cut off may take to say so.
+const lastWords = time.Second
+
 // Run serves on l until ctx ends, then refuses new work, lets what runs end within DrainTimeout and returns.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	// Handlers' contexts outlive ctx, so that streams can end; stop ends them when the time for that is over.
-	base, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	base, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
 	h := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
 		BaseContext: func(net.Listener) context.Context { return base }, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}
 	failed := make(chan error, 1)
@@ -153,8 +156,12 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	err := h.Shutdown(limit)
 	if errors.Is(err, context.DeadlineExceeded) {
 		s.log.Warn("requests were cut off at shutdown", "after", s.config.DrainTimeout)
-		stop()
-		err = h.Close()
+		stop(errDraining) // streams end with an error event
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		defer cancel()
+		if err = h.Shutdown(limit); err != nil {
+			err = h.Close()
+		}
 	}
 	if serveErr := <-failed; err == nil && !errors.Is(serveErr, http.ErrServerClosed) {
 		err = serveErr

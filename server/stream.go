@@ -2,8 +2,10 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"time"
 )
 
 // eventStream writes server-sent events. The header goes out with the first one, so that an error before it can still be a plain response.
@@ -48,8 +50,12 @@ func (e *eventStream) comment(text string) {
 	e.buf = append(append(append(e.buf, ": "...), text...), "\n\n"...)
 }
 
+// writeTimeout is how long a client may leave an event unread before it counts as gone.
+const writeTimeout = time.Minute
+
 func (e *eventStream) flush() error {
 	e.begin()
+	_ = e.control.SetWriteDeadline(time.Now().Add(writeTimeout)) // a writer without deadlines (in tests) has no slow clients either
 	_, err := e.w.Write(e.buf)
 	e.buf = e.buf[:0]
 	if err == nil {
@@ -61,9 +67,15 @@ func (e *eventStream) flush() error {
 	return nil
 }
 
-// fail ends the stream with an error, as a plain response where nothing was written.
+// end sends what is left.
+func (e *eventStream) end() {
+	_ = e.flush()                               // the client may be gone
+	_ = e.control.SetWriteDeadline(time.Time{}) // the connection may serve another request
+}
+
+// failStream ends the stream with an error, as a plain response where nothing was written.
 func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
-	if r.Context().Err() != nil {
+	if r.Context().Err() != nil && !errors.Is(err, errDraining) {
 		return // nobody listens
 	}
 	if !e.began {
@@ -75,7 +87,7 @@ func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
 		s.log.ErrorContext(r.Context(), "stream failed", "request", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
 	e.data(api.body())
-	_ = e.flush() // the client may be gone
+	e.end()
 }
 
 // quote is s as a JSON string.

@@ -13,7 +13,7 @@ type linearTask struct {
 }
 
 // linearRows is the rows of [W; A] that a part takes.
-const linearRows = 32
+const linearRows = 48
 
 // Linear: yz[t] = [x[t]·Wᵀ, round(x[t]·Aᵀ)].
 func (b *Backend) Linear(s kernels.Stream, yz, x kernels.Tensor, w kernels.Weight, step kernels.Step) {

@@ -58,7 +58,7 @@ func TestWeightErrors(t *testing.T) {
 	}
 }
 
-// TestCapacity: an op panics on a shape that does not fit, before it touches anything.
+// TestShapes: an op panics on a shape that does not fit, before it touches anything.
 func TestShapes(t *testing.T) {
 	r := newRig(t, Config{Threads: 1})
 	b := r.step(9, seq{n: 3, adapter: -1, lane: -1})

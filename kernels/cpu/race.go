@@ -32,21 +32,62 @@ func (d race) run(k *simd.Kernels, s *scratch, x []float32, minP float32, topK i
 		kept := greatest(x, least, topK, ids)
 		return d.among(x, nucleus(x, kept, top, topP, mass(x, kept, top)))
 	case topP < 1:
-		total := 0.0
-		for _, v := range x {
-			if v >= least {
-				total += math.Exp(float64(v - top))
-			}
-		}
-		for n := 64; ; n *= 8 {
-			kept := greatest(x, least, n, ids)
-			if p := nucleus(x, kept, top, topP, total); len(p) < len(kept) || len(kept) < n {
-				return d.among(x, p)
-			}
-		}
+		least, last := d.cut(k, s, x, top, least, topP)
+		return d.all(k, s, x, first, least, last)
 	default:
-		return d.all(x, first, least)
+		return d.all(k, s, x, first, least, math.MaxInt32)
 	}
+}
+
+// Bins of the search for top-p's cut: binsPerUnit to a unit of logit/temperature; the last takes the rest.
+const (
+	cutBins     = 256
+	binsPerUnit = 16
+)
+
+// cut finds the last token that top-p keeps of those of at least the given logit: its logit, and its id, which tells it from
+// equal ones. Only the tokens of the bin that the share p ends in are sorted.
+func (d race) cut(k *simd.Kernels, s *scratch, x []float32, top, least, p float32) (float32, int32) {
+	odds := grown(&s.b, len(x))
+	copy(odds, x)
+	k.SoftmaxExp(odds, top)
+	var mass [cutBins + 1]float64
+	bin := func(v float32) int { return int(min(cutBins, (top-v)*binsPerUnit)) }
+	total := 0.0
+	for i, v := range x {
+		if v >= least && odds[i] > 0 {
+			mass[bin(v)] += float64(odds[i])
+		}
+	}
+	for _, m := range mass {
+		total += m
+	}
+	at, sum, want := 0, 0.0, float64(p)*total
+	for at < cutBins && sum+mass[at] < want {
+		sum += mass[at]
+		at++
+	}
+	h := s.ids[:0]
+	for i, v := range x {
+		if v >= least && odds[i] > 0 && bin(v) == at {
+			h = append(h, int32(i))
+		}
+	}
+	slices.SortFunc(h, func(a, b int32) int {
+		switch {
+		case x[a] > x[b]:
+			return -1
+		case x[a] < x[b]:
+			return 1
+		}
+		return int(a - b)
+	})
+	for i, id := range h {
+		if sum += float64(odds[id]); sum >= want || i == len(h)-1 {
+			return x[id], id
+		}
+	}
+	return least, math.MaxInt32
 }
 
 // mass is Σ exp(x − top) over ids.
@@ -84,31 +125,37 @@ func (d race) among(x []float32, ids []int32) int32 {
 	return at
 }
 
-// mostGumbel exceeds every value of kernels.Gumbel: u ≤ 1 − 2⁻²⁴.
-const mostGumbel = 16.7
-
-// all runs the race between all tokens of at least the given logit. Tokens that cannot win are passed over without noise:
-// as −log u ≥ 1 − u, a token's noise is at most −log(1 − u).
-func (d race) all(x []float32, first int, least float32) int32 {
+// all runs the race between all tokens of at least the given logit, those that equal it up to
+// the id last. Tokens that cannot win are passed over without noise or
+// logarithms: as −log u ≥ 1 − u, a token can only beat best if 1 − u ≤ e^(x − best).
+func (d race) all(k *simd.Kernels, s *scratch, x []float32, first int, least float32, last int32) int32 {
 	at := int32(first)
-	best := x[first] + kernels.Gumbel(d.seed, d.draw, uint32(first))
-	// A token is looked at if 1 − u ≤ e^(x − best): far is where no u can reach.
-	far := max(least, best-mostGumbel)
+	start := x[first] + kernels.Gumbel(d.seed, d.draw, uint32(first))
+	best := start
+	odds := grown(&s.b, len(x)) // e^(x − start), with some room for rounding
+	copy(odds, x)
+	k.SoftmaxExp(odds, start-1e-3)
+	const leastMiss = 0.4 / (1 << 23) // below every 1 − u
+	gain := float32(1)                // e^(start − best)
 	for g := 0; g < len(x); g += 4 {
-		group := x[g:min(g+4, len(x))]
-		if slices.Max(group) < far {
+		group := odds[g:min(g+4, len(x))]
+		likely := group[0]
+		for _, o := range group[1:] {
+			likely = max(likely, o)
+		}
+		if likely*gain < leastMiss {
 			continue
 		}
 		u := kernels.Uniform4(d.seed, d.draw, uint32(g/4))
-		for j, v := range group {
+		for j, o := range group {
 			id := int32(g + j)
-			if v < far || v < best+float32(math.Log(float64(1-u[j])))-1e-3 {
+			if o*gain < 1-u[j] || x[id] < least || x[id] == least && id > last {
 				continue
 			}
-			n := v + float32(-math.Log(-math.Log(float64(u[j]))))
+			n := x[id] + float32(-math.Log(-math.Log(float64(u[j]))))
 			if n > best || n == best && id < at {
 				best, at = n, id
-				far = max(least, best-mostGumbel)
+				gain = float32(math.Exp(float64(start - best)))
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"fmt"
 	"math"
 	"slices"
 	"testing"
@@ -287,4 +288,29 @@ func TestSampleControls(t *testing.T) {
 		t.Errorf("the forced token is %d", got)
 	}
 	d.describe(t, 0, 20)
+}
+
+// BenchmarkSample measures a draw from 49,152 tokens, from a flat and from a peaked distribution.
+func BenchmarkSample(b *testing.B) {
+	const v = 49152
+	for name, set := range map[string]func(rec *kernels.Record){
+		"greedy": func(rec *kernels.Record) { rec.RowFlags[0] = kernels.RowGreedy },
+		"all":    func(*kernels.Record) {},
+		"top-p":  func(rec *kernels.Record) { rec.RowTopP[0] = kernels.Bits(0.9) },
+		"top-k":  func(rec *kernels.Record) { rec.RowTopK[0] = 40 },
+		"top 20": func(rec *kernels.Record) { rec.RowFlags[0], rec.RowTop[0] = kernels.RowGreedy, 20 },
+	} {
+		for _, spread := range []float64{0.1, 3} {
+			b.Run(fmt.Sprintf("%s/spread=%v", name, spread), func(b *testing.B) {
+				r := newRig(b, Config{Threads: 1})
+				d := newDraws(r, 1, v)
+				copy(d.row(0), r.normal(v, spread))
+				set(d.b.rec)
+				for b.Loop() {
+					d.b.rec.RowDraw[0]++
+					d.run()
+				}
+			})
+		}
+	}
 }

@@ -222,27 +222,6 @@ func (e ChatCompletionObject) Valid() bool {
 	}
 }
 
-// Defines values for CompletionChoicesFinishReason.
-const (
-	CompletionChoicesFinishReasonLength      CompletionChoicesFinishReason = "length"
-	CompletionChoicesFinishReasonLessThannil CompletionChoicesFinishReason = "<nil>"
-	CompletionChoicesFinishReasonStop        CompletionChoicesFinishReason = "stop"
-)
-
-// Valid indicates whether the value is a known member of the CompletionChoicesFinishReason enum.
-func (e CompletionChoicesFinishReason) Valid() bool {
-	switch e {
-	case CompletionChoicesFinishReasonLength:
-		return true
-	case CompletionChoicesFinishReasonLessThannil:
-		return true
-	case CompletionChoicesFinishReasonStop:
-		return true
-	default:
-		return false
-	}
-}
-
 // Defines values for CompletionObject.
 const (
 	TextCompletion CompletionObject = "text_completion"
@@ -252,6 +231,27 @@ const (
 func (e CompletionObject) Valid() bool {
 	switch e {
 	case TextCompletion:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompletionChoiceFinishReason.
+const (
+	CompletionChoiceFinishReasonLength      CompletionChoiceFinishReason = "length"
+	CompletionChoiceFinishReasonLessThannil CompletionChoiceFinishReason = "<nil>"
+	CompletionChoiceFinishReasonStop        CompletionChoiceFinishReason = "stop"
+)
+
+// Valid indicates whether the value is a known member of the CompletionChoiceFinishReason enum.
+func (e CompletionChoiceFinishReason) Valid() bool {
+	switch e {
+	case CompletionChoiceFinishReasonLength:
+		return true
+	case CompletionChoiceFinishReasonLessThannil:
+		return true
+	case CompletionChoiceFinishReasonStop:
 		return true
 	default:
 		return false
@@ -613,10 +613,8 @@ type ChatCompletion struct {
 	Choices []struct {
 		FinishReason *ChatCompletionChoicesFinishReason `json:"finish_reason"`
 		Index        int                                `json:"index"`
-		Logprobs     *struct {
-			Content *[]TokenLogprob `json:"content,omitempty"`
-		} `json:"logprobs"`
-		Message struct {
+		Logprobs     *ChatLogprobs                      `json:"logprobs"`
+		Message      struct {
 			Content *string                          `json:"content"`
 			Refusal *string                          `json:"refusal,omitempty"`
 			Role    ChatCompletionChoicesMessageRole `json:"role"`
@@ -689,31 +687,39 @@ type ChatCompletionRequest_Stop struct {
 	union json.RawMessage
 }
 
-// Completion defines model for Completion.
-type Completion struct {
-	Choices []struct {
-		FinishReason *CompletionChoicesFinishReason `json:"finish_reason"`
-		Index        int                            `json:"index"`
-		Logprobs     *struct {
-			TextOffset    *[]int                 `json:"text_offset,omitempty"`
-			TokenLogprobs *[]*float32            `json:"token_logprobs,omitempty"`
-			Tokens        *[]string              `json:"tokens,omitempty"`
-			TopLogprobs   *[]*map[string]float32 `json:"top_logprobs,omitempty"`
-		} `json:"logprobs"`
-		Text string `json:"text"`
-	} `json:"choices"`
-	Created int              `json:"created"`
-	Id      string           `json:"id"`
-	Model   string           `json:"model"`
-	Object  CompletionObject `json:"object"`
-	Usage   *Usage           `json:"usage,omitempty"`
+// ChatLogprobs defines model for ChatLogprobs.
+type ChatLogprobs struct {
+	Content *[]TokenLogprob `json:"content"`
 }
 
-// CompletionChoicesFinishReason defines model for Completion.Choices.FinishReason.
-type CompletionChoicesFinishReason string
+// Completion defines model for Completion.
+type Completion struct {
+	Choices []CompletionChoice `json:"choices"`
+	Created int                `json:"created"`
+	Id      string             `json:"id"`
+	Model   string             `json:"model"`
+	Object  CompletionObject   `json:"object"`
+	Usage   *Usage             `json:"usage,omitempty"`
+}
 
 // CompletionObject defines model for Completion.Object.
 type CompletionObject string
+
+// CompletionChoice defines model for CompletionChoice.
+type CompletionChoice struct {
+	FinishReason *CompletionChoiceFinishReason `json:"finish_reason"`
+	Index        int                           `json:"index"`
+	Logprobs     *struct {
+		TextOffset    []int                  `json:"text_offset"`
+		TokenLogprobs []*float32             `json:"token_logprobs"`
+		Tokens        []string               `json:"tokens"`
+		TopLogprobs   *[]*map[string]float32 `json:"top_logprobs"`
+	} `json:"logprobs"`
+	Text string `json:"text"`
+}
+
+// CompletionChoiceFinishReason defines model for CompletionChoice.FinishReason.
+type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {

@@ -12,6 +12,9 @@ func nt512F32_1x8(p *ntArgs)
 func nt512F32_1x4(p *ntArgs)
 
 //go:noescape
+func nt512F32_1x2(p *ntArgs)
+
+//go:noescape
 func nt512F32_1x1(p *ntArgs)
 
 //go:noescape
@@ -54,6 +57,9 @@ func nt512BF16_1x8(p *ntArgs)
 func nt512BF16_1x4(p *ntArgs)
 
 //go:noescape
+func nt512BF16_1x2(p *ntArgs)
+
+//go:noescape
 func nt512BF16_1x1(p *ntArgs)
 
 //go:noescape
@@ -91,6 +97,9 @@ func nt512Int8_1x8(p *ntArgs)
 
 //go:noescape
 func nt512Int8_1x4(p *ntArgs)
+
+//go:noescape
+func nt512Int8_1x2(p *ntArgs)
 
 //go:noescape
 func nt512Int8_1x1(p *ntArgs)
@@ -394,11 +403,12 @@ var (
 	set512F32 = matrixSet{
 		size: 4, masked: true,
 		nt: ntTiles{
-			{{16, nt512F32_1x16}, {8, nt512F32_1x8}, {4, nt512F32_1x4}, {1, nt512F32_1x1}},
+			{{16, nt512F32_1x16}, {8, nt512F32_1x8}, {4, nt512F32_1x4}, {2, nt512F32_1x2}, {1, nt512F32_1x1}},
 			{{8, nt512F32_2x8}, {4, nt512F32_2x4}, {1, nt512F32_2x1}},
 			{{8, nt512F32_3x8}, {4, nt512F32_3x4}, {1, nt512F32_3x1}},
 			{{6, nt512F32_4x6}, {4, nt512F32_4x4}, {2, nt512F32_4x2}, {1, nt512F32_4x1}},
 		},
+		long: []ntTile{{2, nt512F32_1x2}, {1, nt512F32_1x1}},
 		nn: []nnPanel{
 			{96, []nnTile{{4, nn512F32_4x6}, {2, nn512F32_2x6}, {1, nn512F32_1x6}}},
 			{32, []nnTile{{8, nn512F32_8x2}, {4, nn512F32_4x2}, {2, nn512F32_2x2}, {1, nn512F32_1x2}}},
@@ -408,11 +418,12 @@ var (
 	set512BF16 = matrixSet{
 		size: 2, masked: true,
 		nt: ntTiles{
-			{{16, nt512BF16_1x16}, {8, nt512BF16_1x8}, {4, nt512BF16_1x4}, {1, nt512BF16_1x1}},
+			{{16, nt512BF16_1x16}, {8, nt512BF16_1x8}, {4, nt512BF16_1x4}, {2, nt512BF16_1x2}, {1, nt512BF16_1x1}},
 			{{8, nt512BF16_2x8}, {4, nt512BF16_2x4}, {1, nt512BF16_2x1}},
 			{{8, nt512BF16_3x8}, {4, nt512BF16_3x4}, {1, nt512BF16_3x1}},
 			{{6, nt512BF16_4x6}, {4, nt512BF16_4x4}, {2, nt512BF16_4x2}, {1, nt512BF16_4x1}},
 		},
+		long: []ntTile{{2, nt512BF16_1x2}, {1, nt512BF16_1x1}},
 		nn: []nnPanel{
 			{96, []nnTile{{4, nn512BF16_4x6}, {2, nn512BF16_2x6}, {1, nn512BF16_1x6}}},
 			{32, []nnTile{{8, nn512BF16_8x2}, {4, nn512BF16_4x2}, {2, nn512BF16_2x2}, {1, nn512BF16_1x2}}},
@@ -422,11 +433,12 @@ var (
 	set512Int8 = matrixSet{
 		size: 1, masked: true,
 		nt: ntTiles{
-			{{8, nt512Int8_1x8}, {4, nt512Int8_1x4}, {1, nt512Int8_1x1}},
+			{{8, nt512Int8_1x8}, {4, nt512Int8_1x4}, {2, nt512Int8_1x2}, {1, nt512Int8_1x1}},
 			{{6, nt512Int8_2x6}, {4, nt512Int8_2x4}, {1, nt512Int8_2x1}},
 			{{6, nt512Int8_3x6}, {4, nt512Int8_3x4}, {1, nt512Int8_3x1}},
 			{{6, nt512Int8_4x6}, {4, nt512Int8_4x4}, {2, nt512Int8_4x2}, {1, nt512Int8_4x1}},
 		},
+		long: []ntTile{{4, nt512Int8_1x4}, {2, nt512Int8_1x2}, {1, nt512Int8_1x1}},
 		nn: []nnPanel{
 			{96, []nnTile{{4, nn512Int8_4x6}, {2, nn512Int8_2x6}, {1, nn512Int8_1x6}}},
 			{32, []nnTile{{8, nn512Int8_8x2}, {4, nn512Int8_4x2}, {2, nn512Int8_2x2}, {1, nn512Int8_1x2}}},
@@ -439,6 +451,7 @@ var (
 			{{4, nt256F32_1x4}, {1, nt256F32_1x1}},
 			{{3, nt256F32_2x3}, {1, nt256F32_2x1}},
 		},
+		long: []ntTile{{4, nt256F32_1x4}, {1, nt256F32_1x1}},
 		nn: []nnPanel{
 			{32, []nnTile{{2, nn256F32_2x4}, {1, nn256F32_1x4}}},
 			{8, []nnTile{{4, nn256F32_4x1}, {1, nn256F32_1x1}}},
@@ -451,6 +464,7 @@ var (
 			{{4, nt256BF16_1x4}, {1, nt256BF16_1x1}},
 			{{3, nt256BF16_2x3}, {1, nt256BF16_2x1}},
 		},
+		long: []ntTile{{4, nt256BF16_1x4}, {1, nt256BF16_1x1}},
 		nn: []nnPanel{
 			{32, []nnTile{{2, nn256BF16_2x4}, {1, nn256BF16_1x4}}},
 			{8, []nnTile{{4, nn256BF16_4x1}, {1, nn256BF16_1x1}}},
@@ -463,6 +477,7 @@ var (
 			{{4, nt256Int8_1x4}, {1, nt256Int8_1x1}},
 			{{3, nt256Int8_2x3}, {1, nt256Int8_2x1}},
 		},
+		long: []ntTile{{4, nt256Int8_1x4}, {1, nt256Int8_1x1}},
 		nn: []nnPanel{
 			{32, []nnTile{{2, nn256Int8_2x4}, {1, nn256Int8_1x4}}},
 			{8, []nnTile{{4, nn256Int8_4x1}, {1, nn256Int8_1x1}}},

@@ -1,6 +1,9 @@
 package simd
 
-import "unsafe"
+import (
+	"runtime"
+	"unsafe"
+)
 
 // ntTile is a DotNT kernel for tiles of nr weight rows.
 type ntTile struct {
@@ -27,9 +30,13 @@ type ntTiles [][]ntTile
 type matrixSet struct {
 	size   int // bytes of a weight
 	nt     ntTiles
+	long   []ntTile // for one row of more than shortRow elements
 	nn     []nnPanel
 	masked bool // a panel may be cut short by the mask of its last vector of 16
 }
+
+// shortRow is the length up to which the sums over lanes weigh more than the stream of weights.
+const shortRow = 64
 
 // Cache budgets in bytes: what is to stay in the second-level cache while it is used again.
 const (
@@ -42,16 +49,26 @@ const (
 //
 //go:nosplit
 func hide[T any](p *T) *T {
-	x := uintptr(unsafe.Pointer(p))
+	x := uintptr(unsafe.Pointer(p)) // the way back hides the flow
 	return *(**T)(unsafe.Pointer(&x))
 }
 
-func offset(p unsafe.Pointer, bytes int) unsafe.Pointer { return unsafe.Add(p, bytes) }
+// offset moves a pointer to where something is still to be done: never past the end of its slice, which the collector
+// would take for a pointer to a neighbour. What is absent stays nil.
+func offset(p unsafe.Pointer, bytes int) unsafe.Pointer {
+	if p == nil {
+		return nil
+	}
+	return unsafe.Add(p, bytes)
+}
 
 // dotNT walks y in tiles. Weights pass in blocks that stay in cache while all rows of x meet them.
 func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 	if m == 0 || n == 0 {
 		return
+	}
+	if a.k == 0 {
+		a.x, a.w, a.s = nil, nil, nil
 	}
 	top := len(t.nt)
 	nb, mb := n, m
@@ -70,12 +87,16 @@ func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 			if full := rows / top; full > 0 {
 				b.mt = full
 				b.columns(t.nt[top-1], cols)
-				b.y = offset(b.y, full*top*a.ldy)
-				b.x = offset(b.x, full*top*a.ldx)
 			}
 			if rest := rows % top; rest > 0 {
 				b.mt = 1
-				b.columns(t.nt[rest-1], cols)
+				b.y = offset(b.y, (rows-rest)*a.ldy)
+				b.x = offset(b.x, (rows-rest)*a.ldx)
+				tiles := t.nt[rest-1]
+				if rest == 1 && a.k > shortRow {
+					tiles = t.long
+				}
+				b.columns(tiles, cols)
 			}
 		}
 	}
@@ -88,8 +109,11 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 			continue
 		}
 		t.run(hide(&a))
+		runtime.KeepAlive(&a)
 		done := a.nt * t.nr
-		n -= done
+		if n -= done; n == 0 {
+			return
+		}
 		a.y = offset(a.y, done*4)
 		a.w = offset(a.w, done*a.ldw)
 		a.s = offset(a.s, done*a.lds)
@@ -101,6 +125,9 @@ func (a ntArgs) columns(tiles []ntTile, n int) {
 func (t *matrixSet) dotNN(a nnArgs, m, terms, k int) {
 	if m == 0 || k == 0 {
 		return
+	}
+	if terms == 0 {
+		a.a, a.w, a.s = nil, nil, nil
 	}
 	for k0, p := 0, 0; k0 < k; {
 		panel := t.nn[p]
@@ -138,8 +165,11 @@ func (a nnArgs) rows(tiles []nnTile, m int) {
 			continue
 		}
 		t.run(hide(&a))
+		runtime.KeepAlive(&a)
 		done := a.mt * t.mr
-		m -= done
+		if m -= done; m == 0 {
+			return
+		}
 		a.c = offset(a.c, done*a.ldc)
 		a.a = offset(a.a, done*a.aRow)
 	}

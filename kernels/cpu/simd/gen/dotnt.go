@@ -10,6 +10,10 @@ const (
 	lM, lN, lX, lW, lY, lS, lY0, lT = 0, 8, 16, 24, 32, 40, 48, 56 // locals on the stack
 )
 
+// prefetchAhead is how many bytes behind the current tile of weights are fetched ahead of use, as if rows of weights
+// were contiguous. Only the first tile of activations does so: the others find the weights in cache.
+const prefetchAhead = 8 << 10
+
 // ntTile emits one DotNT kernel: an outer loop over nt tiles of nr weight rows, an inner one over mt tiles of mr
 // activation rows, lanes along k.
 //
@@ -29,6 +33,7 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 		lds = [4]string{"BX", "DI", "R8", "R9"}
 	}
 	int8 := e.name == "Int8"
+	stream := nr <= 8
 	x := func(i, off int) string { return row(off*4, i, "SI", ldx) }
 	w := func(j, off int) string {
 		if j >= 8 {
@@ -88,8 +93,15 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 	o.f("MOVQ %d(AX), CX", ntK)
 	o.f("MOVQ %d(SP), SI", lX)
 	o.f("MOVQ %d(SP), DX", lW)
-	if nr > 8 || (mr == 1 && nr == 8) {
+	if nr > 8 {
 		o.f("LEAQ (DX)(R10*8), R15")
+	} else if stream {
+		o.f("IMUL3Q $%d, R10, R15", nr)
+		o.f("LEAQ %d(DX)(R15*1), R15", prefetchAhead)
+		if mr > 1 {
+			o.f("CMPQ SI, %d(AX)", ntX)
+			o.f("CMOVQNE DX, R15")
+		}
 	}
 	if int8 {
 		o.f("MOVQ %d(SP), AX", lS)
@@ -110,13 +122,11 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 	o.f("SUBQ $32, CX")
 	o.f("JLT half")
 	o.label("loop")
-	if mr == 1 && nr == 8 {
-		for j := range nr {
-			for line := 0; line < 32*e.size; line += 64 {
-				o.f("PREFETCHT0 %s", row(line, j, "R15", ldw))
-			}
+	if stream {
+		for at := 0; at < 32*e.size*nr; at += 64 {
+			o.f("PREFETCHT0 %d(R15)", at)
 		}
-		o.f("ADDQ $%d, R15", 32*e.size)
+		o.f("ADDQ $%d, R15", 32*e.size*nr)
 	}
 	chunk(0, x, w, "")
 	chunk(16, x, w, "")
@@ -133,6 +143,11 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 	o.label("half")
 	o.f("ADDQ $16, CX")
 	o.f("JLT tail")
+	if nr == 16 {
+		for at := 0; at < 16*e.size*nr; at += 64 {
+			o.f("PREFETCHT0 %d(DX)", prefetchAhead+at)
+		}
+	}
 	chunk(0, x, w, "")
 	o.f("ADDQ $64, SI")
 	o.f("ADDQ $%d, DX", 16*e.size)
@@ -362,7 +377,7 @@ func (o *out) padTails(e element, mr, nr int, x, w func(r, off int) string) {
 
 // The tiles of DotNT: rows of x, rows of w.
 var (
-	ntShapes512 = [][2]int{{1, 16}, {1, 8}, {1, 4}, {1, 1}, {2, 8}, {2, 4}, {2, 1}, {3, 8}, {3, 4}, {3, 1}, {4, 6}, {4, 4}, {4, 2}, {4, 1}}
+	ntShapes512 = [][2]int{{1, 16}, {1, 8}, {1, 4}, {1, 2}, {1, 1}, {2, 8}, {2, 4}, {2, 1}, {3, 8}, {3, 4}, {3, 1}, {4, 6}, {4, 4}, {4, 2}, {4, 1}}
 	ntShapes256 = [][2]int{{1, 4}, {1, 1}, {2, 3}, {2, 1}}
 )
 
@@ -378,6 +393,18 @@ func fitScales(v isa, e element, t [2]int) [2]int {
 		t[1] = min(t[1], 6)
 	}
 	return t
+}
+
+// longTiles are the tiles of one long row of activations, which is bound by the stream of weights: the closer to one
+// sequential stream the better, as long as the chains of additions are not what it waits for.
+func longTiles(v isa, e element) []int {
+	switch {
+	case v.name == "256":
+		return []int{4, 1}
+	case e.name == "Int8":
+		return []int{4, 2, 1}
+	}
+	return []int{2, 1}
 }
 
 func dotNT512(o *out) {

@@ -171,6 +171,10 @@ func tables() string {
 				}
 				b.WriteString("},\n")
 			}
+			b.WriteString("},\nlong: []ntTile{")
+			for _, nr := range longTiles(v, e) {
+				fmt.Fprintf(&b, "{%d, nt%s%s_1x%d}, ", nr, v.name, e.name, nr)
+			}
 			b.WriteString("},\nnn: []nnPanel{\n")
 			for i, t := range nn {
 				if i == 0 || nn[i-1][1] != t[1] {

@@ -255,6 +255,7 @@ func (g gen) ceilings() {
 	for r := range 14 {
 		g.bitwiseQ("VPXOR", r, r, r)
 	}
+	g.f("PCALIGN $64")
 	g.label("loop")
 	for r := range 12 {
 		g.op("VFMADD231PS", 13, 12, r)

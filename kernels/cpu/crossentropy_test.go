@@ -1,0 +1,49 @@
+package cpu
+
+import (
+	"math"
+	"testing"
+
+	"bhive/kernels"
+)
+
+func TestCrossEntropy(t *testing.T) {
+	for _, f := range []kernels.Format{kernels.FormatF32, kernels.FormatBF16, kernels.FormatInt8} {
+		for _, m := range []int{1, 7, 133} {
+			r := newRig(t, Config{Threads: 2})
+			const h, vocab = 23, 151
+			w := r.weight(vocab, h, 0, f)
+			b := r.step(vocab, seq{n: m, adapter: -1, lane: -1})
+			for i := range m {
+				b.rec.Label[i] = int32(r.rng.IntN(vocab))
+				if i%5 == 2 {
+					b.rec.Label[i] = -1
+				}
+				b.rec.Loss[i] = kernels.Bits(float32(r.rng.Float64()))
+			}
+			x, dx := r.random(m+2, h, 1), r.garbage(m+2, h)
+			nll, alone := r.garbage(1, m+2), r.garbage(1, m+2)
+			r.CrossEntropy(r.s, nll, dx, x, w, b.step)
+			r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, b.step)
+			wide := r.wide(w)
+			for i := range m {
+				row, label := f64(values(x)[i*h:][:h]), b.rec.Label[i]
+				loss := func() float64 {
+					if label < 0 {
+						return 0
+					}
+					sum := 0.0
+					for _, e := range wide {
+						sum += math.Exp(dot64(row, e))
+					}
+					return math.Log(sum) - dot64(row, wide[label])
+				}
+				near(t, "nll", values(nll)[i:], []float64{loss()}, tol)
+				near(t, "nll alone", values(alone)[i:], []float64{loss()}, tol)
+				for j := range h {
+					near(t, "dh", values(dx)[i*h+j:], []float64{float64(kernels.Float(b.rec.Loss[i])) * slope(loss, row, j)}, tol)
+				}
+			}
+		}
+	}
+}
