@@ -12,7 +12,8 @@ package cuda
 extern const char *bhive_driver_state;
 extern int bhive_driver_init;
 
-static CUcontext bh_context;
+static CUcontext bh_context; // of the one device in use
+static int bh_users;
 static __thread CUcontext bh_mine;
 
 static int bh_current(void) {
@@ -24,11 +25,11 @@ static int bh_retain(int device) {
     CUdevice d;
     int e = cuDeviceGet(&d, device);
     if (!e) e = cuDevicePrimaryCtxRetain(&bh_context, d);
-    if (!e) { bh_mine = 0; e = bh_current(); }
+    if (!e) { bh_users++; bh_mine = 0; e = bh_current(); }
     return e;
 }
 static int bh_release(int device) {
-    bh_mine = bh_context = 0;
+    if (--bh_users == 0) bh_mine = bh_context = 0;
     return cuDevicePrimaryCtxRelease(device);
 }
 static int bh_attribute(int device, int attribute) {
@@ -175,8 +176,12 @@ func driverState() string {
 // current makes the context the calling thread's.
 func current() error { return driverError("making the context current", C.bh_current()) }
 
-func retain(device int) error  { return driverError("taking the device's context", C.bh_retain(C.int(device))) }
-func release(device int) error { return driverError("giving up the device's context", C.bh_release(C.int(device))) }
+func retain(device int) error {
+	return driverError("taking the device's context", C.bh_retain(C.int(device)))
+}
+func release(device int) error {
+	return driverError("giving up the device's context", C.bh_release(C.int(device)))
+}
 
 // Device attributes beside cu's.
 const (
@@ -220,7 +225,9 @@ func freePinned(p []byte) error {
 	return driverError("freeing pinned memory", C.bh_free_pinned(unsafe.Pointer(unsafe.SliceData(p))))
 }
 
-func beginCapture(s cu.Stream) error { return driverError("beginning a capture", C.bh_begin(rawStream(s))) }
+func beginCapture(s cu.Stream) error {
+	return driverError("beginning a capture", C.bh_begin(rawStream(s)))
+}
 
 type execGraph struct{ x C.CUgraphExec }
 

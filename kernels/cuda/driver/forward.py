@@ -13,6 +13,7 @@ for path in sys.argv[1:]:
     names |= set(re.findall(r"\bCUDAAPI\s+(cu[A-Z]\w*)\s*\(", text))
     names |= set(re.findall(r"^CUresult\s+(cu[A-Z]\w*)\s*\(", text, re.M))
     names |= set(re.findall(r"^\s*#define\s+cu\w+\s+(cu[A-Z]\w*_v\d+)\b", text, re.M))
+names |= {"cuGraphInstantiateWithFlags"}
 names.discard("cuInit")
 names = sorted(names)
 print("""// Written by forward.py. Forwarders to libcuda.so.1.
