@@ -29,7 +29,10 @@ type cli struct {
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back and remove adapters of a running server."`
-	Bench    benchCmd    `cmd:"" help:"Measure the speed of decoding, prefill, adapters and training on this machine."`
+	Bench    struct {
+		CPU benchCmd    `cmd:"" name:"cpu" default:"withargs" help:"Measure decoding, prefill and adapters on this machine's cores (or the device that --device names)."`
+		GPU benchGPUCmd `cmd:"" name:"gpu" help:"Measure a GPU with a random model."`
+	} `cmd:"" help:"Measure speed on this machine."`
 }
 
 const description = `One frozen language model, a hive of adapters on it, served in one batch and trained online.
