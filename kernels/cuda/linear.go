@@ -13,6 +13,11 @@ const skinnyTokens = 128
 
 func skinnyShared(tokens, stages int) int { return stages * (128*128 + tokens*128) }
 
+// fewTokens is the most tokens of the kernel that joins nothing between blocks.
+const fewTokens = 16
+
+func fewShared(tokens, stages int) int { return stages*(64*256+tokens*256) + 8*4*tokens/8*4*32*4 }
+
 // ltWorkspace is cuBLASLt's scratch, bytes.
 const ltWorkspace = 32 << 20
 
@@ -53,6 +58,16 @@ func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count
 		return
 	}
 	if m > skinnyTokens && b.lt == "" && b.linearLt(s, y, x, w, m, wide) {
+		return
+	}
+	if m <= fewTokens && !b.config.BatchInvariant {
+		rows, tokens := 16*parts(parts(n, 16), b.processors), 8
+		if m > 8 {
+			tokens = 16
+		}
+		name := fmt.Sprintf("few%d%s", tokens, suffix)
+		b.launch(s, name, parts(n, rows), 1, 1, 256, functionShared[name],
+			address(y), uint64(y.Stride), address(x), uint64(x.Stride), uint64(w.at), uint64(n), uint64(k), uint64(m), count, 0, uint64(rows), 0)
 		return
 	}
 	blocks := min(b.processors, parts(n, 128)*parts(k, 64))

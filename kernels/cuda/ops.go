@@ -14,8 +14,10 @@ import (
 // functionShared lists the kernels with the most dynamic shared memory each is launched with, in bytes; 0: at most 48 KiB.
 var functionShared = map[string]int{
 	"embed_f32": 0, "embed_bf16": 0, "gather_f32": 0, "gather_bf16": 0, "norm_f32": 0, "norm_bf16": 0,
-	"residual_f32": 0, "residual_bf16": 0, "residual4_bf16": 0, "mlp_f32": 0, "mlp1_bf16": 0, "mlp4_bf16": 0, "mlp16_bf16": 0,
-	"qkv_f32": 0, "qkv1_bf16": 0, "qkv4_bf16": 0, "qkv16_bf16": 0, "sample": 0, "set_adapter": 0,
+	"residual_f32": 0, "residual_bf16": 0, "residual8x1_bf16": 0, "residual8x4_bf16": 0,
+	"mlp_f32": 0, "mlp_bf16": 0, "mlp2x1_bf16": 0, "mlp2x4_bf16": 0, "mlp2x8_bf16": 0,
+	"qkv_f32": 0, "qkv_bf16": 0, "qkv64x1_bf16": 0, "qkv64x4_bf16": 0, "qkv64x8_bf16": 0,
+	"qkv128x1_bf16": 0, "qkv128x4_bf16": 0, "qkv128x8_bf16": 0, "sample": 0, "set_adapter": 0,
 	"copy_f32_f32": 0, "copy_f32_bf16": 0, "copy_bf16_f32": 0, "copy_bf16_bf16": 0, "fill_f32": 0, "fill_bf16": 0,
 	"linear_plain_f32": 0, "linear_plain_bf16": 0, "linear_plain_bf16_f32": 0,
 	"linear8_bf16": skinnyShared(8, 10), "linear8_bf16_f32": skinnyShared(8, 10),
@@ -23,6 +25,7 @@ var functionShared = map[string]int{
 	"linear32_bf16": skinnyShared(32, 8), "linear32_bf16_f32": skinnyShared(32, 8),
 	"linear64_bf16": skinnyShared(64, 8), "linear64_bf16_f32": skinnyShared(64, 8),
 	"linear128_bf16": skinnyShared(128, 6), "linear128_bf16_f32": skinnyShared(128, 6),
+	"few8_bf16": fewShared(8, 11), "few8_bf16_f32": fewShared(8, 11), "few16_bf16": fewShared(16, 9), "few16_bf16_f32": fewShared(16, 9),
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
 	"decode128_bf16": decodeShared(128), "decode64_bf16": decodeShared(64),
@@ -155,17 +158,15 @@ func noAdapters(table uint64, z int) uint64 {
 	return table
 }
 
-// tile is how many tokens an epilogue's block takes: one where tokens are few or adapters differ, more where B's rows can be used again.
-func (b *Backend) tile(step kernels.Step) (name string, n int) {
+// tile is how many tokens an epilogue's block takes: one where tokens are few, more where B's rows can be used again.
+func tile(step kernels.Step) int {
 	switch {
-	case b.config.Working != kernels.BF16:
-		return "", 1
 	case step.Bucket.Tokens <= 16:
-		return "1", 1
+		return 1
 	case step.Bucket.Tokens <= 256:
-		return "4", 4
+		return 4
 	}
-	return "16", 16
+	return 8
 }
 
 // QKV adds bias and B·z, norms and rotates the heads, and writes q, and K and V into the cache.
@@ -180,8 +181,12 @@ func (b *Backend) QKV(s kernels.Stream, a kernels.QKVArgs, step kernels.Step) {
 	ra, rs := matrix(a.Rope, kernels.F32, 0, d, "qkv: rope")
 	pa, ps := optional(a.Pre, dt, m, (heads+kv)*d, "qkv: pre")
 	table, offset := tableOf(a.B, out, "qkv")
-	name, each := b.tile(step)
-	b.launch(s, "qkv"+name+b.suffix(), parts(m, each), heads+2*kv, 1, parts(d, 32)*32, 4*(each*((z+3)&^3)+2*d),
+	name, each, gy, threads := "qkv", 1, heads+2*kv, parts(d, 32)*32
+	if dt == kernels.BF16 && (d == 64 || d == 128) && (qs|ys|ps)%2 == 0 {
+		each, gy, threads = tile(step), parts(gy, 4), 128
+		name = fmt.Sprintf("qkv%dx%d", d, each)
+	}
+	b.launch(s, name+b.suffix(), parts(m, each), gy, 1, threads, 4*(each*((z+3)&^3)+2*d),
 		qa, qs, ya, ys, vector(a.Bias, out, "qkv: bias"), vector(a.QNorm, d, "qkv: q norm"), vector(a.KNorm, d, "qkv: k norm"), float(float64(a.Eps)),
 		ra, rs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(z), pa, ps, noAdapters(table, z), offset,
 		r.at(atAdapter), r.at(atPosition), r.at(atKVSlot), r.at(atHead))
@@ -197,10 +202,13 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 	ya, ys := matrix(a.YZ, dt, m, h+z, "residual: yz")
 	table, offset := tableOf(a.B, h, "residual")
 	name, each, threads := "residual", 1, rowThreads(h)
-	if b.config.Working == kernels.BF16 && m > 256 && h <= 8*512 {
-		name, each, threads = "residual4", 4, max(32, min(512, parts(h, 32)*32))
-	}
-	if h > 16*threads {
+	if dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0 {
+		threads = rowThreads(h / 8)
+		name, each = "residual8x1", 1
+		if m > 256 && threads <= 512 {
+			name, each = "residual8x4", 4
+		}
+	} else if h > 16*threads {
 		panic(fmt.Sprintf("cuda: residual: a row of %d, at most %d", h, 16*1024))
 	}
 	b.launch(s, name+b.suffix(), parts(m, each), 1, 1, threads, 4*each*((z+3)&^3),
@@ -216,8 +224,12 @@ func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
 	ya, ys := matrix(a.YZ, dt, m, 2*ff+z, "mlp: yz")
 	ga, gs := optional(a.GateUp, dt, m, 2*ff, "mlp: gate and up")
 	table, offset := tableOf(a.B, 2*ff, "mlp")
-	name, each := b.tile(step)
-	b.launch(s, "mlp"+name+b.suffix(), parts(ff, 256), parts(m, each), 1, 256, 4*each*((z+3)&^3),
+	name, each, width := "mlp", 1, 256
+	if dt == kernels.BF16 && (uint64(ff)|as|ys|gs)%2 == 0 {
+		each, width = tile(step), 512
+		name = fmt.Sprintf("mlp2x%d", each)
+	}
+	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, 256, 4*each*((z+3)&^3),
 		aa, as, ya, ys, vector(a.Bias, 2*ff, "mlp: bias"), ga, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
 }
 
@@ -240,6 +252,11 @@ func (b *Backend) Zero(s kernels.Stream, t kernels.Tensor) {
 func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
 	if dst.Rows != src.Rows || dst.Cols != src.Cols {
 		panic(fmt.Sprintf("cuda: copy of [%d, %d] to [%d, %d]", src.Rows, src.Cols, dst.Rows, dst.Cols))
+	}
+	if n := src.Elements() * int64(src.DType.Size()); dst.DType == src.DType && dst.Contiguous() && src.Contiguous() && n > 0 {
+		defer b.enter()()
+		b.keep(cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, s.(*stream).s))
+		return
 	}
 	names := map[kernels.DType]string{kernels.F32: "_f32", kernels.BF16: "_bf16", kernels.I32: "_f32"}
 	if dst.DType != src.DType && (dst.DType == kernels.I32 || src.DType == kernels.I32) || names[dst.DType] == "" || names[src.DType] == "" {

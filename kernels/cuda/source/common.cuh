@@ -101,13 +101,17 @@ __device__ __forceinline__ float dot_b(const bf16* b, const float* z, int r) {
     return s;
 }
 
-// expand_tile adds B·z of row n to acc for TT tokens, of which the first m are real. uniform: they share the adapter entry own[0].
+// expand_tile adds B·z of row n to acc for TT tokens, of which the first m are real. uniform: they share the adapter entry own[0]. The order
+// of a token's sum is the same in both cases.
 // z is [TT, ldz] in shared memory.
 template <class T, int TT> __device__ __forceinline__ void expand_tile(float* acc, const Adapter* own, bool uniform, ll offset, int n, const float* z, int ldz, int m) {
     if (uniform) {
         const Adapter a = own[0];
         if (a.rank == 0) return;
         const T* b = b_row<T>(a, offset, n);
+        float sum[TT];
+#pragma unroll
+        for (int t = 0; t < TT; t++) sum[t] = 0;
         if (sizeof(T) == 2 && a.rank % 8 == 0) {
             for (int i = 0; i < a.rank; i += 8) {
                 float x[8];
@@ -115,19 +119,21 @@ template <class T, int TT> __device__ __forceinline__ void expand_tile(float* ac
 #pragma unroll
                 for (int t = 0; t < TT; t++) {
                     const float4 p = *(const float4*)(z + t * ldz + i), q = *(const float4*)(z + t * ldz + i + 4);
-                    float s = acc[t];
+                    float s = sum[t];
                     s = fmaf(x[0], p.x, s); s = fmaf(x[1], p.y, s); s = fmaf(x[2], p.z, s); s = fmaf(x[3], p.w, s);
                     s = fmaf(x[4], q.x, s); s = fmaf(x[5], q.y, s); s = fmaf(x[6], q.z, s); s = fmaf(x[7], q.w, s);
-                    acc[t] = s;
+                    sum[t] = s;
                 }
             }
-            return;
-        }
-        for (int i = 0; i < a.rank; i++) {
-            const float x = f(b[i]);
+        } else {
+            for (int i = 0; i < a.rank; i++) {
+                const float x = f(b[i]);
 #pragma unroll
-            for (int t = 0; t < TT; t++) acc[t] = fmaf(x, z[t * ldz + i], acc[t]);
+                for (int t = 0; t < TT; t++) sum[t] = fmaf(x, z[t * ldz + i], sum[t]);
+            }
         }
+#pragma unroll
+        for (int t = 0; t < TT; t++) acc[t] += sum[t];
         return;
     }
 #pragma unroll

@@ -145,7 +145,6 @@ template <int BM, int WR, int STAGES, class O> __device__ void linear_skinny(con
                 const unsigned n = atomicAdd(a.arrived + tile, 1u);
                 last = n == (unsigned)(final_ - first);
                 if (last) a.arrived[tile] = 0;
-                __threadfence();
             }
             __syncthreads();
             write = last;
@@ -156,14 +155,23 @@ template <int BM, int WR, int STAGES, class O> __device__ void linear_skinny(con
                     for (int j = 0; j < NI; j++)
 #pragma unroll
                         for (int q = 0; q < 4; q++) acc[i][j][q] = 0;
-                for (int block = first; block <= final_; block++) {
-                    const float* p = place(block);
+                __threadfence();
+                for (int block = first; block <= final_; block += 2) { // two shares' loads under way
+                    const float *p = place(block), *p2 = place(min(block + 1, final_));
+                    float v[ACC], v2[ACC];
 #pragma unroll
-                    for (int i = 0; i < MI; i++)
+                    for (int r = 0; r < ACC; r++) v[r] = __ldcg(p + r * 256);
+                    if (ACC <= 32)
 #pragma unroll
-                        for (int j = 0; j < NI; j++)
+                        for (int r = 0; r < ACC; r++) v2[r] = __ldcg(p2 + r * 256);
 #pragma unroll
-                            for (int q = 0; q < 4; q++) acc[i][j][q] += __ldcg(p + ((i * NI + j) * 4 + q) * 256);
+                    for (int r = 0; r < ACC; r++) ((float*)acc)[r] += v[r];
+                    if (block == final_) break;
+                    if (ACC > 32)
+#pragma unroll
+                        for (int r = 0; r < ACC; r++) v2[r] = __ldcg(p2 + r * 256);
+#pragma unroll
+                    for (int r = 0; r < ACC; r++) ((float*)acc)[r] += v2[r];
                 }
             }
         }
@@ -196,3 +204,95 @@ SKINNY(16, 8, 10)
 SKINNY(32, 8, 8)
 SKINNY(64, 4, 8)
 SKINNY(128, 4, 6)
+
+// few: up to BM = 8 or 16 tokens. A block takes a run of rows of w, a multiple of 16, over all of K: nothing is joined between blocks. Its
+// 8 warps take the eight 16-wide slices of each 128 of k, and add up at the end of a tile of 64 rows, in order.
+//   grid ⌈N/rows⌉ with rows = 16·⌈N/16/multiprocessors⌉ in partial's place.
+template <int BM, int STAGES, class O> __device__ void linear_few(const LinearArgs& a, int rows) {
+    constexpr int NI = BM / 8, MI = 4, ABYTES = 64 * 256, BBYTES = BM * 256, STAGE = ABYTES + BBYTES, ACC = MI * NI * 4;
+    extern __shared__ __align__(128) unsigned char smem[];
+    float* share = (float*)(smem + STAGES * STAGE); // [8, ACC, 32]
+    const uint32_t base = shared_address(smem);
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    const int r0 = blockIdx.x * rows, r1 = min((int)a.n, r0 + rows), kis = (a.k + 127) / 128, tiles = (r1 - r0 + 63) / 64, steps = tiles * kis;
+    auto load_w = [&](int it, int stage) {
+        const int n0 = r0 + it / kis * 64, k0 = it % kis * 128;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int id = tid + i * 256, r = id >> 4, c = id & 15, n = n0 + r, k = k0 + c * 8;
+            const bool on = n < r1 && k < a.k;
+            copy16(base + stage * STAGE + r * 256 + ((c ^ (r & 7)) << 4), (const bf16*)a.w + (on ? n * a.k + k : 0), on);
+        }
+    };
+    auto load_x = [&](int it, int stage) {
+        const int k0 = it % kis * 128;
+        if (tid < BM * 16) {
+            const int r = tid >> 4, c = tid & 15, k = k0 + c * 8;
+            const bool on = r < a.m && k < a.k;
+            copy16(base + stage * STAGE + ABYTES + r * 256 + ((c ^ (r & 7)) << 4), (const bf16*)a.x + (on ? r * a.xs + k : 0), on);
+        }
+    };
+    for (int s = 0; s < STAGES - 1; s++)
+        if (s < steps) load_w(s, s);
+    wait_predecessor();
+    allow_successor();
+    for (int s = 0; s < STAGES - 1; s++) {
+        if (s < steps) load_x(s, s);
+        copy_commit();
+    }
+    const int m = *a.count - (int)a.first;
+    float acc[MI][NI][4] = {};
+    for (int s = 0, stage = 0, ki = 0, n0 = r0; s < steps; s++) {
+        copy_wait<STAGES - 2>();
+        __syncthreads();
+        const int ahead = s + STAGES - 1;
+        if (ahead < steps) {
+            load_w(ahead, ahead % STAGES);
+            load_x(ahead, ahead % STAGES);
+        }
+        copy_commit();
+        const uint32_t sa = base + stage * STAGE, sb = sa + ABYTES;
+        uint32_t bf[NI][2];
+        if (NI == 1) {
+            const int r = lane & 7, c = warp * 2 + ((lane >> 3) & 1);
+            ldmatrix2(bf[0], sb + r * 256 + ((c ^ (r & 7)) << 4));
+        } else {
+            const int r = (lane & 7) + ((lane >> 4) << 3), c = warp * 2 + ((lane >> 3) & 1);
+            ldmatrix4(bf[0], sb + r * 256 + ((c ^ (r & 7)) << 4));
+        }
+        const int left = r1 - n0;
+#pragma unroll
+        for (int i = 0; i < MI; i++)
+            if (i * 16 < left) {
+                uint32_t af[4];
+                const int r = i * 16 + (lane & 15), c = warp * 2 + (lane >> 4);
+                ldmatrix4(af, sa + r * 256 + ((c ^ (r & 7)) << 4));
+#pragma unroll
+                for (int j = 0; j < NI; j++) mma(acc[i][j], af, bf[j]);
+            }
+        if (++stage == STAGES) stage = 0;
+        if (++ki < kis) continue;
+#pragma unroll
+        for (int r = 0; r < ACC; r++) {
+            share[(warp * ACC + r) * 32 + lane] = ((float*)acc)[r];
+            ((float*)acc)[r] = 0;
+        }
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < ACC / 8; r++) {
+            const int v = tid + r * 256, q = v >> 5 & 3, j = (v >> 7) % NI, i = (v >> 7) / NI;
+            float sum = 0;
+#pragma unroll
+            for (int w = 0; w < 8; w++) sum += share[w * ACC * 32 + v];
+            const int n = n0 + i * 16 + (lane >> 2) + (q >> 1) * 8, t = j * 8 + (lane & 3) * 2 + (q & 1);
+            if (n < r1 && t < m) ((O*)a.y)[t * a.ys + n] = to<O>(sum);
+        }
+        ki = 0;
+        n0 += 64;
+    }
+}
+#define FEW(BM, STAGES)                                                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256, 1) few##BM##_bf16(const __grid_constant__ LinearArgs a) { linear_few<BM, STAGES, bf16>(a, (int)(ll)a.partial); } \
+    extern "C" __global__ void __launch_bounds__(256, 1) few##BM##_bf16_f32(const __grid_constant__ LinearArgs a) { linear_few<BM, STAGES, float>(a, (int)(ll)a.partial); }
+FEW(8, 11)
+FEW(16, 9)

@@ -63,6 +63,90 @@ template <class T, int TT> __device__ void qkv(const QKVArgs& a) {
     }
 }
 extern "C" __global__ void qkv_f32(const __grid_constant__ QKVArgs a) { qkv<float, 1>(a); }
-extern "C" __global__ void qkv1_bf16(const __grid_constant__ QKVArgs a) { qkv<bf16, 1>(a); }
-extern "C" __global__ void qkv4_bf16(const __grid_constant__ QKVArgs a) { qkv<bf16, 4>(a); }
-extern "C" __global__ void qkv16_bf16(const __grid_constant__ QKVArgs a) { qkv<bf16, 16>(a); }
+extern "C" __global__ void qkv_bf16(const __grid_constant__ QKVArgs a) { qkv<bf16, 1>(a); }
+
+// qkv_warp: heads of D = 64·VEC, a warp each, 4 a block: a lane owns VEC values of either half, so that pairs to rotate meet in it.
+// Grid (⌈T/TT⌉, ⌈heads/4⌉).
+template <int VEC, int TT> __device__ void qkv_warp(const QKVArgs& a) {
+    extern __shared__ float z[];
+    __shared__ Adapter own[TT];
+    constexpr int D = 64 * VEC, HALF = 32 * VEC;
+    wait_predecessor();
+    allow_successor();
+    const int t0 = blockIdx.x * TT, m = min(TT, a.head[0] - t0);
+    if (m <= 0) return;
+    const int lane = threadIdx.x & 31, h = blockIdx.y * 4 + (threadIdx.x >> 5), all = a.heads + 2 * a.kv, ldz = (a.r + 3) & ~3;
+    const bool on = h < all;
+    const int n = h * D + lane * VEC; // the lane's first value; HALF further its other ones
+    float y[2 * VEC][TT];
+    if (on) {
+#pragma unroll
+        for (int t = 0; t < TT; t++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const bf16* src = (const bf16*)a.yz + (t0 + t) * a.ys + n + i * HALF;
+                if (VEC == 2) {
+                    const uint32_t w = t < m ? *(const uint32_t*)src : 0;
+                    y[i * VEC][t] = __uint_as_float(w << 16);
+                    y[i * VEC + VEC - 1][t] = __uint_as_float(w & 0xffff0000u);
+                } else {
+                    y[i][t] = t < m ? f(*src) : 0.f;
+                }
+            }
+    }
+    bool same = true;
+    if (a.b.table) same = load_tile<bf16>(own, z, ldz, a.b, a.adapter, t0, m, TT, (const bf16*)a.yz + all * D, a.ys, a.r);
+    if (!on) return;
+    if (a.bias)
+#pragma unroll
+        for (int i = 0; i < 2 * VEC; i++)
+#pragma unroll
+            for (int t = 0; t < TT; t++) y[i][t] += a.bias[n + i / VEC * HALF + i % VEC];
+    if (a.b.table && (!same || own[0].rank))
+#pragma unroll
+        for (int i = 0; i < 2 * VEC; i++) expand_tile<bf16, TT>(y[i], own, same, a.b.offset, n + i / VEC * HALF + i % VEC, z, ldz, m);
+    const bool value = h >= a.heads + a.kv, key = !value && h >= a.heads;
+    const float* norm = key ? a.k_norm : a.q_norm;
+    auto put = [&](bf16* dst, const float* x) { // at the lane's values of either half
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (VEC == 2) *(uint32_t*)(dst + i * HALF) = pack(x[i * VEC], x[i * VEC + VEC - 1]);
+            else dst[i * HALF] = to<bf16>(x[i]);
+    };
+#pragma unroll
+    for (int t = 0; t < TT; t++) {
+        if (t >= m) break;
+        const ll at = a.slot[t0 + t] * (a.kv * D) + (h - a.heads) % a.kv * D + lane * VEC;
+        float x[2 * VEC];
+#pragma unroll
+        for (int i = 0; i < 2 * VEC; i++) x[i] = y[i][t];
+        if (value) {
+            put((bf16*)a.v + at, x);
+            continue;
+        }
+        if (a.pre) put((bf16*)a.pre + (t0 + t) * a.ps + n, x);
+        if (norm) {
+            float s = 0;
+#pragma unroll
+            for (int i = 0; i < 2 * VEC; i++) s = fmaf(x[i], x[i], s);
+            const float r = 1.f / sqrtf(warp_sum(s) / (float)D + (float)a.eps);
+#pragma unroll
+            for (int i = 0; i < 2 * VEC; i++) x[i] *= r * norm[lane * VEC + i / VEC * HALF + i % VEC];
+        }
+        const float* angle = a.rope + a.position[t0 + t] * a.rs + lane * VEC;
+#pragma unroll
+        for (int i = 0; i < VEC; i++) {
+            const float c = angle[i], sn = angle[HALF + i], lo = x[i], hi = x[VEC + i];
+            x[i] = lo * c - hi * sn;
+            x[VEC + i] = hi * c + lo * sn;
+        }
+        put(key ? (bf16*)a.k + at : (bf16*)a.q + (t0 + t) * a.qs + n, x);
+    }
+}
+#define QKV_WARP(D, VEC, TT) extern "C" __global__ void __launch_bounds__(128) qkv##D##x##TT##_bf16(const __grid_constant__ QKVArgs a) { qkv_warp<VEC, TT>(a); }
+QKV_WARP(64, 1, 1)
+QKV_WARP(64, 1, 4)
+QKV_WARP(64, 1, 8)
+QKV_WARP(128, 2, 1)
+QKV_WARP(128, 2, 4)
+QKV_WARP(128, 2, 8)

@@ -121,21 +121,34 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     const float* raw = a.logits + row * a.ls;
     // Maximum and Σ exp of the row as it is.
     float m = -CUDART_INF_F, l = 0;
-    uint64_t best = 0;
-    for (int i = tid; i < v; i += blockDim.x) {
-        const float r = raw[i];
+    int at0 = -1; // of the thread's greatest, the first
+    auto take = [&](float r, int i) {
         if (r > m) {
-            l = l * expf(m - r) + 1.f;
+            l = l * __expf(m - r) + 1.f;
             m = r;
-        } else if (r > -CUDART_INF_F) {
-            l += expf(r - m);
+            at0 = i;
+        } else {
+            l += r > -CUDART_INF_F ? __expf(r - m) : 0.f;
         }
-        const uint64_t key = rank_key(r, i);
-        best = key > best ? key : best;
+    };
+    bool nan = false;
+    if (a.v % 4 == 0 && a.ls % 4 == 0) {
+#pragma unroll 4
+        for (int i = tid * 4; i < v; i += blockDim.x * 4) {
+            const float4 r = *(const float4*)(raw + i);
+            nan = nan || !(r.x == r.x && r.y == r.y && r.z == r.z && r.w == r.w);
+            take(r.x, i), take(r.y, i + 1), take(r.z, i + 2), take(r.w, i + 3);
+        }
+    } else {
+        for (int i = tid; i < v; i += blockDim.x) {
+            nan = nan || raw[i] != raw[i];
+            take(raw[i], i);
+        }
     }
+    uint64_t best = nan ? rank_key(CUDART_NAN_F, 0) : at0 >= 0 ? rank_key(m, at0) : rank_key(-CUDART_INF_F, 0);
     best = block_max_key(best, (uint64_t*)shared);
     const int first = (int)~(uint32_t)best;
-    const float peak = raw[first];
+    const float peak = best >> 32 == order(CUDART_NAN_F) ? CUDART_NAN_F : raw[first];
     const float sum = block_sum(m > -CUDART_INF_F ? l * expf(m - peak) : 0.f, fshared);
     const float lse = peak + logf(sum);
 
@@ -256,9 +269,14 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     if (tid == 0 && flags & 1 && token >= 0) counts[token]++;
     const float own = token >= 0 ? raw[token] : peak;
     unsigned long long above = 0;
-    for (int i = tid; i < v; i += blockDim.x) {
-        const float r = raw[i];
-        above += r > own || (r == own && i < token);
+    if (a.v % 4 == 0 && a.ls % 4 == 0) {
+#pragma unroll 4
+        for (int i = tid * 4; i < v; i += blockDim.x * 4) {
+            const float4 r = *(const float4*)(raw + i);
+            above += (r.x > own || (r.x == own && i < token)) + (r.y > own || (r.y == own && i + 1 < token)) + (r.z > own || (r.z == own && i + 2 < token)) + (r.w > own || (r.w == own && i + 3 < token));
+        }
+    } else {
+        for (int i = tid; i < v; i += blockDim.x) above += raw[i] > own || (raw[i] == own && i < token);
     }
     above = block_sum_u64(above, shared);
     if (tid == 0) {
