@@ -67,5 +67,49 @@ smollm2:
 	echo "$(SMOLLM2_SHA256)  $(SMOLLM2_GGUF).part" | sha256sum -c --quiet; \
 	mv $(SMOLLM2_GGUF).part $(SMOLLM2_GGUF); rm -r .cache/smollm2; echo "$(SMOLLM2_GGUF) fetched"; fi
 
+# The CUDA build. It needs gcc and Python; nvcc and its headers come as wheels into .venv/cuda.
+CUDA_VENV    := .venv/cuda
+CUDA_TOOLS   := $(CUDA_VENV)/done-13.0
+CUDA_CACHE   := $(CURDIR)/.cache/cuda
+CUDA_ARCH    := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80
+CUDA_SOURCES := $(wildcard kernels/cuda/source/*.cu kernels/cuda/source/*.cuh)
+CUDA_ROOT     = $(wildcard $(CURDIR)/$(CUDA_VENV)/lib/python*/site-packages/nvidia/cu13)
+CUDA_ENV      = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/kernels/cuda/include -I$(CUDA_ROOT)/include" CGO_LDFLAGS="-L$(CUDA_CACHE)"
+
+.PHONY: kernels build-cuda vet-cuda test-cuda gpu-bundle
+kernels: kernels/cuda/kernels.fatbin $(CUDA_CACHE)/libcuda.a ## the kernels, and the driver's forwarders
+
+$(CUDA_TOOLS):
+	python3 -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install -q nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+	touch $@
+
+kernels/cuda/kernels.fatbin: $(CUDA_SOURCES) $(CUDA_TOOLS)
+	$(CUDA_ROOT)/bin/nvcc -O3 -std=c++17 -fatbin $(CUDA_ARCH) -o $@ kernels/cuda/source/kernels.cu
+
+$(CUDA_CACHE)/libcuda.a: kernels/cuda/driver/forward.py kernels/cuda/include/cuda.h $(CUDA_TOOLS)
+	mkdir -p $(CUDA_CACHE)
+	python3 kernels/cuda/driver/forward.py $(CUDA_ROOT)/include/cuda.h kernels/cuda/include/cuda.h > $(CUDA_CACHE)/forward.c
+	$(CC) -O2 -c -o $(CUDA_CACHE)/forward.o $(CUDA_CACHE)/forward.c
+	rm -f $@ && ar rcs $@ $(CUDA_CACHE)/forward.o
+
+build-cuda: kernels ## bin/bhive with the CUDA backend; it runs without a GPU too
+	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/bhive .
+
+vet-cuda: kernels
+	$(CUDA_ENV) $(GO) vet -tags cuda ./kernels/cuda .
+
+test-cuda: kernels ## what the tagged code does without a GPU, or with one all its tests
+	$(CUDA_ENV) $(GO) test -tags cuda ./kernels/cuda
+
+GPU_BUNDLE := .cache/gpu-bundle
+gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machine
+	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer
+	cp bin/bhive $(GPU_BUNDLE)/
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/cuda.test ./kernels/cuda
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/infer.test ./infer
+	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
+	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
+
 clean:
-	rm -rf bin .cache
+	rm -rf bin .cache kernels/cuda/kernels.fatbin

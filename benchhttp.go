@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"bhive/adapters"
+	"bhive/adapters/local"
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/server"
@@ -71,7 +72,7 @@ func (b *benchHTTP) run(ctx context.Context) (r httpResult, err error) {
 		return r, fmt.Errorf("benchmark: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	store, err := openStore(dir)
+	store, err := local.Open(dir, local.Options{})
 	if err != nil {
 		return r, err
 	}

@@ -28,9 +28,11 @@ import (
 type modelFlags struct {
 	Model     string   `short:"m" help:"demo (embedded), smollm2 (after make smollm2), a Hugging Face directory or a GGUF file." default:"demo"`
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
-	Device    string   `help:"Where to run: ${enum}." enum:"cpu" default:"cpu"`
+	Device    string   `help:"Where to run: ${enum}. auto takes a GPU where one can be used." enum:"auto,cuda,cpu" default:"auto"`
 	Weights   string   `help:"How the base's weights are kept: ${enum}. With float32 everything is." enum:"bfloat16,float32,int8" default:"bfloat16"`
 	Threads   int      `help:"CPU threads; default: all."`
+
+	BatchInvariant bool `help:"On a GPU, give a token the same bits in every batch, at some cost; the CPU always does."`
 }
 
 // basisFlags say which A's a base gets the first time that it is served from a registry.
@@ -87,7 +89,7 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 	if tokens != nil {
 		tokens(l.tokenizer)
 	}
-	if l.backend, err = openBackend(f); err != nil {
+	if l.backend, err = openBackend(f, log); err != nil {
 		return nil, err
 	}
 	format := map[string]kernels.Format{"bfloat16": kernels.FormatBF16, "float32": kernels.FormatF32, "int8": kernels.FormatInt8}[f.Weights]

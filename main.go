@@ -30,7 +30,10 @@ type cli struct {
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back and remove adapters of a running server."`
 	Registry registryCmd `cmd:"" help:"Copy a registry to another: a directory to Redis, or back."`
-	Bench    benchCmd    `cmd:"" help:"Measure the speed of decoding, prefill, adapters and training on this machine."`
+	Bench    struct {
+		CPU benchCmd    `cmd:"" name:"cpu" default:"withargs" help:"Measure decoding, prefill, adapters, training and HTTP on this machine's cores (or the device that --device names)."`
+		GPU benchGPUCmd `cmd:"" name:"gpu" help:"Measure a GPU with a random model."`
+	} `cmd:"" help:"Measure speed on this machine."`
 }
 
 const description = `One frozen language model, a hive of adapters on it, served in one batch and trained online.
