@@ -13,7 +13,7 @@ func TestBenchHTTP(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.close()
-	b := benchHTTP{l: l, clients: 3, prompt: 8, tokens: 24, rounds: 1}
+	b := benchHTTP{l: l, clients: 3, prompt: 8, tokens: 300, rounds: 1}
 	r, err := b.run(t.Context())
 	if err != nil {
 		t.Fatal(err)

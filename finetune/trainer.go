@@ -206,7 +206,7 @@ func (t *Trainer) Remove(l *Lane) {
 		return
 	}
 	if t.pass != nil {
-		t.pass.drop(l)
+		t.pass.drop(t, l)
 	}
 	t.samples = slices.DeleteFunc(t.samples, func(s *sampling) bool { return s.lane == l })
 	l.close()
