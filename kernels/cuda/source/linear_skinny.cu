@@ -1,0 +1,188 @@
+// Linear for few rows: y[m] = x[m]·Wᵀ for m < rows ≤ NM, bf16 with float32 sums; W is read once.
+//   x bf16 [rows, K]; W bf16 [N, K]; y bf16 or float32 [rows, N]. K a multiple of 8, N even.
+//   grid: any number of blocks G ≤ tiles·chunks, best one a multiprocessor; 2·BM + 32 threads.
+//   moves 2·N·K bytes of W, and x once for every BM rows of W (out of L2).
+//   Oracle: kernels/cpu Linear.
+//
+// W is cut into tiles of BM rows and these into chunks of 64 columns; block i of G takes chunks [i·total/G, (i+1)·total/G) of that one
+// long list ("stream-K"), so that all blocks read the same number of bytes whatever N is. One warp feeds a ring of stages in shared memory
+// by tensor copies; W is the 64-row operand of the tensor cores, x the one of 8 … 128 columns. Where a tile is cut between blocks each
+// writes its part to the workspace, and the last to arrive adds the parts in order of k.
+//
+// Each output is a sum over k in an order that N, K, BM and G alone decide: a row's result depends neither on the other rows, nor on NM,
+// nor on which block came last.
+//
+// The ring is filled with W before the predecessor's end is waited for (W never changes), and with x after.
+#include "hopper.cuh"
+
+struct SkinnyArgs {
+    hopper::TensorMap w; // [N, K], box [BM, 64], swizzled by 128 bytes
+    hopper::TensorMap x; // [rows, K], box [NM, 64], likewise
+    void* y;
+    long long ys; // elements from row to row
+    long long n, k;
+    long long rows;
+    const int* count;     // rows that are really there, in the step record; or 0
+    float* partial;       // [2·G, BM, NM]
+    int* arrived;         // [tiles], zero between launches
+    long long stages;     // of the ring; shared memory is 1,024 + stages·(BM + NM)·128
+    long long float32;    // y's type
+};
+
+namespace skinny {
+constexpr int max_stages = 24;
+
+#ifdef HOPPER
+using namespace hopper;
+
+template <int NM> __device__ __forceinline__ void store(const SkinnyArgs& a, const float* c, int n0, int rows) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    if (a.float32) {
+#pragma unroll
+        for (int j = 0; j < NM / 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int m = j * 8 + 2 * t + (i & 1), n = n0 + g + (i >> 1) * 8;
+                if (m < rows && n < a.n) ((float*)a.y)[m * a.ys + n] = c[4 * j + i];
+            }
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < NM / 8; j++) {
+        const int m = j * 8 + g;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t v = transpose8(pack(c[4 * j + 2 * i], c[4 * j + 2 * i + 1]));
+            const int n = n0 + 8 * i + 2 * t;
+            if (m < rows && n < a.n) *(uint32_t*)((__nv_bfloat16*)a.y + m * a.ys + n) = v;
+        }
+    }
+}
+
+template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& a) {
+    constexpr int groups = BM / 64, w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
+    extern __shared__ uint8_t raw[];
+    __shared__ alignas(8) uint64_t full[max_stages], empty[max_stages];
+    __shared__ int arrived;
+    uint8_t* ring = (uint8_t*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
+
+    const int warp = threadIdx.x >> 5, stages = (int)a.stages;
+    const int chunks = ((int)a.k + 63) / 64, tiles = ((int)a.n + BM - 1) / BM;
+    const long long total = (long long)tiles * chunks, grid = gridDim.x;
+    const int begin = (int)(total * blockIdx.x / grid), end = (int)(total * (blockIdx.x + 1) / grid);
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < stages; s++) {
+            barrier_init(full + s, 1);
+            barrier_init(empty + s, groups * 4);
+        }
+        barrier_init_visible();
+    }
+    if (warp == groups * 4) {
+        prefetch_map(&a.w);
+        prefetch_map(&a.x);
+    }
+    __syncthreads();
+    allow_successor();
+
+    if (warp == groups * 4) {
+        if ((threadIdx.x & 31) == 0) {
+            const uint64_t once = policy_evict_first(), again = policy_evict_last();
+            const int ahead = min(stages, end - begin);
+            for (int i = 0; i < ahead; i++) {
+                const int at = begin + i;
+                barrier_expect(full + i, stage_bytes);
+                load2d(ring + i * stage_bytes, &a.w, at % chunks * 64, at / chunks * BM, full + i, once);
+            }
+            wait_predecessor();
+            for (int i = 0; i < ahead; i++) load2d(ring + i * stage_bytes + w_bytes, &a.x, (begin + i) % chunks * 64, 0, full + i, again);
+            int s = 0, phase = 0, tile = (begin + ahead) / chunks, chunk = (begin + ahead) % chunks;
+            for (int at = begin + ahead; at < end; at++) {
+                barrier_wait(empty + s, phase);
+                barrier_expect(full + s, stage_bytes);
+                uint8_t* stage = ring + s * stage_bytes;
+                load2d(stage, &a.w, chunk * 64, tile * BM, full + s, once);
+                load2d(stage + w_bytes, &a.x, chunk * 64, 0, full + s, again);
+                if (++chunk == chunks) chunk = 0, tile++;
+                if (++s == stages) s = 0, phase ^= 1;
+            }
+        }
+        return;
+    }
+
+    wait_predecessor();
+    const int rows = a.count ? min(*a.count, (int)a.rows) : (int)a.rows;
+    const int group = warp >> 2;
+    float c[NM / 2];
+    int s = 0, phase = 0;
+    for (int at = begin; at < end;) {
+        const int tile = at / chunks, k0 = at % chunks, k1 = min(chunks, k0 + end - at);
+        for (int k = k0; k < k1; k++) {
+            barrier_wait(full + s, phase);
+            const uint32_t stage = address(ring) + s * stage_bytes;
+            const uint64_t wd = matrix_k(stage + group * 8192), xd = matrix_k(stage + w_bytes);
+            wgmma_fence();
+#pragma unroll
+            for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > k0);
+            wgmma_commit();
+            wgmma_wait<0>();
+            if ((threadIdx.x & 31) == 0) barrier_arrive(empty + s);
+            if (++s == stages) s = 0, phase ^= 1;
+        }
+        at += k1 - k0;
+        const int n0 = tile * BM + group * 64 + (warp & 3) * 16;
+        if (k1 - k0 == chunks) {
+            store<NM>(a, c, n0, rows);
+            continue;
+        }
+        // The tile is shared with other blocks: first … last.
+        constexpr int threads = groups * 128;
+        float4* part = (float4*)a.partial;
+        const long long size = BM * NM / 4;
+        float4* mine = part + (2 * blockIdx.x + (k0 == 0)) * size + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < NM / 8; i++) __stcg(mine + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
+        const long long x0 = (long long)tile * chunks;
+        const int first = (int)(((x0 + 1) * grid - 1) / total), last = (int)(((x0 + chunks) * grid - 1) / total);
+        __threadfence();
+        named_sync(1, threads);
+        if (threadIdx.x == 0) {
+            arrived = atomicAdd(a.arrived + tile, 1);
+            if (arrived == last - first) a.arrived[tile] = 0;
+        }
+        named_sync(1, threads);
+        if (arrived != last - first) continue;
+        __threadfence();
+        for (int p = first; p <= last; p++) {
+            const float4* other = part + (2 * p + (p == first)) * size + threadIdx.x;
+#pragma unroll
+            for (int i = 0; i < NM / 8; i++) {
+                const float4 v = __ldcg(other + i * threads);
+                if (p == first) {
+                    c[4 * i] = v.x, c[4 * i + 1] = v.y, c[4 * i + 2] = v.z, c[4 * i + 3] = v.w;
+                } else {
+                    c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
+                }
+            }
+        }
+        store<NM>(a, c, n0, rows);
+    }
+}
+#else
+template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
+#endif
+} // namespace skinny
+
+// linear_skinny_<BM>_<NM>: tiles of BM rows of W, at most NM rows of x.
+#define SKINNY(BM, NM) \
+    extern "C" __global__ void __launch_bounds__(BM * 2 + 32, 1) linear_skinny_##BM##_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<BM, NM>(a); }
+SKINNY(64, 8)
+SKINNY(64, 16)
+SKINNY(64, 32)
+SKINNY(64, 64)
+SKINNY(64, 128)
+SKINNY(128, 8)
+SKINNY(128, 16)
+SKINNY(128, 32)
+SKINNY(128, 64)
+SKINNY(128, 128)
