@@ -49,7 +49,7 @@ struct Item {
 template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& a) {
     constexpr int KC = D / 32, VC = D / 64; // 16-byte loads of a row of K, and of V
     __shared__ int start[max_seqs + 1];     // first item of each sequence, over Hkv
-    __shared__ float so[warps][max_group][D];
+    __shared__ alignas(16) float so[warps][max_group][D];
     __shared__ float sm[warps][max_group], sl[warps][max_group];
     __shared__ int sums[warps], last;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
