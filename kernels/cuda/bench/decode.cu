@@ -33,7 +33,7 @@ typedef __nv_bfloat16 bf16;
 typedef long long ll;
 
 static int multiprocessors = 132;
-static double ceiling = 3000; // GB/s, a copy's
+static double ceiling = 3000; // GB/s of reading
 static cudaStream_t stream;
 static bool pdl = true;
 static int failures = 0;
@@ -136,13 +136,14 @@ static int* arrived;
 struct Plan {
     int bm, ring; // ring in KiB
     int blocks;   // a multiprocessor
+    int lead = 0, prefetch = 0; // chunks
 };
 static void linear(const Plan& p, const bf16* w, const bf16* x, void* y, ll ys, ll n, ll k, int rows, const int* count = 0, bool f32 = false, ll xs = 0) {
     const int nm = columns(rows);
     SkinnyArgs a;
     a.w = matrix(w, n, k, k, p.bm);
     a.x = matrix(x, rows, k, xs ? xs : k, nm);
-    a.y = y, a.ys = ys, a.n = n, a.k = k, a.rows = rows, a.count = count, a.partial = partial, a.arrived = arrived, a.float32 = f32;
+    a.y = y, a.ys = ys, a.n = n, a.k = k, a.rows = rows, a.count = count, a.partial = partial, a.arrived = arrived, a.float32 = f32, a.lead = p.lead, a.prefetch = p.prefetch;
     a.stages = std::min(skinny::max_stages, p.ring * 1024 / ((p.bm + nm) * 128));
     const int shared = 1024 + a.stages * (p.bm + nm) * 128;
     Skinny f = skinny_kernel(p.bm, nm);
@@ -335,9 +336,8 @@ static void bench_linear(bf16* pool, ll pool_elements) {
             }
             printf(" Lt %.1f (%.0f)", best_lt, gb / best_lt);
             for (int bm : {64, 128})
-                for (int cfg = 0; cfg < 3; cfg++) {
-                    if (bm == 128 && cfg == 2) continue;
-                    const Plan p = cfg == 0 ? Plan{bm, 100, 1} : cfg == 1 ? Plan{bm, 200, 1} : Plan{bm, 96, 2};
+                for (int cfg = 0; cfg < 2; cfg++) {
+                    const Plan p = cfg == 0 ? Plan{bm, 100, 1} : Plan{bm, 200, 1};
                     double t[2];
                     for (int o = 0; o < 2; o++) {
                         pdl = o;
@@ -390,7 +390,7 @@ static void attention(bf16* o, const bf16* q, const bf16* k, const bf16* v, cons
     a.o = o, a.os = heads * d, a.q = q, a.qs = heads * d, a.k = k, a.v = v, a.scale = 1 / sqrt((double)d), a.window = window, a.heads = heads, a.kv = kv;
     a.block = s.p, a.blocks = s.blocks, a.head = s.head, a.query_start = s.start, a.context = s.context, a.table = s.table;
     a.partial = partial, a.arrived = attention_arrived;
-    launch(d == 64 ? attention_decode_64 : attention_decode_128, dim3(multiprocessors * attention_blocks), dim3(128), 0, a);
+    launch(d == 64 ? attention_decode_64 : attention_decode_128, dim3(std::min(multiprocessors * attention_blocks, s.seqs * kv * ((s.blocks * s.p + 127) / 128))), dim3(128), 0, a);
 }
 __global__ void attention_reference(float* o, const bf16* q, const bf16* k, const bf16* v, const int* context, const int* table, int blocks, int p, int heads, int kv, int d, int window) {
     extern __shared__ double w[];
@@ -595,9 +595,7 @@ __global__ void __launch_bounds__(64) rope_kernel(const RopeArgs a) { // a head 
     out[j] = __float2bfloat16(x0), out[j + 64] = __float2bfloat16(x1);
 }
 
-struct StepPlan {
-    Plan linear[5];
-};
+static double weight_bytes_of(long long r, int layers) { return 2. * (layers * (4096. * (6144 + r + 4096 + r + 28672 + r) + 14336. * (4096 + r)) + 128256. * 4096); }
 static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
     const int layers = 32;
     bf16 *x = alloc<bf16>(128 * 4096), *n = alloc<bf16>(128 * 4096), *yz = alloc<bf16>(128ll * 28736), *act = alloc<bf16>(128 * 14336), *q = alloc<bf16>(128 * 4096), *o = alloc<bf16>(128 * 4096);
@@ -637,25 +635,44 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
                 linear(n, logits, 128256, 4096, true);
             };
             fill(x, 128 * 4096, 1, 1), fill(n, 128 * 4096, 2, 1), fill(yz, 128ll * 28736, 3, 1), fill(act, 128 * 14336, 4, 1), fill(q, 128 * 4096, 5, 1), fill(o, 128 * 4096, 6, 1);
-            const Plan plans[] = {{64, 100, 1}, {128, 100, 1}, {64, 200, 1}, {128, 200, 1}};
-            const double kv_bytes = 4. * b * context * 1024 * layers;
-            for (auto& plan : plans) {
-                double t[6];
-                pdl = false;
-                t[0] = time_graph([&] { step(plan, 7); }, 9);
-                pdl = true;
-                t[1] = time_graph([&] { step(plan, 7); }, 9);
-                if (plan.ring == 100) {
-                    t[2] = time_graph([&] { step(plan, 1); }, 9);
-                    t[3] = time_graph([&] { step(plan, 2); }, 9);
-                    t[4] = time_graph([&] { step(plan, 5); }, 9);
-                } else
-                    t[2] = t[3] = t[4] = 0;
-                const double floor = (weight_bytes + kv_bytes) / ceiling * 1e-3;
-                printf("step B %3d context %d R %lld, bm %3d ring %d: %.3f ms, overlapped %.3f (floor %.3f, %.0f%%); alone: linears %.3f (%.0f GB/s) attention %.3f (%.0f) linears and epilogues %.3f\n", b, context, r, plan.bm, plan.ring, t[0] * 1e-3, t[1] * 1e-3,
-                       floor * 1e-3, 100 * floor / t[1], t[2] * 1e-3, weight_bytes * 1e-3 / t[2], t[3] * 1e-3, kv_bytes * 1e-3 / t[3], t[4] * 1e-3);
-                fflush(stdout);
+            std::vector<Plan> plans;
+            for (int bm : {64, 128}) {
+                if (bm == 128 && b <= 8) continue;
+                const int u = 64 / (bm / 8); // chunks in 64 KiB
+                plans.push_back({bm, 100, 1, 0, 0});
+                plans.push_back({bm, 100, 1, u / 2, 0});
+                plans.push_back({bm, 100, 1, u * 2, 0});
+                plans.push_back({bm, 100, 1, 100000, 0});
+                plans.push_back({bm, 100, 1, 0, u});
+                plans.push_back({bm, 100, 1, 0, 2 * u});
+                plans.push_back({bm, 200, 1, 0, 0});
+                plans.push_back({bm, 200, 1, 0, 2 * u});
             }
+            const double kv_bytes = 4. * b * context * 1024 * layers;
+            const double floor = (weight_bytes_of(r, layers) + kv_bytes) / ceiling * 1e-3;
+            printf("step B %3d context %d R %lld, floor %.3f ms\n", b, context, r, floor * 1e-3);
+            for (int per : {2, 3})
+                for (auto& plan : plans) {
+                    if (!with_a && plan.lead) continue;
+                    attention_blocks = per;
+                    pdl = false;
+                    const double plain = plan.lead == 0 && plan.prefetch == 0 ? time_graph([&] { step(plan, 7); }, 5) : 0;
+                    pdl = true;
+                    const double all = time_graph([&] { step(plan, 7); }, 9);
+                    printf("  bm %3d ring %d lead %6d prefetch %2d, attention %d: %.3f ms (%.0f%% of the floor's speed)", plan.bm, plan.ring, plan.lead, plan.prefetch, per, all * 1e-3, 100 * floor / all);
+                    if (plain) printf("; not overlapped %.3f", plain * 1e-3);
+                    if (plan.ring == 100 && per == 3) {
+                        const double l = time_graph([&] { step(plan, 1); }, 5), e = time_graph([&] { step(plan, 5); }, 5);
+                        printf("; linears alone %.3f (%.0f GB/s), with epilogues %.3f", l * 1e-3, weight_bytes * 1e-3 / l, e * 1e-3);
+                        if (plain) {
+                            const double t = time_graph([&] { step(plan, 2); }, 5);
+                            printf(", attention alone %.3f (%.0f GB/s)", t * 1e-3, kv_bytes * 1e-3 / t);
+                        }
+                    }
+                    printf("\n");
+                }
+            fflush(stdout);
+            attention_blocks = 3;
             free_sequences(s);
         }
 }
@@ -705,10 +722,10 @@ int main(int argc, char** argv) {
         fill(cache, cache_elements, 2, 1);
         const size_t bytes = 4ull << 30;
         const double copy = time_graph([&] { CHECK(cudaMemcpyAsync(cache, weights, bytes, cudaMemcpyDeviceToDevice, stream)); });
-        ceiling = 2. * bytes / copy * 1e-3;
         double best = 1e30;
         for (int blocks : {4, 8, 16}) best = std::min(best, time_graph([&] { read_kernel<<<multiprocessors * blocks, 256, 0, stream>>>((const uint4*)weights, weight_elements / 8, (uint32_t*)arrived); }));
-        printf("%s, %d multiprocessors, %d MB of L2: copy %.0f GB/s, read %.0f GB/s\n", prop.name, multiprocessors, prop.l2CacheSize >> 20, ceiling, 2. * weight_elements / best * 1e-3);
+        ceiling = 2. * weight_elements / best * 1e-3; // decode reads
+        printf("%s, %d multiprocessors, %d MB of L2: copy %.0f GB/s, read %.0f GB/s\n", prop.name, multiprocessors, prop.l2CacheSize >> 20, 2. * bytes / copy * 1e-3, ceiling);
         fill(cache, cache_elements, 2, 1);
     }
     small_only = wants("small") && argc > 1;

@@ -10,7 +10,8 @@
 // KV head), and its query heads are computed together. A warp takes every fourth tile of 16 tokens: Sᵀ = K·qᵀ and Oᵀ = Vᵀ·Pᵀ with 16 tokens,
 // then 16 of D, as rows and the heads as 8 columns. K and V go from memory to registers in 16-byte loads, laid out as the tensor
 // cores take them up to an order of D that q and o follow. The next tile's loads are in flight while one is computed.
-// Parts are added in their order by the block that comes last: a sequence's result depends on nothing but itself.
+// A block that is done with its items counts them; the one that completes a sequence's head adds its parts in their order: a sequence's
+// result depends on nothing but itself. q, o rows start at multiples of 16 bytes.
 #include "hopper.cuh"
 
 struct AttentionDecodeArgs {
@@ -25,7 +26,7 @@ struct AttentionDecodeArgs {
     long long block;     // P
     long long blocks;    // width of the block table
     const int *head, *query_start, *context, *table;
-    float* partial; // [items, Hq/Hkv·(D + 2)], items = Hkv·Σ parts of the sequences with more than one
+    float* partial; // [Hkv·Σ parts, Hq/Hkv·(D + 2)]
     int* arrived;   // [S, Hkv], zero between launches
 };
 
@@ -41,22 +42,28 @@ __device__ __forceinline__ uint4 load16(const void* p, bool on) {
 }
 __device__ __forceinline__ uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-// An item, or one past the last.
-struct Item {
-    int seq, kv, part, parts, low, high, at; // positions [low, high) of the sequence; at: its place among the partial sums
+// A tile of an item (a sequence's part and KV head), or one past the last.
+struct Tile {
+    int seq;        // −1: past the last
+    int item, step; // step: which of this warp's tiles of the item
+    int kv, part, parts, token;
+    int low, high;  // positions [low, high) of the sequence are the item's
+    int p0;         // the tile's first position
+    int sum;        // the item's place among the partial sums
+    long long at;   // offset of the tile's first row in the cache, −1 where it has no tokens
 };
 
 template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& a) {
     constexpr int KC = D / 32, VC = D / 64; // 16-byte loads of a row of K, and of V
-    __shared__ int start[max_seqs + 1];     // first item of each sequence, over Hkv
-    __shared__ alignas(16) float so[warps][max_group][D];
-    __shared__ float sm[warps][max_group], sl[warps][max_group];
-    __shared__ int sums[warps], last;
+    __shared__ int start[max_seqs + 1];     // first part of each sequence
+    __shared__ alignas(16) float so[2][warps][max_group][D];
+    __shared__ float sm[2][warps][max_group], sl[2][warps][max_group];
+    __shared__ int sums[warps];
+    __shared__ int ready[128];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int seqs = min(a.head[1], max_seqs), kvs = (int)a.kv, group = (int)(a.heads / a.kv), window = (int)a.window;
     const int block_shift = __popc((int)a.block - 1);
     const bool power = ((int)a.block & ((int)a.block - 1)) == 0;
-    allow_successor();
 
     // start: exclusive sums of the sequences' numbers of parts.
     int carry = 0;
@@ -87,11 +94,19 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
     if (threadIdx.x == 0) start[seqs] = carry;
     __syncthreads();
     const int items = carry * kvs;
+    const long long row = (long long)kvs * D;
 
+    auto place = [&](Tile& x) {
+        x.p0 = x.low / part * part + (x.step * warps + warp) * tile;
+        x.at = -1;
+        if (x.p0 >= x.high || x.p0 + tile <= x.low) return;
+        const int b = power ? x.p0 >> block_shift : x.p0 / (int)a.block;
+        x.at = ((long long)a.table[x.seq * a.blocks + b] * a.block + (x.p0 - b * (int)a.block)) * row + x.kv * D;
+    };
     auto locate = [&](int i) {
-        Item it;
-        it.seq = -1;
-        if (i >= items) return it;
+        Tile x;
+        x.seq = -1, x.item = i, x.step = 0, x.at = -1;
+        if (i >= items) return x;
         const int p = i / kvs;
         int lo = 0, hi = seqs - 1; // the last sequence with start ≤ p
         while (lo < hi) {
@@ -100,92 +115,90 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
             else hi = mid - 1;
         }
         const int c = a.context[lo], low = window ? max(0, c - window) : 0;
-        it.seq = lo;
-        it.kv = i % kvs;
-        it.part = p - start[lo];
-        it.parts = start[lo + 1] - start[lo];
-        const int j = low / part + it.part;
-        it.low = max(low, j * part);
-        it.high = min(c, (j + 1) * part);
-        it.at = (start[lo] * kvs + it.kv * it.parts) + it.part;
-        return it;
+        x.seq = lo;
+        x.token = a.query_start[lo];
+        x.kv = i % kvs;
+        x.part = p - start[lo];
+        x.parts = start[lo + 1] - start[lo];
+        const int j = low / part + x.part;
+        x.low = max(low, j * part);
+        x.high = min(c, (j + 1) * part);
+        x.sum = (start[lo] * kvs + x.kv * x.parts) + x.part;
+        return x;
     };
-    // Position of the first token of this warp's tile of an item.
-    auto first_of = [&](const Item& it, int step) { return it.low / part * part + (step * warps + warp) * tile; };
-    const long long row = (long long)kvs * D;
-    auto offset_of = [&](const Item& it, int p0) -> long long { // of the tile's first row, or −1 where it has no tokens
-        if (it.seq < 0 || p0 >= it.high || p0 + tile <= it.low) return -1;
-        const int b = power ? p0 >> block_shift : p0 / (int)a.block;
-        return ((long long)a.table[it.seq * a.blocks + b] * a.block + (p0 - b * (int)a.block)) * row + it.kv * D;
+    auto advance = [&](const Tile& x) {
+        if (x.seq < 0) return x;
+        Tile y = x;
+        if (++y.step == steps) y = locate(x.item + gridDim.x);
+        if (y.seq >= 0) place(y);
+        return y;
     };
-    uint4 kr[2][KC], vr[4][VC];
-    auto load_k = [&](long long at) {
-        const __nv_bfloat16* k = (const __nv_bfloat16*)a.k + at + t * 8;
+    uint4 kr[2][KC], vr[4][VC], qr[KC];
+    auto load_k = [&](const Tile& x) {
+        const __nv_bfloat16* k = (const __nv_bfloat16*)a.k + x.at + t * 8;
 #pragma unroll
         for (int r = 0; r < 2; r++)
 #pragma unroll
-            for (int c = 0; c < KC; c++) kr[r][c] = load16(k + (g + 8 * r) * row + c * 32, at >= 0);
+            for (int c = 0; c < KC; c++) kr[r][c] = load16(k + (g + 8 * r) * row + c * 32, x.at >= 0);
     };
-    auto load_v = [&](long long at) {
-        const __nv_bfloat16* v = (const __nv_bfloat16*)a.v + at + g * 8;
+    auto load_v = [&](const Tile& x) {
+        const __nv_bfloat16* v = (const __nv_bfloat16*)a.v + x.at + g * 8;
 #pragma unroll
         for (int r = 0; r < 4; r++)
 #pragma unroll
-            for (int c = 0; c < VC; c++) vr[r][c] = load16(v + (2 * t + (r & 1) + (r >> 1) * 8) * row + c * 64, at >= 0);
+            for (int c = 0; c < VC; c++) vr[r][c] = load16(v + (2 * t + (r & 1) + (r >> 1) * 8) * row + c * 64, x.at >= 0);
+    };
+    auto load_q = [&](const Tile& x) {
+        const __nv_bfloat16* q = (const __nv_bfloat16*)a.q + x.token * a.qs + (x.kv * group + g) * D + t * 8;
+#pragma unroll
+        for (int c = 0; c < KC; c++) qr[c] = load16(q + c * 32, g < group);
     };
 
-    int i = blockIdx.x, step = 0;
-    Item it = locate(i);
-    if (it.seq < 0) {
+    Tile now = locate(blockIdx.x);
+    if (now.seq < 0) {
+        allow_successor();
         wait_predecessor();
         return;
     }
-    int p0 = first_of(it, 0);
-    long long at = offset_of(it, p0);
+    place(now);
     // The step's own token is its predecessor's work; all older ones are there.
-    const bool early = p0 + tile < a.context[it.seq];
-    if (early) load_k(at), load_v(at);
+    const bool early = now.p0 + tile < a.context[now.seq];
+    if (early) load_k(now), load_v(now);
+    Tile next = advance(now);
+    if (next.seq < 0) allow_successor();
     wait_predecessor();
-    if (!early) load_k(at), load_v(at);
+    load_q(now);
+    if (!early) load_k(now), load_v(now);
 
     const float scale = (float)a.scale * 1.4426950408889634f;
-    uint4 qr[KC];
+    const long long size = group * (D + 2);
     float o[D / 16][4], m[2], l[2];
+    int buffer = 0;
+    bool shared_out = false; // some item here is only a part of its sequence
     while (true) {
-        if (step == 0) {
-            const __nv_bfloat16* q = (const __nv_bfloat16*)a.q + a.query_start[it.seq] * a.qs + (it.kv * group + g) * D + t * 8;
-#pragma unroll
-            for (int c = 0; c < KC; c++) qr[c] = load16(q + c * 32, g < group);
+        if (now.step == 0) {
 #pragma unroll
             for (int j = 0; j < D / 16; j++) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0;
             m[0] = m[1] = -INFINITY;
             l[0] = l[1] = 0;
         }
-        // What comes next.
-        Item next = it;
-        int next_step = step + 1, next_i = i;
-        if (next_step == steps) {
-            next_step = 0;
-            next_i += gridDim.x;
-            next = locate(next_i);
-        }
-        const int next_p0 = next.seq < 0 ? 0 : first_of(next, next_step);
-        const long long next_at = offset_of(next, next_p0);
-
-        float s[4] = {0, 0, 0, 0};
+        float s[4] = {0, 0, 0, 0}, s1[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int c = 0; c < KC; c++) {
             mma(s, kr[0][c].x, kr[1][c].x, kr[0][c].y, kr[1][c].y, qr[c].x, qr[c].y);
-            mma(s, kr[0][c].z, kr[1][c].z, kr[0][c].w, kr[1][c].w, qr[c].z, qr[c].w);
+            mma(s1, kr[0][c].z, kr[1][c].z, kr[0][c].w, kr[1][c].w, qr[c].z, qr[c].w);
         }
-        load_k(next_at);
-        const bool edge = p0 < it.low || p0 + tile > it.high;
+        if (next.seq >= 0) {
+            load_k(next);
+            if (next.step == 0) load_q(next);
+        }
+        const bool edge = now.p0 < now.low || now.p0 + tile > now.high;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const int p = p0 + g + 8 * r;
-            const bool on = !edge || (p >= it.low && p < it.high);
-            s[2 * r] = on ? s[2 * r] * scale : -INFINITY;
-            s[2 * r + 1] = on ? s[2 * r + 1] * scale : -INFINITY;
+            const int p = now.p0 + g + 8 * r;
+            const bool on = !edge || (p >= now.low && p < now.high);
+#pragma unroll
+            for (int h = 0; h < 2; h++) s[2 * r + h] = on ? (s[2 * r + h] + s1[2 * r + h]) * scale : -INFINITY;
         }
         float keep[2];
 #pragma unroll
@@ -205,8 +218,8 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
         if (edge) { // what lies in the cache beyond the sequence must not count, even times zero
 #pragma unroll
             for (int r = 0; r < 4; r++) {
-                const int p = p0 + 2 * t + (r & 1) + (r >> 1) * 8;
-                if (p < it.low || p >= it.high) {
+                const int p = now.p0 + 2 * t + (r & 1) + (r >> 1) * 8;
+                if (p < now.low || p >= now.high) {
 #pragma unroll
                     for (int c = 0; c < VC; c++) vr[r][c] = make_uint4(0, 0, 0, 0);
                 }
@@ -221,16 +234,16 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
                 const uint32_t v0 = word(vr[0][c], j), v1 = word(vr[1][c], j), v2 = word(vr[2][c], j), v3 = word(vr[3][c], j);
                 mma(y, __byte_perm(v0, v1, 0x5410), __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x5410), __byte_perm(v2, v3, 0x7632), b0, b1);
             }
-        load_v(next_at);
+        if (next.seq >= 0) load_v(next);
 
-        if (next_step == 0) { // the item is done: add the warps' sums in their order
+        if (now.step == steps - 1) { // the item is done: add the warps' sums in their order
 #pragma unroll
             for (int h = 0; h < 2; h++)
 #pragma unroll
                 for (int d = 4; d < 32; d <<= 1) l[h] += __shfl_xor_sync(~0u, l[h], d);
             if (g == 0) {
 #pragma unroll
-                for (int h = 0; h < 2; h++) sm[warp][2 * t + h] = m[h], sl[warp][2 * t + h] = l[h];
+                for (int h = 0; h < 2; h++) sm[buffer][warp][2 * t + h] = m[h], sl[buffer][warp][2 * t + h] = l[h];
             }
 #pragma unroll
             for (int c = 0; c < VC; c++)
@@ -238,62 +251,91 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
                 for (int j = 0; j < 4; j++)
 #pragma unroll
                     for (int h = 0; h < 2; h++)
-                        if (2 * t + h < group) *(float2*)&so[warp][2 * t + h][c * 64 + g * 8 + 2 * j] = make_float2(o[c * 4 + j][h], o[c * 4 + j][2 + h]);
-            __syncthreads();
-            const long long size = group * (D + 2);
-            float* mine = a.partial + it.at * size;
-            __nv_bfloat16* out = (__nv_bfloat16*)a.o + a.query_start[it.seq] * a.os + (long long)it.kv * group * D;
-            for (int e = threadIdx.x; e < group * D; e += 128) {
+                        if (2 * t + h < group) *(float2*)&so[buffer][warp][2 * t + h][c * 64 + g * 8 + 2 * j] = make_float2(o[c * 4 + j][h], o[c * 4 + j][2 + h]);
+            __syncthreads(); // the other buffer's readers are past it too
+            float* mine = a.partial + now.sum * size;
+            __nv_bfloat16* out = (__nv_bfloat16*)a.o + now.token * a.os + (long long)now.kv * group * D;
+            for (int e = threadIdx.x * 4; e < group * D; e += 512) {
                 const int h = e / D, d = e % D;
-                float mx = sm[0][h];
+                float mx = sm[buffer][0][h];
 #pragma unroll
-                for (int w = 1; w < warps; w++) mx = fmaxf(mx, sm[w][h]);
-                float x = 0, y = 0;
+                for (int w = 1; w < warps; w++) mx = fmaxf(mx, sm[buffer][w][h]);
+                float4 x = make_float4(0, 0, 0, 0);
+                float y = 0;
 #pragma unroll
                 for (int w = 0; w < warps; w++) {
-                    const float f = exp2f(sm[w][h] - mx);
-                    x += f * so[w][h][d];
-                    y += f * sl[w][h];
+                    const float f = exp2f(sm[buffer][w][h] - mx);
+                    const float4 z = *(const float4*)&so[buffer][w][h][d];
+                    x.x += f * z.x, x.y += f * z.y, x.z += f * z.z, x.w += f * z.w;
+                    y += f * sl[buffer][w][h];
                 }
-                if (it.parts == 1) {
-                    out[e] = __float2bfloat16_rn(x / y);
+                if (now.parts == 1) {
+                    y = 1 / y;
+                    *(uint2*)(out + e) = make_uint2(pack(x.x * y, x.y * y), pack(x.z * y, x.w * y));
                 } else {
-                    __stcg(mine + e, x);
-                    if (d == 0) __stcg(mine + group * D + h, mx), __stcg(mine + group * (D + 1) + h, y);
+                    __stcg((float2*)(mine + e), make_float2(x.x, x.y));
+                    __stcg((float2*)(mine + e) + 1, make_float2(x.z, x.w));
+                    if (d == 0) __stcg((float2*)(mine + group * D + 2 * h), make_float2(mx, y));
                 }
             }
-            if (it.parts > 1) {
-                __threadfence();
-                __syncthreads();
-                if (threadIdx.x == 0) {
-                    int* n = a.arrived + it.seq * kvs + it.kv;
-                    last = atomicAdd(n, 1) == it.parts - 1;
-                    if (last) *n = 0;
-                }
-                __syncthreads();
-                if (last) {
-                    __threadfence();
-                    const float* all = mine - it.part * size;
-                    for (int e = threadIdx.x; e < group * D; e += 128) {
-                        const int h = e / D;
-                        float mx = -INFINITY, x = 0, y = 0;
-#pragma unroll 4
-                        for (int p = 0; p < it.parts; p++) {
-                            const float* one = all + p * size;
-                            const float pm = __ldcg(one + group * D + h), pl = __ldcg(one + group * (D + 1) + h), px = __ldcg(one + e);
-                            const float top = fmaxf(mx, pm), f = exp2f(mx - top), z = exp2f(pm - top);
-                            x = x * f + px * z;
-                            y = y * f + pl * z;
-                            mx = top;
-                        }
-                        out[e] = __float2bfloat16_rn(x / y);
+            shared_out = shared_out || now.parts > 1;
+            buffer ^= 1;
+            if (next.seq < 0) break;
+        }
+        now = next;
+        next = advance(now);
+        if (next.seq < 0) allow_successor();
+    }
+    if (!shared_out) return;
+
+    // Of the sequences whose last part came from here, add the parts: a warp 128 columns.
+    __threadfence();
+    for (int base = blockIdx.x; base < items; base += 128 * gridDim.x) {
+        __syncthreads();
+        const int i = base + threadIdx.x * gridDim.x;
+        int n = -1;
+        if (i < items) {
+            const Tile x = locate(i);
+            if (x.parts > 1) {
+                int* count = a.arrived + x.seq * kvs + x.kv;
+                if (atomicAdd(count, 1) == x.parts - 1) *count = 0, n = i;
+            }
+        }
+        ready[threadIdx.x] = n;
+        __syncthreads();
+        __threadfence();
+        for (int r = 0; r < 128 && base + r * (int)gridDim.x < items; r++) {
+            if (ready[r] < 0) continue;
+            const Tile x = locate(ready[r]);
+            const float* all = a.partial + (x.sum - x.part) * size;
+            __nv_bfloat16* out = (__nv_bfloat16*)a.o + x.token * a.os + (long long)x.kv * group * D;
+            for (int e = threadIdx.x * 4; e < group * D; e += 512) {
+                const int h = e / D;
+                float mx = -INFINITY, y = 0;
+                float4 sum = make_float4(0, 0, 0, 0);
+                constexpr int batch = 8;
+                for (int p = 0; p < x.parts; p += batch) {
+                    float2 ml[batch], lo[batch], hi[batch];
+#pragma unroll
+                    for (int u = 0; u < batch; u++) {
+                        const float* one = all + min(p + u, x.parts - 1) * size;
+                        ml[u] = __ldcg((const float2*)(one + group * D + 2 * h));
+                        lo[u] = __ldcg((const float2*)(one + e)), hi[u] = __ldcg((const float2*)(one + e) + 1);
+                    }
+#pragma unroll
+                    for (int u = 0; u < batch; u++) {
+                        if (p + u >= x.parts) break;
+                        const float top = fmaxf(mx, ml[u].x), f = exp2f(mx - top), z = exp2f(ml[u].x - top);
+                        sum.x = sum.x * f + lo[u].x * z, sum.y = sum.y * f + lo[u].y * z;
+                        sum.z = sum.z * f + hi[u].x * z, sum.w = sum.w * f + hi[u].y * z;
+                        y = y * f + ml[u].y * z;
+                        mx = top;
                     }
                 }
+                y = 1 / y;
+                *(uint2*)(out + e) = make_uint2(pack(sum.x * y, sum.y * y), pack(sum.z * y, sum.w * y));
             }
-            __syncthreads();
-            if (next.seq < 0) return;
         }
-        it = next, step = next_step, i = next_i, p0 = next_p0;
     }
 }
 } // namespace decode

@@ -88,6 +88,11 @@ __device__ __forceinline__ void load2d(void* dst, const TensorMap* m, int x, int
                  : "memory");
 }
 
+// prefetch2d brings the box into the L2.
+__device__ __forceinline__ void prefetch2d(const TensorMap* m, int x, int y, uint64_t policy) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], %3;" ::"l"(m), "r"(x), "r"(y), "l"(policy) : "memory");
+}
+
 // matrix_k describes a matrix in shared memory to the tensor cores: rows of 64 bf16 along k, swizzled by 128 bytes as tensor copies
 // write them, at an address divisible by 1,024; 16 further along k is 2 further in the description.
 __device__ __forceinline__ uint64_t matrix_k(uint32_t address) {

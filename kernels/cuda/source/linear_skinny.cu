@@ -26,6 +26,8 @@ struct SkinnyArgs {
     float* partial;       // [2·G, BM, NM]
     int* arrived;         // [tiles], zero between launches
     long long stages;     // of the ring; shared memory is 1,024 + stages·(BM + NM)·128
+    long long lead;       // the successor may start when this many chunks of a block's are still to be asked for
+    long long prefetch;   // chunks beyond the ring that are brought into the L2 while the predecessor ends
     long long float32;    // y's type
 };
 
@@ -83,17 +85,19 @@ template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& 
         prefetch_map(&a.x);
     }
     __syncthreads();
-    allow_successor();
 
     if (warp == groups * 4) {
         if ((threadIdx.x & 31) == 0) {
             const uint64_t once = policy_evict_first(), again = policy_evict_last();
             const int ahead = min(stages, end - begin);
+            const int trigger = end - (int)a.lead;
+            if (begin + ahead >= trigger) allow_successor();
             for (int i = 0; i < ahead; i++) {
                 const int at = begin + i;
                 barrier_expect(full + i, stage_bytes);
                 load2d(ring + i * stage_bytes, &a.w, at % chunks * 64, at / chunks * BM, full + i, once);
             }
+            for (int at = begin + ahead; at < min(end, begin + ahead + (int)a.prefetch); at++) prefetch2d(&a.w, at % chunks * 64, at / chunks * BM, once);
             wait_predecessor();
             for (int i = 0; i < ahead; i++) load2d(ring + i * stage_bytes + w_bytes, &a.x, (begin + i) % chunks * 64, 0, full + i, again);
             int s = 0, phase = 0, tile = (begin + ahead) / chunks, chunk = (begin + ahead) % chunks;
@@ -103,6 +107,7 @@ template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& 
                 uint8_t* stage = ring + s * stage_bytes;
                 load2d(stage, &a.w, chunk * 64, tile * BM, full + s, once);
                 load2d(stage + w_bytes, &a.x, chunk * 64, 0, full + s, again);
+                if (at + 1 == trigger) allow_successor();
                 if (++chunk == chunks) chunk = 0, tile++;
                 if (++s == stages) s = 0, phase ^= 1;
             }
@@ -117,6 +122,7 @@ template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& 
     int s = 0, phase = 0;
     for (int at = begin; at < end;) {
         const int tile = at / chunks, k0 = at % chunks, k1 = min(chunks, k0 + end - at);
+        int before = 0; // the stage that the product still running reads
         for (int k = k0; k < k1; k++) {
             barrier_wait(full + s, phase);
             const uint32_t stage = address(ring) + s * stage_bytes;
@@ -125,10 +131,15 @@ template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& 
 #pragma unroll
             for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > k0);
             wgmma_commit();
-            wgmma_wait<0>();
-            if ((threadIdx.x & 31) == 0) barrier_arrive(empty + s);
+            wgmma_wait<1>();
+            if (k > k0 && (threadIdx.x & 31) == 0) barrier_arrive(empty + before);
+            before = s;
             if (++s == stages) s = 0, phase ^= 1;
         }
+        wgmma_wait<0>();
+#pragma unroll
+        for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
+        if ((threadIdx.x & 31) == 0) barrier_arrive(empty + before);
         at += k1 - k0;
         const int n0 = tile * BM + group * 64 + (warp & 3) * 16;
         if (k1 - k0 == chunks) {
