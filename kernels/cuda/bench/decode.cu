@@ -390,7 +390,8 @@ static void attention(bf16* o, const bf16* q, const bf16* k, const bf16* v, cons
     a.o = o, a.os = heads * d, a.q = q, a.qs = heads * d, a.k = k, a.v = v, a.scale = 1 / sqrt((double)d), a.window = window, a.heads = heads, a.kv = kv;
     a.block = s.p, a.blocks = s.blocks, a.head = s.head, a.query_start = s.start, a.context = s.context, a.table = s.table;
     a.partial = partial, a.arrived = attention_arrived;
-    launch(d == 64 ? attention_decode_64 : attention_decode_128, dim3(std::min(multiprocessors * attention_blocks, s.seqs * kv * ((s.blocks * s.p + 127) / 128))), dim3(128), 0, a);
+    const int grid = std::min(multiprocessors * attention_blocks / kv, s.seqs * ((s.blocks * s.p + 63) / 64)) * kv;
+    launch(d == 64 ? attention_decode_64 : attention_decode_128, dim3(grid), dim3(128), 32 * heads / kv * d, a);
 }
 __global__ void attention_reference(float* o, const bf16* q, const bf16* k, const bf16* v, const int* context, const int* table, int blocks, int p, int heads, int kv, int d, int window) {
     extern __shared__ double w[];
@@ -503,13 +504,15 @@ static void bench_attention(bf16* pool, ll pool_elements) {
     fill(q, 128 * 4096, 5, 1);
     printf("attention, 32/8 heads of 128: µs a layer (GB/s of K and V), overlapped launches; blocks an SM\n");
     for (int b : {1, 8, 32, 64, 128})
-        for (int c : {512, 640, 2048, 8192}) {
+        for (int c : {512, 640, 2048, 8192, -640}) { // negative: blocks in order
+            const int spread = c > 0;
+            c = abs(c);
             if (b * c > 300000) continue;
             const int p = 16, blocks = b * ((c + p - 1) / p);
             const ll cache = (ll)blocks * p * 1024;
             const int layers = (int)std::max<ll>(2, std::min<ll>(32, pool_elements / (2 * cache)));
-            Sequences s = sequences(std::vector<int>(b, c), p, blocks);
-            printf("B %3d context %4d:", b, c);
+            Sequences s = sequences(std::vector<int>(b, c), p, blocks, spread);
+            printf("B %3d context %4d%s:", b, c, spread ? "" : " in order");
             for (int per : {2, 3, 4}) {
                 attention_blocks = per;
                 const double t = time_graph([&] { for (int i = 0; i < layers; i++) attention(o, q, pool + 2 * i * cache, pool + (2 * i + 1) * cache, s, 32, 8, 128, 0); }, 5) / layers;
@@ -609,11 +612,12 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
             Sequences s = sequences(std::vector<int>(b, context), p, blocks);
             const ll r = with_a ? 64 : 0;
             double weight_bytes = 0;
-            auto step = [&](const Plan& plan, int what) { // what: bits 1 linears, 2 attention, 4 the rest
+            auto step = [&](const Plan& odd, const Plan& even, int what) { // what: bits 1 linears, 2 attention, 4 the rest
                 const bf16* w = weights;
                 weight_bytes = 0;
+                int at = 0; // attn_in, mlp_in and the head are odd
                 auto linear = [&](const bf16* in, void* out, ll rows, ll k, bool f32 = false) {
-                    if (what & 1) ::linear(plan, w, in, out, rows, rows, k, b, s.head, f32);
+                    if (what & 1) ::linear(at++ & 1 ? even : odd, w, in, out, rows, rows, k, b, s.head, f32);
                     w += rows * k;
                     weight_bytes += 2. * rows * k;
                 };
@@ -635,42 +639,32 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
                 linear(n, logits, 128256, 4096, true);
             };
             fill(x, 128 * 4096, 1, 1), fill(n, 128 * 4096, 2, 1), fill(yz, 128ll * 28736, 3, 1), fill(act, 128 * 14336, 4, 1), fill(q, 128 * 4096, 5, 1), fill(o, 128 * 4096, 6, 1);
-            std::vector<Plan> plans;
-            for (int bm : {64, 128}) {
-                if (bm == 128 && b <= 8) continue;
-                const int u = 64 / (bm / 8); // chunks in 64 KiB
-                plans.push_back({bm, 100, 1, 0, 0});
-                plans.push_back({bm, 100, 1, u / 2, 0});
-                plans.push_back({bm, 100, 1, u * 2, 0});
-                plans.push_back({bm, 100, 1, 100000, 0});
-                plans.push_back({bm, 100, 1, 0, u});
-                plans.push_back({bm, 100, 1, 0, 2 * u});
-                plans.push_back({bm, 200, 1, 0, 0});
-                plans.push_back({bm, 200, 1, 0, 2 * u});
-            }
             const double kv_bytes = 4. * b * context * 1024 * layers;
             const double floor = (weight_bytes_of(r, layers) + kv_bytes) / ceiling * 1e-3;
             printf("step B %3d context %d R %lld, floor %.3f ms\n", b, context, r, floor * 1e-3);
-            for (int per : {2, 3})
-                for (auto& plan : plans) {
-                    if (!with_a && plan.lead) continue;
-                    attention_blocks = per;
+            const int rings[][2] = {{100, 100}, {200, 200}, {66, 130}, {80, 116}, {48, 130}, {116, 80}};
+            for (int bm : {64, 128}) {
+                if (bm == 128 && b <= 8) continue;
+                for (auto& ring : rings) {
+                    const Plan odd = {bm, ring[0], 1, 100000, 0}, even = {bm, ring[1], 1, 100000, 0};
+                    if (ring[0] * 1024 < 2 * (bm + columns(b)) * 128) continue;
                     pdl = false;
-                    const double plain = plan.lead == 0 && plan.prefetch == 0 ? time_graph([&] { step(plan, 7); }, 5) : 0;
+                    const double plain = ring[0] >= 100 ? time_graph([&] { step(odd, even, 7); }, 5) : 0;
                     pdl = true;
-                    const double all = time_graph([&] { step(plan, 7); }, 9);
-                    printf("  bm %3d ring %d lead %6d prefetch %2d, attention %d: %.3f ms (%.0f%% of the floor's speed)", plan.bm, plan.ring, plan.lead, plan.prefetch, per, all * 1e-3, 100 * floor / all);
-                    if (plain) printf("; not overlapped %.3f", plain * 1e-3);
-                    if (plan.ring == 100 && per == 3) {
-                        const double l = time_graph([&] { step(plan, 1); }, 5), e = time_graph([&] { step(plan, 5); }, 5);
-                        printf("; linears alone %.3f (%.0f GB/s), with epilogues %.3f", l * 1e-3, weight_bytes * 1e-3 / l, e * 1e-3);
-                        if (plain) {
-                            const double t = time_graph([&] { step(plan, 2); }, 5);
-                            printf(", attention alone %.3f (%.0f GB/s)", t * 1e-3, kv_bytes * 1e-3 / t);
-                        }
-                    }
-                    printf("\n");
+                    double all[3];
+                    for (int per : {2, 3}) attention_blocks = per, all[per - 2] = time_graph([&] { step(odd, even, 7); }, 9);
+                    const double l = time_graph([&] { step(odd, even, 1); }, 5), e = time_graph([&] { step(odd, even, 5); }, 5);
+                    printf("  bm %3d ring %3d %3d: attention on 2: %.3f ms, on 3: %.3f (%.0f%% of the floor's speed); not overlapped %.3f; linears alone %.3f (%.0f GB/s), with epilogues %.3f\n", bm, ring[0], ring[1], all[0] * 1e-3, all[1] * 1e-3, 100 * floor / std::min(all[0], all[1]),
+                           plain * 1e-3, l * 1e-3, weight_bytes * 1e-3 / l, e * 1e-3);
+                    fflush(stdout);
                 }
+            }
+            for (int per : {2, 3}) {
+                attention_blocks = per;
+                const Plan any = {64, 100, 1, 0, 0};
+                const double t = time_graph([&] { step(any, any, 2); }, 5);
+                printf("  attention alone on %d: %.3f (%.0f GB/s)\n", per, t * 1e-3, kv_bytes * 1e-3 / t);
+            }
             fflush(stdout);
             attention_blocks = 3;
             free_sequences(s);
