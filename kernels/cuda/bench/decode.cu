@@ -121,9 +121,13 @@ static hopper::TensorMap matrix(const bf16* p, ll rows, ll cols, ll stride, int 
 }
 
 typedef void (*Skinny)(SkinnyArgs);
-static Skinny skinny_kernel(int bm, int nm) {
+static Skinny skinny_kernel(int bm, int nm, int cluster) {
 #define K(B, N) \
-    if (bm == B && nm == N) return linear_skinny_##B##_##N;
+    if (cluster == 2 && bm == B && nm == N) return linear_skinny_pair_##B##_##N;
+    K(64, 32) K(64, 64) K(64, 128) K(128, 64) K(128, 128)
+#undef K
+#define K(B, N) \
+    if (cluster == 1 && bm == B && nm == N) return linear_skinny_##B##_##N;
     K(64, 8) K(64, 16) K(64, 32) K(64, 64) K(64, 128) K(128, 8) K(128, 16) K(128, 32) K(128, 64) K(128, 128)
 #undef K
     abort();
@@ -136,20 +140,20 @@ static int* arrived;
 struct Plan {
     int bm, ring; // ring in KiB
     int blocks;   // a multiprocessor
-    int lead = 0, prefetch = 0; // chunks
+    int cluster = 1;
 };
 static void linear(const Plan& p, const bf16* w, const bf16* x, void* y, ll ys, ll n, ll k, int rows, const int* count = 0, bool f32 = false, ll xs = 0) {
     const int nm = columns(rows);
     SkinnyArgs a;
     a.w = matrix(w, n, k, k, p.bm);
-    a.x = matrix(x, rows, k, xs ? xs : k, nm);
-    a.y = y, a.ys = ys, a.n = n, a.k = k, a.rows = rows, a.count = count, a.partial = partial, a.arrived = arrived, a.float32 = f32, a.lead = p.lead, a.prefetch = p.prefetch;
+    a.x = matrix(x, rows, k, xs ? xs : k, nm / p.cluster);
+    a.y = y, a.ys = ys, a.n = n, a.k = k, a.rows = rows, a.count = count, a.partial = partial, a.arrived = arrived, a.float32 = f32;
     a.stages = std::min(skinny::max_stages, p.ring * 1024 / ((p.bm + nm) * 128));
     const int shared = 1024 + a.stages * (p.bm + nm) * 128;
-    Skinny f = skinny_kernel(p.bm, nm);
+    Skinny f = skinny_kernel(p.bm, nm, p.cluster);
     CHECK(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, 225 * 1024));
-    const ll total = (n + p.bm - 1) / p.bm * ((k + 63) / 64);
-    launch(f, dim3((int)std::min<ll>(total, multiprocessors * p.blocks)), dim3(p.bm * 2 + 32), shared, a);
+    const ll total = (n + p.bm * p.cluster - 1) / (p.bm * p.cluster) * ((k + 63) / 64);
+    launch(f, dim3((int)std::min<ll>(total, multiprocessors * p.blocks / p.cluster) * p.cluster), dim3(p.bm * 2 + 32), shared, a);
 }
 
 __global__ void linear_reference(float* y, const bf16* x, ll xs, const bf16* w, ll n, ll k) {
@@ -187,9 +191,10 @@ static void test_linear(bf16* pool) {
         CHECK(cudaStreamSynchronize(stream));
         CHECK(cudaMemcpy(want.data(), ref, want.size() * 4, cudaMemcpyDeviceToHost));
         for (int bm : {64, 128})
-            for (int ring : {100, 200}) {
+            for (int ring : {100, 200, -100, -200}) { // negative: in pairs
                 std::vector<uint16_t> first;
                 for (int m : rows) {
+                    if (ring < 0 && columns(m) < (bm == 64 ? 32 : 64)) continue;
                     if (n > 100000 && m != 1 && m != 64 && m != 128) continue;
                     for (bool f32 : {false, true}) {
                         if (f32 && (m == 3 || n == 28736)) continue;
@@ -199,7 +204,7 @@ static void test_linear(bf16* pool) {
                         std::vector<uint16_t> got[2];
                         for (int run = 0; run < 2; run++) {
                             CHECK(cudaMemsetAsync(y, 0xff, size * 2, stream));
-                            linear({bm, ring, 1}, pool, x, y, ys, n, k, m, count, f32);
+                            linear({bm, abs(ring), 1, ring < 0 ? 2 : 1}, pool, x, y, ys, n, k, m, count, f32);
                             CHECK(cudaStreamSynchronize(stream));
                             got[run].resize(size);
                             CHECK(cudaMemcpy(got[run].data(), y, size * 2, cudaMemcpyDeviceToHost));
@@ -322,7 +327,7 @@ static void bench_linear(bf16* pool, ll pool_elements) {
     bf16* x = alloc<bf16>(128 * 14336);
     bf16* y = alloc<bf16>(128ll * 128256);
     fill(x, 128 * 14336, 3, 1);
-    printf("linear: µs (GB/s of W); bm/ring KiB/blocks an SM; + overlapped launches\n");
+    printf("linear: µs (GB/s of W); bm/ring KiB; + overlapped launches\n");
     for (auto& s : shapes8b) {
         const int count = (int)std::max<ll>(3, std::min<ll>(24, pool_elements / (s.n * s.k)));
         for (int m : {1, 8, 16, 32, 64, 128}) {
@@ -336,14 +341,15 @@ static void bench_linear(bf16* pool, ll pool_elements) {
             }
             printf(" Lt %.1f (%.0f)", best_lt, gb / best_lt);
             for (int bm : {64, 128})
-                for (int cfg = 0; cfg < 2; cfg++) {
-                    const Plan p = cfg == 0 ? Plan{bm, 100, 1} : Plan{bm, 200, 1};
+                for (int cfg = 0; cfg < 4; cfg++) {
+                    const Plan p = {bm, cfg & 1 ? 200 : 100, 1, 1 + cfg / 2};
+                    if (p.cluster > 1 && columns(m) < bm / 2) continue;
                     double t[2];
                     for (int o = 0; o < 2; o++) {
                         pdl = o;
                         t[o] = time_graph([&] { for (int i = 0; i < count; i++) linear(p, pool + i * s.n * s.k, x, y, s.n, s.n, s.k, m); }, 5) / count;
                     }
-                    printf(" | %d/%d/%d %.1f (%.0f) + %.1f (%.0f)", p.bm, p.ring, p.blocks, t[0], gb / t[0], t[1], gb / t[1]);
+                    printf(" | %d/%d%s %.1f (%.0f) + %.1f (%.0f)", p.bm, p.ring, p.cluster > 1 ? " pair" : "", t[0], gb / t[0], t[1], gb / t[1]);
                 }
             printf("\n");
             fflush(stdout);
@@ -642,26 +648,35 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
             const double kv_bytes = 4. * b * context * 1024 * layers;
             const double floor = (weight_bytes_of(r, layers) + kv_bytes) / ceiling * 1e-3;
             printf("step B %3d context %d R %lld, floor %.3f ms\n", b, context, r, floor * 1e-3);
-            const int rings[][2] = {{100, 100}, {200, 200}, {66, 130}, {80, 116}, {48, 130}, {116, 80}};
-            for (int bm : {64, 128}) {
-                if (bm == 128 && b <= 8) continue;
-                for (auto& ring : rings) {
-                    const Plan odd = {bm, ring[0], 1, 100000, 0}, even = {bm, ring[1], 1, 100000, 0};
-                    if (ring[0] * 1024 < 2 * (bm + columns(b)) * 128) continue;
-                    pdl = false;
-                    const double plain = ring[0] >= 100 ? time_graph([&] { step(odd, even, 7); }, 5) : 0;
-                    pdl = true;
-                    double all[3];
-                    for (int per : {2, 3}) attention_blocks = per, all[per - 2] = time_graph([&] { step(odd, even, 7); }, 9);
-                    const double l = time_graph([&] { step(odd, even, 1); }, 5), e = time_graph([&] { step(odd, even, 5); }, 5);
-                    printf("  bm %3d ring %3d %3d: attention on 2: %.3f ms, on 3: %.3f (%.0f%% of the floor's speed); not overlapped %.3f; linears alone %.3f (%.0f GB/s), with epilogues %.3f\n", bm, ring[0], ring[1], all[0] * 1e-3, all[1] * 1e-3, 100 * floor / std::min(all[0], all[1]),
-                           plain * 1e-3, l * 1e-3, weight_bytes * 1e-3 / l, e * 1e-3);
-                    fflush(stdout);
-                }
+            struct Pair {
+                Plan odd, even;
+            };
+            std::vector<Pair> plans;
+            auto both = [&](const Plan& p) { plans.push_back({p, p}); };
+            both({64, 100, 1});
+            if (b <= 32) plans.push_back({{64, 80, 1}, {64, 116, 1}}), plans.push_back({{64, 90, 1}, {64, 116, 1}}), plans.push_back({{64, 60, 1}, {64, 116, 1}});
+            both({64, 200, 1});
+            if (b >= 32) {
+                both({64, 116, 1, 2}), both({64, 160, 1, 2}), both({64, 200, 1, 2});
+                plans.push_back({{64, 80, 1, 2}, {64, 116, 1, 2}});
+            }
+            if (b >= 64) both({128, 116, 1, 2}), both({128, 160, 1, 2}), both({128, 200, 1, 2}), both({128, 200, 1, 1});
+            if (b >= 64) plans.push_back({{128, 200, 1, 2}, {64, 200, 1, 2}}), plans.push_back({{64, 200, 1, 2}, {128, 200, 1, 2}});
+            for (auto& plan : plans) {
+                const Plan odd = plan.odd, even = plan.even;
+                pdl = false;
+                const double plain = odd.ring >= 200 ? time_graph([&] { step(odd, even, 7); }, 5) : 0;
+                pdl = true;
+                double all[3];
+                for (int per : {2, 3}) attention_blocks = per, all[per - 2] = time_graph([&] { step(odd, even, 7); }, 9);
+                const double l = time_graph([&] { step(odd, even, 1); }, 5), e = time_graph([&] { step(odd, even, 5); }, 5);
+                printf("  bm %3d ring %3d %s, %3d %3d %s: attention on 2: %.3f ms, on 3: %.3f (%.0f%% of the floor's speed); not overlapped %.3f; linears alone %.3f (%.0f GB/s), with epilogues %.3f\n", odd.bm, odd.ring, odd.cluster > 1 ? "pair" : "", even.bm, even.ring,
+                       even.cluster > 1 ? "pair" : "", all[0] * 1e-3, all[1] * 1e-3, 100 * floor / std::min(all[0], all[1]), plain * 1e-3, l * 1e-3, weight_bytes * 1e-3 / l, e * 1e-3);
+                fflush(stdout);
             }
             for (int per : {2, 3}) {
                 attention_blocks = per;
-                const Plan any = {64, 100, 1, 0, 0};
+                const Plan any = {64, 100, 1};
                 const double t = time_graph([&] { step(any, any, 2); }, 5);
                 printf("  attention alone on %d: %.3f (%.0f GB/s)\n", per, t * 1e-3, kv_bytes * 1e-3 / t);
             }

@@ -88,9 +88,23 @@ __device__ __forceinline__ void load2d(void* dst, const TensorMap* m, int x, int
                  : "memory");
 }
 
-// prefetch2d brings the box into the L2.
-__device__ __forceinline__ void prefetch2d(const TensorMap* m, int x, int y, uint64_t policy) {
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile.L2::cache_hint [%0, {%1, %2}], %3;" ::"l"(m), "r"(x), "r"(y), "l"(policy) : "memory");
+// Blocks of a cluster. Its barriers are reached from any of them: arrive_at arrives at the one of block `rank` that lies where b does here.
+__device__ __forceinline__ int cluster_rank() {
+    int r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_arrive_at(uint64_t* b, int rank) {
+    asm volatile("{\n\t.reg .b32 a;\n\tmapa.shared::cluster.u32 a, %0, %1;\n\tmbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];\n\t}" ::"r"(address(b)), "r"(rank) : "memory");
+}
+// load2d_all is load2d into the same place of every block in mask, each of which counts the bytes at its own barrier.
+__device__ __forceinline__ void load2d_all(void* dst, const TensorMap* m, int x, int y, uint64_t* b, uint16_t mask, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(address(dst)),
+                 "l"(m), "r"(x), "r"(y), "r"(address(b)), "h"(mask), "l"(policy)
+                 : "memory");
 }
 
 // matrix_k describes a matrix in shared memory to the tensor cores: rows of 64 bf16 along k, swizzled by 128 bytes as tensor copies

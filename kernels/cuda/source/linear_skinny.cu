@@ -26,8 +26,6 @@ struct SkinnyArgs {
     float* partial;       // [2·G, BM, NM]
     int* arrived;         // [tiles], zero between launches
     long long stages;     // of the ring; shared memory is 1,024 + stages·(BM + NM)·128
-    long long lead;       // the successor may start when this many chunks of a block's are still to be asked for
-    long long prefetch;   // chunks beyond the ring that are brought into the L2 while the predecessor ends
     long long float32;    // y's type
 };
 
@@ -61,22 +59,30 @@ template <int NM> __device__ __forceinline__ void store(const SkinnyArgs& a, con
     }
 }
 
-template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& a) {
+// load_x fetches this block's share of a chunk of x, for all blocks of its cluster.
+template <int NM, int C> __device__ __forceinline__ void load_x(const SkinnyArgs& a, uint8_t* dst, int chunk, int rank, uint64_t* full, uint64_t policy) {
+    if (C == 1) load2d(dst, &a.x, chunk * 64, 0, full, policy);
+    else load2d_all(dst + rank * (NM / C * 128), &a.x, chunk * 64, rank * (NM / C), full, (1 << C) - 1, policy);
+}
+
+template <int BM, int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a) {
     constexpr int groups = BM / 64, w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
     extern __shared__ uint8_t raw[];
     __shared__ alignas(8) uint64_t full[max_stages], empty[max_stages];
     __shared__ int arrived;
     uint8_t* ring = (uint8_t*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
 
-    const int warp = threadIdx.x >> 5, stages = (int)a.stages;
-    const int chunks = ((int)a.k + 63) / 64, tiles = ((int)a.n + BM - 1) / BM;
-    const long long total = (long long)tiles * chunks, grid = gridDim.x;
-    const int begin = (int)(total * blockIdx.x / grid), end = (int)(total * (blockIdx.x + 1) / grid);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = (int)a.stages;
+    const int rank = C == 1 ? 0 : cluster_rank(), me = blockIdx.x / C;
+    const int chunks = ((int)a.k + 63) / 64, tiles = ((int)a.n + BM * C - 1) / (BM * C);
+    const long long total = (long long)tiles * chunks, grid = gridDim.x / C;
+    const int begin = (int)(total * me / grid), end = (int)(total * (me + 1) / grid);
+    const int row0 = rank * BM;
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < stages; s++) {
             barrier_init(full + s, 1);
-            barrier_init(empty + s, groups * 4);
+            barrier_init(empty + s, groups * 4 * C);
         }
         barrier_init_visible();
     }
@@ -84,109 +90,119 @@ template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs& 
         prefetch_map(&a.w);
         prefetch_map(&a.x);
     }
-    __syncthreads();
+    if (C == 1) __syncthreads();
+    else cluster_sync();
+    allow_successor();
 
     if (warp == groups * 4) {
-        if ((threadIdx.x & 31) == 0) {
+        if (lane == 0) {
             const uint64_t once = policy_evict_first(), again = policy_evict_last();
             const int ahead = min(stages, end - begin);
-            const int trigger = end - (int)a.lead;
-            if (begin + ahead >= trigger) allow_successor();
             for (int i = 0; i < ahead; i++) {
                 const int at = begin + i;
                 barrier_expect(full + i, stage_bytes);
-                load2d(ring + i * stage_bytes, &a.w, at % chunks * 64, at / chunks * BM, full + i, once);
+                load2d(ring + i * stage_bytes, &a.w, at % chunks * 64, at / chunks * (BM * C) + row0, full + i, once);
             }
-            for (int at = begin + ahead; at < min(end, begin + ahead + (int)a.prefetch); at++) prefetch2d(&a.w, at % chunks * 64, at / chunks * BM, once);
             wait_predecessor();
-            for (int i = 0; i < ahead; i++) load2d(ring + i * stage_bytes + w_bytes, &a.x, (begin + i) % chunks * 64, 0, full + i, again);
+            for (int i = 0; i < ahead; i++) load_x<NM, C>(a, ring + i * stage_bytes + w_bytes, (begin + i) % chunks, rank, full + i, again);
             int s = 0, phase = 0, tile = (begin + ahead) / chunks, chunk = (begin + ahead) % chunks;
             for (int at = begin + ahead; at < end; at++) {
                 barrier_wait(empty + s, phase);
                 barrier_expect(full + s, stage_bytes);
                 uint8_t* stage = ring + s * stage_bytes;
-                load2d(stage, &a.w, chunk * 64, tile * BM, full + s, once);
-                load2d(stage + w_bytes, &a.x, chunk * 64, 0, full + s, again);
-                if (at + 1 == trigger) allow_successor();
+                load2d(stage, &a.w, chunk * 64, tile * (BM * C) + row0, full + s, once);
+                load_x<NM, C>(a, stage + w_bytes, chunk, rank, full + s, again);
                 if (++chunk == chunks) chunk = 0, tile++;
                 if (++s == stages) s = 0, phase ^= 1;
             }
         }
-        return;
-    }
-
-    wait_predecessor();
-    const int rows = a.count ? min(*a.count, (int)a.rows) : (int)a.rows;
-    const int group = warp >> 2;
-    float c[NM / 2];
-    int s = 0, phase = 0;
-    for (int at = begin; at < end;) {
-        const int tile = at / chunks, k0 = at % chunks, k1 = min(chunks, k0 + end - at);
-        int before = 0; // the stage that the product still running reads
-        for (int k = k0; k < k1; k++) {
-            barrier_wait(full + s, phase);
-            const uint32_t stage = address(ring) + s * stage_bytes;
-            const uint64_t wd = matrix_k(stage + group * 8192), xd = matrix_k(stage + w_bytes);
-            wgmma_fence();
+        __syncwarp();
+    } else {
+        wait_predecessor();
+        const int rows = a.count ? min(*a.count, (int)a.rows) : (int)a.rows;
+        const int group = warp >> 2;
+        float c[NM / 2];
+        int s = 0, phase = 0;
+        auto release = [&](int stage) { // the stage may be written again, by every block that writes into it
+            if (C == 1) {
+                if (lane == 0) barrier_arrive(empty + stage);
+            } else if (lane < C) barrier_arrive_at(empty + stage, lane);
+        };
+        for (int at = begin; at < end;) {
+            const int tile = at / chunks, k0 = at % chunks, k1 = min(chunks, k0 + end - at);
+            int before = 0; // the stage that the product still running reads
+            for (int k = k0; k < k1; k++) {
+                barrier_wait(full + s, phase);
+                const uint32_t stage = address(ring) + s * stage_bytes;
+                const uint64_t wd = matrix_k(stage + group * 8192), xd = matrix_k(stage + w_bytes);
+                wgmma_fence();
 #pragma unroll
-            for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > k0);
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (k > k0 && (threadIdx.x & 31) == 0) barrier_arrive(empty + before);
-            before = s;
-            if (++s == stages) s = 0, phase ^= 1;
-        }
-        wgmma_wait<0>();
+                for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > k0);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (k > k0) release(before);
+                before = s;
+                if (++s == stages) s = 0, phase ^= 1;
+            }
+            wgmma_wait<0>();
 #pragma unroll
-        for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
-        if ((threadIdx.x & 31) == 0) barrier_arrive(empty + before);
-        at += k1 - k0;
-        const int n0 = tile * BM + group * 64 + (warp & 3) * 16;
-        if (k1 - k0 == chunks) {
-            store<NM>(a, c, n0, rows);
-            continue;
-        }
-        // The tile is shared with other blocks: first … last.
-        constexpr int threads = groups * 128;
-        float4* part = (float4*)a.partial;
-        const long long size = BM * NM / 4;
-        float4* mine = part + (2 * blockIdx.x + (k0 == 0)) * size + threadIdx.x;
+            for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
+            release(before);
+            at += k1 - k0;
+            const int n0 = tile * (BM * C) + row0 + group * 64 + (warp & 3) * 16;
+            if (k1 - k0 == chunks) {
+                store<NM>(a, c, n0, rows);
+                continue;
+            }
+            // The tile is shared with other blocks: those of this rank in the clusters first … last.
+            constexpr int threads = groups * 128;
+            float4* part = (float4*)a.partial;
+            const long long size = BM * NM / 4;
+            float4* mine = part + (2 * blockIdx.x + (k0 == 0)) * size + threadIdx.x;
 #pragma unroll
-        for (int i = 0; i < NM / 8; i++) __stcg(mine + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
-        const long long x0 = (long long)tile * chunks;
-        const int first = (int)(((x0 + 1) * grid - 1) / total), last = (int)(((x0 + chunks) * grid - 1) / total);
-        __threadfence();
-        named_sync(1, threads);
-        if (threadIdx.x == 0) {
-            arrived = atomicAdd(a.arrived + tile, 1);
-            if (arrived == last - first) a.arrived[tile] = 0;
-        }
-        named_sync(1, threads);
-        if (arrived != last - first) continue;
-        __threadfence();
-        for (int p = first; p <= last; p++) {
-            const float4* other = part + (2 * p + (p == first)) * size + threadIdx.x;
+            for (int i = 0; i < NM / 8; i++) __stcg(mine + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
+            const long long x0 = (long long)tile * chunks;
+            const int first = (int)(((x0 + 1) * grid - 1) / total), last = (int)(((x0 + chunks) * grid - 1) / total);
+            __threadfence();
+            named_sync(1, threads);
+            if (threadIdx.x == 0) {
+                int* count = a.arrived + tile * C + rank;
+                arrived = atomicAdd(count, 1);
+                if (arrived == last - first) *count = 0;
+            }
+            named_sync(1, threads);
+            if (arrived != last - first) continue;
+            __threadfence();
+            for (int p = first; p <= last; p++) {
+                const float4* other = part + (2 * (p * C + rank) + (p == first)) * size + threadIdx.x;
 #pragma unroll
-            for (int i = 0; i < NM / 8; i++) {
-                const float4 v = __ldcg(other + i * threads);
-                if (p == first) {
-                    c[4 * i] = v.x, c[4 * i + 1] = v.y, c[4 * i + 2] = v.z, c[4 * i + 3] = v.w;
-                } else {
-                    c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
+                for (int i = 0; i < NM / 8; i++) {
+                    const float4 v = __ldcg(other + i * threads);
+                    if (p == first) {
+                        c[4 * i] = v.x, c[4 * i + 1] = v.y, c[4 * i + 2] = v.z, c[4 * i + 3] = v.w;
+                    } else {
+                        c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
+                    }
                 }
             }
+            store<NM>(a, c, n0, rows);
         }
-        store<NM>(a, c, n0, rows);
     }
+    if (C > 1) cluster_sync(); // nobody writes into a block that has ended
 }
 #else
-template <int BM, int NM> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
+template <int BM, int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
 #endif
 } // namespace skinny
 
-// linear_skinny_<BM>_<NM>: tiles of BM rows of W, at most NM rows of x.
+// linear_skinny_<BM>_<NM>: tiles of BM rows of W, at most NM rows of x. linear_skinny_pair_…: clusters of two blocks, the grid a multiple of 2
+// and x's box [NM/2, 64].
 #define SKINNY(BM, NM) \
-    extern "C" __global__ void __launch_bounds__(BM * 2 + 32, 1) linear_skinny_##BM##_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<BM, NM>(a); }
+    extern "C" __global__ void __launch_bounds__(BM * 2 + 32, 1) linear_skinny_##BM##_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<BM, NM, 1>(a); }
+#define SKINNY_PAIR(BM, NM) \
+    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(BM * 2 + 32, 1) linear_skinny_pair_##BM##_##NM(const __grid_constant__ SkinnyArgs a) { \
+        skinny::run<BM, NM, 2>(a); \
+    }
 SKINNY(64, 8)
 SKINNY(64, 16)
 SKINNY(64, 32)
@@ -197,3 +213,8 @@ SKINNY(128, 16)
 SKINNY(128, 32)
 SKINNY(128, 64)
 SKINNY(128, 128)
+SKINNY_PAIR(64, 32)
+SKINNY_PAIR(64, 64)
+SKINNY_PAIR(64, 128)
+SKINNY_PAIR(128, 64)
+SKINNY_PAIR(128, 128)
