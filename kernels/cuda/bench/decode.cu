@@ -654,7 +654,7 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
             std::vector<Pair> plans;
             auto both = [&](const Plan& p) { plans.push_back({p, p}); };
             both({64, 100, 1});
-            if (b <= 32) plans.push_back({{64, 80, 1}, {64, 116, 1}}), plans.push_back({{64, 90, 1}, {64, 116, 1}}), plans.push_back({{64, 60, 1}, {64, 116, 1}});
+            if (b <= 32) plans.push_back({{64, 80, 1}, {64, 116, 1}}), plans.push_back({{64, 66, 1}, {64, 130, 1}}), both({64, 116, 1}), both({64, 140, 1});
             both({64, 200, 1});
             if (b >= 32) {
                 both({64, 116, 1, 2}), both({64, 160, 1, 2}), both({64, 200, 1, 2});

@@ -295,7 +295,6 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
     const int last = now.seq;
     const bool split_first = start[first] < begin || start[first + 1] > end, split_last = last != first && start[last + 1] > end;
     if (!split_first && !split_last) return;
-    __threadfence();
     __syncthreads();
     if (threadIdx.x < 2) {
         const int s = threadIdx.x ? last : first;
@@ -303,13 +302,12 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
         if (threadIdx.x ? split_last : split_first) {
             const int n = min(end, start[s + 1]) - max(begin, start[s]), all = start[s + 1] - start[s];
             int* count = a.arrived + s * kvs + kv;
-            done = atomicAdd(count, n) + n == all;
+            done = count_up(count, n) + n == all;
             if (done) *count = 0;
         }
         complete[threadIdx.x] = done;
     }
     __syncthreads();
-    __threadfence();
     for (int which = 0; which < 2; which++) {
         if (!complete[which]) continue;
         const int s = which ? last : first, s0 = start[s], n = start[s + 1] - s0;

@@ -36,6 +36,14 @@ __device__ __forceinline__ uint32_t pack(float lo, float hi) {
     return *(uint32_t*)&v;
 }
 
+// count_up adds n to a counter and returns what it was. What the block's threads wrote before a barrier that comes before it is seen by a block that
+// reads after a barrier that comes after its own count_up of a later value.
+__device__ __forceinline__ int count_up(int* p, int n) {
+    int was;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(was) : "l"(p), "r"(n) : "memory");
+    return was;
+}
+
 // transpose8 transposes an 8×8 matrix of 16-bit values that a warp holds as fragments: lane 4g+t has columns 2t, 2t+1 of row g.
 __device__ __forceinline__ uint32_t transpose8(uint32_t v) {
     uint32_t r;
@@ -98,7 +106,7 @@ __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void barrier_arrive_at(uint64_t* b, int rank) {
-    asm volatile("{\n\t.reg .b32 a;\n\tmapa.shared::cluster.u32 a, %0, %1;\n\tmbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];\n\t}" ::"r"(address(b)), "r"(rank) : "memory");
+    asm volatile("{\n\t.reg .b32 a;\n\tmapa.shared::cluster.u32 a, %0, %1;\n\tmbarrier.arrive.shared::cluster.b64 _, [a];\n\t}" ::"r"(address(b)), "r"(rank) : "memory");
 }
 // load2d_all is load2d into the same place of every block in mask, each of which counts the bytes at its own barrier.
 __device__ __forceinline__ void load2d_all(void* dst, const TensorMap* m, int x, int y, uint64_t* b, uint16_t mask, uint64_t policy) {

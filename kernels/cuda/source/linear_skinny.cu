@@ -163,16 +163,14 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
             for (int i = 0; i < NM / 8; i++) __stcg(mine + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
             const long long x0 = (long long)tile * chunks;
             const int first = (int)(((x0 + 1) * grid - 1) / total), last = (int)(((x0 + chunks) * grid - 1) / total);
-            __threadfence();
             named_sync(1, threads);
             if (threadIdx.x == 0) {
                 int* count = a.arrived + tile * C + rank;
-                arrived = atomicAdd(count, 1);
+                arrived = count_up(count, 1);
                 if (arrived == last - first) *count = 0;
             }
             named_sync(1, threads);
             if (arrived != last - first) continue;
-            __threadfence();
             for (int p = first; p <= last; p++) {
                 const float4* other = part + (2 * (p * C + rank) + (p == first)) * size + threadIdx.x;
 #pragma unroll
