@@ -36,12 +36,18 @@ __device__ __forceinline__ uint32_t pack(float lo, float hi) {
     return *(uint32_t*)&v;
 }
 
-// count_up adds n to a counter and returns what it was. What the block's threads wrote before a barrier that comes before it is seen by a block that
-// reads after a barrier that comes after its own count_up of a later value.
+// count_up adds n to a counter and returns what it was. What a block's threads wrote before a barrier that comes before it is seen by a block that
+// reads after a barrier that comes after its own count_up, or counted, of the later value.
 __device__ __forceinline__ int count_up(int* p, int n) {
     int was;
     asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(was) : "l"(p), "r"(n) : "memory");
     return was;
+}
+// counted reads a counter.
+__device__ __forceinline__ int counted(const int* p) {
+    int n;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(n) : "l"(p) : "memory");
+    return n;
 }
 
 // transpose8 transposes an 8×8 matrix of 16-bit values that a warp holds as fragments: lane 4g+t has columns 2t, 2t+1 of row g.

@@ -1,16 +1,18 @@
 // Linear for few rows: y[m] = x[m]·Wᵀ for m < rows ≤ NM, bf16 with float32 sums; W is read once.
 //   x bf16 [rows, K]; W bf16 [N, K]; y bf16 or float32 [rows, N]. K a multiple of 8, N even.
-//   grid: any number of blocks G ≤ tiles·chunks, best one a multiprocessor; 2·BM + 32 threads.
+//   grid: G ≤ tiles·chunks blocks, one a multiprocessor; 2·BM + 32 threads.
 //   moves 2·N·K bytes of W, and x once for every BM rows of W (out of L2).
 //   Oracle: kernels/cpu Linear.
 //
 // W is cut into tiles of BM rows and these into chunks of 64 columns; block i of G takes chunks [i·total/G, (i+1)·total/G) of that one
 // long list ("stream-K"), so that all blocks read the same number of bytes whatever N is. One warp feeds a ring of stages in shared memory
-// by tensor copies; W is the 64-row operand of the tensor cores, x the one of 8 … 128 columns. Where a tile is cut between blocks each
-// writes its part to the workspace, and the last to arrive adds the parts in order of k.
+// by tensor copies; W is the 64-row operand of the tensor cores, x the one of 8 … 128 columns. A block goes through its tiles from the last
+// to the first. Where a tile is cut between blocks, the one with its last chunk comes to it when it is done with its others; the rest
+// came to it first. It waits for them and adds their parts from the workspace in order of k. Since it waits for blocks before it in the
+// grid alone, it needs no more of them to fit on the device than were started.
 //
 // Each output is a sum over k in an order that N, K, BM and G alone decide: a row's result depends neither on the other rows, nor on NM,
-// nor on which block came last.
+// nor on when a block ran.
 //
 // The ring is filled with W before the predecessor's end is waited for (W never changes), and with x after.
 #include "hopper.cuh"
@@ -23,7 +25,7 @@ struct SkinnyArgs {
     long long n, k;
     long long rows;
     const int* count;     // rows that are really there, in the step record; or 0
-    float* partial;       // [2·G, BM, NM]
+    float* partial;       // [G, BM, NM]
     int* arrived;         // [tiles], zero between launches
     long long stages;     // of the ring; shared memory is 1,024 + stages·(BM + NM)·128
     long long float32;    // y's type
@@ -59,6 +61,23 @@ template <int NM> __device__ __forceinline__ void store(const SkinnyArgs& a, con
     }
 }
 
+// Walk goes through a block's chunks [begin, end): its tiles from the last to the first, in each the chunks in order.
+struct Walk {
+    int begin, chunks, tile, chunk, stop;
+    __device__ Walk(int begin, int end, int chunks) : begin(begin), chunks(chunks), tile((end - 1) / chunks) {
+        chunk = max(0, begin - tile * chunks);
+        stop = end - tile * chunks;
+    }
+    __device__ void next_tile() {
+        tile--;
+        chunk = max(0, begin - tile * chunks);
+        stop = chunks;
+    }
+    __device__ void next() {
+        if (++chunk == stop) next_tile();
+    }
+};
+
 // load_x fetches this block's share of a chunk of x, for all blocks of its cluster.
 template <int NM, int C> __device__ __forceinline__ void load_x(const SkinnyArgs& a, uint8_t* dst, int chunk, int rank, uint64_t* full, uint64_t policy) {
     if (C == 1) load2d(dst, &a.x, chunk * 64, 0, full, policy);
@@ -69,7 +88,6 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
     constexpr int groups = BM / 64, w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
     extern __shared__ uint8_t raw[];
     __shared__ alignas(8) uint64_t full[max_stages], empty[max_stages];
-    __shared__ int arrived;
     uint8_t* ring = (uint8_t*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
 
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = (int)a.stages;
@@ -97,22 +115,21 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
     if (warp == groups * 4) {
         if (lane == 0) {
             const uint64_t once = policy_evict_first(), again = policy_evict_last();
-            const int ahead = min(stages, end - begin);
-            for (int i = 0; i < ahead; i++) {
-                const int at = begin + i;
+            const int n = end - begin, ahead = min(stages, n);
+            Walk w(begin, end, chunks), x = w;
+            for (int i = 0; i < ahead; i++, w.next()) {
                 barrier_expect(full + i, stage_bytes);
-                load2d(ring + i * stage_bytes, &a.w, at % chunks * 64, at / chunks * (BM * C) + row0, full + i, once);
+                load2d(ring + i * stage_bytes, &a.w, w.chunk * 64, w.tile * (BM * C) + row0, full + i, once);
             }
             wait_predecessor();
-            for (int i = 0; i < ahead; i++) load_x<NM, C>(a, ring + i * stage_bytes + w_bytes, (begin + i) % chunks, rank, full + i, again);
-            int s = 0, phase = 0, tile = (begin + ahead) / chunks, chunk = (begin + ahead) % chunks;
-            for (int at = begin + ahead; at < end; at++) {
+            for (int i = 0; i < ahead; i++, x.next()) load_x<NM, C>(a, ring + i * stage_bytes + w_bytes, x.chunk, rank, full + i, again);
+            int s = 0, phase = 0;
+            for (int i = ahead; i < n; i++, w.next()) {
                 barrier_wait(empty + s, phase);
                 barrier_expect(full + s, stage_bytes);
                 uint8_t* stage = ring + s * stage_bytes;
-                load2d(stage, &a.w, chunk * 64, tile * (BM * C) + row0, full + s, once);
-                load_x<NM, C>(a, stage + w_bytes, chunk, rank, full + s, again);
-                if (++chunk == chunks) chunk = 0, tile++;
+                load2d(stage, &a.w, w.chunk * 64, w.tile * (BM * C) + row0, full + s, once);
+                load_x<NM, C>(a, stage + w_bytes, w.chunk, rank, full + s, again);
                 if (++s == stages) s = 0, phase ^= 1;
             }
         }
@@ -128,8 +145,9 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
                 if (lane == 0) barrier_arrive(empty + stage);
             } else if (lane < C) barrier_arrive_at(empty + stage, lane);
         };
-        for (int at = begin; at < end;) {
-            const int tile = at / chunks, k0 = at % chunks, k1 = min(chunks, k0 + end - at);
+        Walk walk(begin, end, chunks);
+        for (int left = end - begin; left > 0; walk.next_tile()) {
+            const int tile = walk.tile, k0 = walk.chunk, k1 = walk.stop;
             int before = 0; // the stage that the product still running reads
             for (int k = k0; k < k1; k++) {
                 barrier_wait(full + s, phase);
@@ -148,40 +166,46 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
 #pragma unroll
             for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
             release(before);
-            at += k1 - k0;
+            left -= k1 - k0;
             const int n0 = tile * (BM * C) + row0 + group * 64 + (warp & 3) * 16;
             if (k1 - k0 == chunks) {
                 store<NM>(a, c, n0, rows);
                 continue;
             }
-            // The tile is shared with other blocks: those of this rank in the clusters first … last.
+            // The tile is shared with other blocks: those of this rank in the clusters first … the one with its last chunk.
             constexpr int threads = groups * 128;
-            float4* part = (float4*)a.partial;
             const long long size = BM * NM / 4;
-            float4* mine = part + (2 * blockIdx.x + (k0 == 0)) * size + threadIdx.x;
+            float4* part = (float4*)a.partial + threadIdx.x;
+            int* count = a.arrived + tile * C + rank;
+            if (k1 < chunks) {
 #pragma unroll
-            for (int i = 0; i < NM / 8; i++) __stcg(mine + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
-            const long long x0 = (long long)tile * chunks;
-            const int first = (int)(((x0 + 1) * grid - 1) / total), last = (int)(((x0 + chunks) * grid - 1) / total);
-            named_sync(1, threads);
+                for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
+                named_sync(1, threads);
+                if (threadIdx.x == 0) count_up(count, 1);
+                continue;
+            }
+            const int first = (int)((((long long)tile * chunks + 1) * grid - 1) / total);
             if (threadIdx.x == 0) {
-                int* count = a.arrived + tile * C + rank;
-                arrived = count_up(count, 1);
-                if (arrived == last - first) *count = 0;
+                while (counted(count) != me - first) {}
+                *count = 0;
             }
             named_sync(1, threads);
-            if (arrived != last - first) continue;
-            for (int p = first; p <= last; p++) {
-                const float4* other = part + (2 * (p * C + rank) + (p == first)) * size + threadIdx.x;
+            part += (first * C + rank) * size;
+            if (first == me - 1) {
 #pragma unroll
                 for (int i = 0; i < NM / 8; i++) {
-                    const float4 v = __ldcg(other + i * threads);
-                    if (p == first) {
-                        c[4 * i] = v.x, c[4 * i + 1] = v.y, c[4 * i + 2] = v.z, c[4 * i + 3] = v.w;
-                    } else {
-                        c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
-                    }
+                    const float4 v = __ldcg(part + i * threads);
+                    c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
                 }
+            } else
+#pragma unroll
+            for (int i = 0; i < NM / 8; i++) {
+                float4 sum = __ldcg(part + i * threads);
+                for (int p = 1; p < me - first; p++) {
+                    const float4 v = __ldcg(part + p * C * size + i * threads);
+                    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                }
+                c[4 * i] += sum.x, c[4 * i + 1] += sum.y, c[4 * i + 2] += sum.z, c[4 * i + 3] += sum.w;
             }
             store<NM>(a, c, n0, rows);
         }
