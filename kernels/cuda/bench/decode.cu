@@ -121,16 +121,15 @@ static hopper::TensorMap matrix(const bf16* p, ll rows, ll cols, ll stride, int 
 }
 
 typedef void (*Skinny)(SkinnyArgs);
-static Skinny skinny_kernel(int bm, int nm, int cluster) {
-#define K(B, N) \
-    if (cluster == 2 && bm == B && nm == N) return linear_skinny_pair_##B##_##N;
-    K(64, 32) K(64, 64) K(64, 128) K(128, 64) K(128, 128)
-#undef K
-#define K(B, N) \
-    if (cluster == 1 && bm == B && nm == N) return linear_skinny_##B##_##N;
-    K(64, 8) K(64, 16) K(64, 32) K(64, 64) K(64, 128) K(128, 8) K(128, 16) K(128, 32) K(128, 64) K(128, 128)
-#undef K
-    abort();
+static Skinny skinny_kernel(int nm, bool pair) {
+    if (pair && nm == 128) return linear_skinny_pair_128;
+    switch (nm) {
+    case 8: return linear_skinny_8;
+    case 16: return linear_skinny_16;
+    case 32: return linear_skinny_32;
+    case 64: return linear_skinny_64;
+    default: return linear_skinny_128;
+    }
 }
 static int columns(int m) { return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : m <= 64 ? 64 : 128; }
 
@@ -138,22 +137,22 @@ static float* partial;
 static int* arrived;
 
 struct Plan {
-    int bm, ring; // ring in KiB
-    int blocks;   // a multiprocessor
-    int cluster = 1;
+    int ring; // KiB
+    bool pair = false;
 };
-static void linear(const Plan& p, const bf16* w, const bf16* x, void* y, ll ys, ll n, ll k, int rows, const int* count = 0, bool f32 = false, ll xs = 0) {
-    const int nm = columns(rows);
+static Plan best_plan(int rows) { return rows <= 32 ? Plan{140} : rows <= 64 ? Plan{200} : Plan{200, true}; }
+static void linear(const Plan& p, const bf16* w, const bf16* x, void* y, ll ys, ll n, ll k, int rows, const int* count = 0, bool f32 = false) {
+    const int nm = columns(rows), cluster = p.pair ? 2 : 1;
     SkinnyArgs a;
-    a.w = matrix(w, n, k, k, p.bm);
-    a.x = matrix(x, rows, k, xs ? xs : k, nm / p.cluster);
+    a.w = matrix(w, n, k, k, 64);
+    a.x = matrix(x, rows, k, k, nm / cluster);
     a.y = y, a.ys = ys, a.n = n, a.k = k, a.rows = rows, a.count = count, a.partial = partial, a.arrived = arrived, a.float32 = f32;
-    a.stages = std::min(skinny::max_stages, p.ring * 1024 / ((p.bm + nm) * 128));
-    const int shared = 1024 + a.stages * (p.bm + nm) * 128;
-    Skinny f = skinny_kernel(p.bm, nm, p.cluster);
+    a.stages = std::min(skinny::max_stages, p.ring * 1024 / ((64 + nm) * 128));
+    const int shared = 1024 + a.stages * (64 + nm) * 128;
+    Skinny f = skinny_kernel(nm, p.pair);
     CHECK(cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, 225 * 1024));
-    const ll total = (n + p.bm * p.cluster - 1) / (p.bm * p.cluster) * ((k + 63) / 64);
-    launch(f, dim3((int)std::min<ll>(total, multiprocessors * p.blocks / p.cluster) * p.cluster), dim3(p.bm * 2 + 32), shared, a);
+    const ll total = (n + 64 * cluster - 1) / (64 * cluster) * ((k + 63) / 64);
+    launch(f, dim3((int)std::min<ll>(total, multiprocessors / cluster) * cluster), dim3(160), shared, a);
 }
 
 __global__ void linear_reference(float* y, const bf16* x, ll xs, const bf16* w, ll n, ll k) {
@@ -190,11 +189,11 @@ static void test_linear(bf16* pool) {
         std::vector<float> want(128 * n);
         CHECK(cudaStreamSynchronize(stream));
         CHECK(cudaMemcpy(want.data(), ref, want.size() * 4, cudaMemcpyDeviceToHost));
-        for (int bm : {64, 128})
-            for (int ring : {100, 200, -100, -200}) { // negative: in pairs
+        for (bool pair : {false, true})
+            for (int ring : {64, 140, 200}) {
                 std::vector<uint16_t> first;
                 for (int m : rows) {
-                    if (ring < 0 && columns(m) < (bm == 64 ? 32 : 64)) continue;
+                    if (pair && columns(m) < 128) continue;
                     if (n > 100000 && m != 1 && m != 64 && m != 128) continue;
                     for (bool f32 : {false, true}) {
                         if (f32 && (m == 3 || n == 28736)) continue;
@@ -204,7 +203,7 @@ static void test_linear(bf16* pool) {
                         std::vector<uint16_t> got[2];
                         for (int run = 0; run < 2; run++) {
                             CHECK(cudaMemsetAsync(y, 0xff, size * 2, stream));
-                            linear({bm, abs(ring), 1, ring < 0 ? 2 : 1}, pool, x, y, ys, n, k, m, count, f32);
+                            linear({ring, pair}, pool, x, y, ys, n, k, m, count, f32);
                             CHECK(cudaStreamSynchronize(stream));
                             got[run].resize(size);
                             CHECK(cudaMemcpy(got[run].data(), y, size * 2, cudaMemcpyDeviceToHost));
@@ -225,7 +224,7 @@ static void test_linear(bf16* pool) {
                             }
                         const double err = sqrt(num / den);
                         char what[200];
-                        snprintf(what, sizeof what, "linear [%lld, %lld] rows %d bm %d ring %d f32 %d%s%s", n, k, m, bm, ring, f32, clean ? "" : " wrote outside", got[0] == got[1] ? "" : " runs differ");
+                        snprintf(what, sizeof what, "linear [%lld, %lld] rows %d pair %d ring %d f32 %d%s%s", n, k, m, pair, ring, f32, clean ? "" : " wrote outside", got[0] == got[1] ? "" : " runs differ");
                         report(err < (f32 ? 1e-5 : 4e-3) && clean && got[0] == got[1], what, err);
                         cases++;
                         if (f32) continue;
@@ -236,7 +235,7 @@ static void test_linear(bf16* pool) {
                 }
             }
     }
-    printf("linear: %d cases; row 0 bit-equal to that of rows = 1 in %d of %d\n", cases, across, pairs);
+    printf("linear: %d cases; row 0 bit-equal to that of the smallest bucket in %d of %d\n", cases, across, pairs);
     cudaFree(x), cudaFree(ref), cudaFree(y), cudaFree(count);
 }
 
@@ -327,7 +326,7 @@ static void bench_linear(bf16* pool, ll pool_elements) {
     bf16* x = alloc<bf16>(128 * 14336);
     bf16* y = alloc<bf16>(128ll * 128256);
     fill(x, 128 * 14336, 3, 1);
-    printf("linear: µs (GB/s of W); bm/ring KiB; + overlapped launches\n");
+    printf("linear: µs (GB/s of W); ring KiB; + overlapped launches\n");
     for (auto& s : shapes8b) {
         const int count = (int)std::max<ll>(3, std::min<ll>(24, pool_elements / (s.n * s.k)));
         for (int m : {1, 8, 16, 32, 64, 128}) {
@@ -340,17 +339,15 @@ static void bench_linear(bf16* pool, ll pool_elements) {
                 best_lt = std::min(best_lt, time_graph([&] { for (int i = 0; i < count; i++) lt_run(lp, pool + i * s.n * s.k, x, y); }, 5) / count);
             }
             printf(" Lt %.1f (%.0f)", best_lt, gb / best_lt);
-            for (int bm : {64, 128})
-                for (int cfg = 0; cfg < 4; cfg++) {
-                    const Plan p = {bm, cfg & 1 ? 200 : 100, 1, 1 + cfg / 2};
-                    if (p.cluster > 1 && columns(m) < bm / 2) continue;
-                    double t[2];
-                    for (int o = 0; o < 2; o++) {
-                        pdl = o;
-                        t[o] = time_graph([&] { for (int i = 0; i < count; i++) linear(p, pool + i * s.n * s.k, x, y, s.n, s.n, s.k, m); }, 5) / count;
-                    }
-                    printf(" | %d/%d%s %.1f (%.0f) + %.1f (%.0f)", p.bm, p.ring, p.cluster > 1 ? " pair" : "", t[0], gb / t[0], t[1], gb / t[1]);
+            for (const Plan& p : {Plan{140}, Plan{200}, Plan{200, true}}) {
+                if (p.pair && m < 128) continue;
+                double t[2];
+                for (int o = 0; o < 2; o++) {
+                    pdl = o;
+                    t[o] = time_graph([&] { for (int i = 0; i < count; i++) linear(p, pool + i * s.n * s.k, x, y, s.n, s.n, s.k, m); }, 5) / count;
                 }
+                printf(" | %d%s %.1f (%.0f) + %.1f (%.0f)", p.ring, p.pair ? " pair" : "", t[0], gb / t[0], t[1], gb / t[1]);
+            }
             printf("\n");
             fflush(stdout);
         }
@@ -618,12 +615,11 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
             Sequences s = sequences(std::vector<int>(b, context), p, blocks);
             const ll r = with_a ? 64 : 0;
             double weight_bytes = 0;
-            auto step = [&](const Plan& odd, const Plan& even, int what) { // what: bits 1 linears, 2 attention, 4 the rest
+            auto step = [&](const Plan& plan, int what) { // what: bits 1 linears, 2 attention, 4 the rest
                 const bf16* w = weights;
                 weight_bytes = 0;
-                int at = 0; // attn_in, mlp_in and the head are odd
                 auto linear = [&](const bf16* in, void* out, ll rows, ll k, bool f32 = false) {
-                    if (what & 1) ::linear(at++ & 1 ? even : odd, w, in, out, rows, rows, k, b, s.head, f32);
+                    if (what & 1) ::linear(plan, w, in, out, rows, rows, k, b, s.head, f32);
                     w += rows * k;
                     weight_bytes += 2. * rows * k;
                 };
@@ -648,31 +644,18 @@ static void bench_step(bf16* weights, bf16* cache, ll cache_elements) {
             const double kv_bytes = 4. * b * context * 1024 * layers;
             const double floor = (weight_bytes_of(r, layers) + kv_bytes) / ceiling * 1e-3;
             printf("step B %3d context %d R %lld, floor %.3f ms\n", b, context, r, floor * 1e-3);
-            struct Pair {
-                Plan odd, even;
-            };
-            std::vector<Pair> plans;
-            auto both = [&](const Plan& p) { plans.push_back({p, p}); };
-            both({64, 140, 1});
-            both({64, 200, 1});
-            if (b <= 8) plans.push_back({{64, 80, 1}, {64, 116, 1}});
-            if (b >= 64) both({64, 140, 1, 2}), both({64, 200, 1, 2});
-            for (auto& plan : plans) {
-                const Plan odd = plan.odd, even = plan.even;
-                pdl = false;
-                const double plain = odd.ring >= 200 ? time_graph([&] { step(odd, even, 7); }, 5) : 0;
-                pdl = true;
-                double all[3];
-                for (int per : {2, 3}) attention_blocks = per, all[per - 2] = time_graph([&] { step(odd, even, 7); }, 9);
-                const double l = time_graph([&] { step(odd, even, 1); }, 5), e = time_graph([&] { step(odd, even, 5); }, 5);
-                printf("  bm %3d ring %3d %s, %3d %3d %s: attention on 2: %.3f ms, on 3: %.3f (%.0f%% of the floor's speed); not overlapped %.3f; linears alone %.3f (%.0f GB/s), with epilogues %.3f\n", odd.bm, odd.ring, odd.cluster > 1 ? "pair" : "", even.bm, even.ring,
-                       even.cluster > 1 ? "pair" : "", all[0] * 1e-3, all[1] * 1e-3, 100 * floor / std::min(all[0], all[1]), plain * 1e-3, l * 1e-3, weight_bytes * 1e-3 / l, e * 1e-3);
-                fflush(stdout);
-            }
+            const Plan plan = best_plan(b);
+            pdl = false;
+            const double plain = time_graph([&] { step(plan, 7); }, 9);
+            pdl = true;
+            double all[2];
+            for (int per : {2, 3}) attention_blocks = per, all[per - 2] = time_graph([&] { step(plan, 7); }, 15);
+            const double l = time_graph([&] { step(plan, 1); }, 9), e = time_graph([&] { step(plan, 5); }, 9);
+            printf("  attention on 2: %.3f ms, on 3: %.3f (%.0f%% of the floor's speed); not overlapped %.3f; linears alone %.3f (%.0f GB/s), with epilogues %.3f\n", all[0] * 1e-3, all[1] * 1e-3, 100 * floor / std::min(all[0], all[1]), plain * 1e-3, l * 1e-3,
+                   weight_bytes * 1e-3 / l, e * 1e-3);
             for (int per : {2, 3}) {
                 attention_blocks = per;
-                const Plan any = {64, 100, 1};
-                const double t = time_graph([&] { step(any, any, 2); }, 5);
+                                const double t = time_graph([&] { step(plan, 2); }, 5);
                 printf("  attention alone on %d: %.3f (%.0f GB/s)\n", per, t * 1e-3, kv_bytes * 1e-3 / t);
             }
             fflush(stdout);

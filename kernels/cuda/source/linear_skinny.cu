@@ -1,38 +1,40 @@
 // Linear for few rows: y[m] = x[m]·Wᵀ for m < rows ≤ NM, bf16 with float32 sums; W is read once.
 //   x bf16 [rows, K]; W bf16 [N, K]; y bf16 or float32 [rows, N]. K a multiple of 8, N even.
-//   grid: G ≤ tiles·chunks blocks, one a multiprocessor; 2·BM + 32 threads.
-//   moves 2·N·K bytes of W, and x once for every BM rows of W (out of L2).
+//   grid: G ≤ tiles·chunks blocks of 160 threads, one a multiprocessor.
+//   moves 2·N·K bytes of W, and x once for every 64 rows of W (out of the L2).
 //   Oracle: kernels/cpu Linear.
 //
-// W is cut into tiles of BM rows and these into chunks of 64 columns; block i of G takes chunks [i·total/G, (i+1)·total/G) of that one
+// W is cut into tiles of BM = 64 rows and these into chunks of 64 columns; block i of G takes chunks [i·total/G, (i+1)·total/G) of that one
 // long list ("stream-K"), so that all blocks read the same number of bytes whatever N is. One warp feeds a ring of stages in shared memory
 // by tensor copies; W is the 64-row operand of the tensor cores, x the one of 8 … 128 columns. A block goes through its tiles from the last
 // to the first. Where a tile is cut between blocks, the one with its last chunk comes to it when it is done with its others; the rest
 // came to it first. It waits for them and adds their parts from the workspace in order of k. Since it waits for blocks before it in the
 // grid alone, it needs no more of them to fit on the device than were started.
 //
-// Each output is a sum over k in an order that N, K, BM and G alone decide: a row's result depends neither on the other rows, nor on NM,
+// Each output is a sum over k in an order that N, K and G (with or without pairs) alone decide: a row's result depends neither on the other rows, nor on NM,
 // nor on when a block ran.
 //
 // The ring is filled with W before the predecessor's end is waited for (W never changes), and with x after.
+// Best on an H100 (kernels/BENCHMARKS.md): a ring of 140 KiB up to 32 rows, of 200 KiB at 64, and at 128 linear_skinny_pair_128 with 200 KiB, which has
+// two blocks share x. A ring of less than 114 KiB lets two blocks of one launch meet on a multiprocessor: don't.
 #include "hopper.cuh"
 
 struct SkinnyArgs {
-    hopper::TensorMap w; // [N, K], box [BM, 64], swizzled by 128 bytes
+    hopper::TensorMap w; // [N, K], box [64, 64], swizzled by 128 bytes
     hopper::TensorMap x; // [rows, K], box [NM, 64], likewise
     void* y;
     long long ys; // elements from row to row
     long long n, k;
     long long rows;
     const int* count;     // rows that are really there, in the step record; or 0
-    float* partial;       // [G, BM, NM]
-    int* arrived;         // [tiles], zero between launches
-    long long stages;     // of the ring; shared memory is 1,024 + stages·(BM + NM)·128
+    float* partial;       // [G, 64, NM]
+    int* arrived;         // [tiles, rounded up to even], zero between launches
+    long long stages;     // of the ring; shared memory is 1,024 + stages·(64 + NM)·128
     long long float32;    // y's type
 };
 
 namespace skinny {
-constexpr int max_stages = 24;
+constexpr int BM = 64, max_stages = 24;
 
 #ifdef HOPPER
 using namespace hopper;
@@ -84,8 +86,8 @@ template <int NM, int C> __device__ __forceinline__ void load_x(const SkinnyArgs
     else load2d_all(dst + rank * (NM / C * 128), &a.x, chunk * 64, rank * (NM / C), full, (1 << C) - 1, policy);
 }
 
-template <int BM, int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a) {
-    constexpr int groups = BM / 64, w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
+template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a) {
+    constexpr int w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
     extern __shared__ uint8_t raw[];
     __shared__ alignas(8) uint64_t full[max_stages], empty[max_stages];
     uint8_t* ring = (uint8_t*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
@@ -100,11 +102,11 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
     if (threadIdx.x == 0) {
         for (int s = 0; s < stages; s++) {
             barrier_init(full + s, 1);
-            barrier_init(empty + s, groups * 4 * C);
+            barrier_init(empty + s, 4 * C);
         }
         barrier_init_visible();
     }
-    if (warp == groups * 4) {
+    if (warp == 4) {
         prefetch_map(&a.w);
         prefetch_map(&a.x);
     }
@@ -112,7 +114,7 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
     else cluster_sync();
     allow_successor();
 
-    if (warp == groups * 4) {
+    if (warp == 4) {
         if (lane == 0) {
             const uint64_t once = policy_evict_first(), again = policy_evict_last();
             const int n = end - begin, ahead = min(stages, n);
@@ -137,7 +139,6 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
     } else {
         wait_predecessor();
         const int rows = a.count ? min(*a.count, (int)a.rows) : (int)a.rows;
-        const int group = warp >> 2;
         float c[NM / 2];
         int s = 0, phase = 0;
         auto release = [&](int stage) { // the stage may be written again, by every block that writes into it
@@ -152,7 +153,7 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
             for (int k = k0; k < k1; k++) {
                 barrier_wait(full + s, phase);
                 const uint32_t stage = address(ring) + s * stage_bytes;
-                const uint64_t wd = matrix_k(stage + group * 8192), xd = matrix_k(stage + w_bytes);
+                const uint64_t wd = matrix_k(stage), xd = matrix_k(stage + w_bytes);
                 wgmma_fence();
 #pragma unroll
                 for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > k0);
@@ -167,20 +168,19 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
             for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
             release(before);
             left -= k1 - k0;
-            const int n0 = tile * (BM * C) + row0 + group * 64 + (warp & 3) * 16;
+            const int n0 = tile * (BM * C) + row0 + warp * 16;
             if (k1 - k0 == chunks) {
                 store<NM>(a, c, n0, rows);
                 continue;
             }
             // The tile is shared with other blocks: those of this rank in the clusters first … the one with its last chunk.
-            constexpr int threads = groups * 128;
             const long long size = BM * NM / 4;
             float4* part = (float4*)a.partial + threadIdx.x;
             int* count = a.arrived + tile * C + rank;
             if (k1 < chunks) {
 #pragma unroll
-                for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
-                named_sync(1, threads);
+                for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * 128, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
+                named_sync(1, 128);
                 if (threadIdx.x == 0) count_up(count, 1);
                 continue;
             }
@@ -189,23 +189,24 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
                 while (counted(count) != me - first) {}
                 *count = 0;
             }
-            named_sync(1, threads);
+            named_sync(1, 128);
             part += (first * C + rank) * size;
             if (first == me - 1) {
 #pragma unroll
                 for (int i = 0; i < NM / 8; i++) {
-                    const float4 v = __ldcg(part + i * threads);
+                    const float4 v = __ldcg(part + i * 128);
                     c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
                 }
-            } else
+            } else {
 #pragma unroll
-            for (int i = 0; i < NM / 8; i++) {
-                float4 sum = __ldcg(part + i * threads);
-                for (int p = 1; p < me - first; p++) {
-                    const float4 v = __ldcg(part + p * C * size + i * threads);
-                    sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                for (int i = 0; i < NM / 8; i++) {
+                    float4 sum = __ldcg(part + i * 128);
+                    for (int p = 1; p < me - first; p++) {
+                        const float4 v = __ldcg(part + p * C * size + i * 128);
+                        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+                    }
+                    c[4 * i] += sum.x, c[4 * i + 1] += sum.y, c[4 * i + 2] += sum.z, c[4 * i + 3] += sum.w;
                 }
-                c[4 * i] += sum.x, c[4 * i + 1] += sum.y, c[4 * i + 2] += sum.z, c[4 * i + 3] += sum.w;
             }
             store<NM>(a, c, n0, rows);
         }
@@ -213,30 +214,16 @@ template <int BM, int NM, int C> __device__ __forceinline__ void run(const Skinn
     if (C > 1) cluster_sync(); // nobody writes into a block that has ended
 }
 #else
-template <int BM, int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
+template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
 #endif
 } // namespace skinny
 
-// linear_skinny_<BM>_<NM>: tiles of BM rows of W, at most NM rows of x. linear_skinny_pair_…: clusters of two blocks, the grid a multiple of 2
-// and x's box [NM/2, 64].
-#define SKINNY(BM, NM) \
-    extern "C" __global__ void __launch_bounds__(BM * 2 + 32, 1) linear_skinny_##BM##_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<BM, NM, 1>(a); }
-#define SKINNY_PAIR(BM, NM) \
-    extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(BM * 2 + 32, 1) linear_skinny_pair_##BM##_##NM(const __grid_constant__ SkinnyArgs a) { \
-        skinny::run<BM, NM, 2>(a); \
-    }
-SKINNY(64, 8)
-SKINNY(64, 16)
-SKINNY(64, 32)
-SKINNY(64, 64)
-SKINNY(64, 128)
-SKINNY(128, 8)
-SKINNY(128, 16)
-SKINNY(128, 32)
-SKINNY(128, 64)
-SKINNY(128, 128)
-SKINNY_PAIR(64, 32)
-SKINNY_PAIR(64, 64)
-SKINNY_PAIR(64, 128)
-SKINNY_PAIR(128, 64)
-SKINNY_PAIR(128, 128)
+// linear_skinny_<NM>: at most NM rows of x. linear_skinny_pair_<NM>: clusters of two blocks; the grid is even, x's box [NM/2, 64].
+#define SKINNY(NM) \
+    extern "C" __global__ void __launch_bounds__(160, 1) linear_skinny_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<NM, 1>(a); }
+SKINNY(8)
+SKINNY(16)
+SKINNY(32)
+SKINNY(64)
+SKINNY(128)
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(160, 1) linear_skinny_pair_128(const __grid_constant__ SkinnyArgs a) { skinny::run<128, 2>(a); }
