@@ -6,6 +6,7 @@
 //   S·Hkv·⌈longest context/64⌉ are of no use. Dynamic shared memory: 32·Hq/Hkv·D bytes.
 //   moves 4·Hkv·D bytes a token of context; q, o and some partial sums beside it.
 //   Oracle: kernels/cpu Attention. Flash-Decoding (split KV), https://pytorch.org/blog/flash-decoding/.
+// A launch on another stream at the same time needs its own workspace.
 //
 // A sequence's positions are cut into parts of 64, counted from 0, whatever else is in the step. Block i works for KV head i mod Hkv, all its
 // query heads together, and takes a run of parts; the blocks beside it read the other heads of the same tokens. A warp takes a tile
@@ -34,7 +35,7 @@ struct AttentionDecodeArgs {
 };
 
 namespace decode {
-using namespace hopper;
+using hopper::allow_successor, hopper::count_up, hopper::mma, hopper::pack, hopper::transpose8, hopper::wait_predecessor;
 constexpr int warps = 4, tile = 16, part = tile * warps, max_seqs = 1024, max_group = 8;
 
 __device__ __forceinline__ uint4 load16(const void* p, bool on) {

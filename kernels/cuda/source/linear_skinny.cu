@@ -15,6 +15,7 @@
 // nor on when a block ran.
 //
 // The ring is filled with W before the predecessor's end is waited for (W never changes), and with x after.
+// y starts at 4 bytes and ys is even; x's rows start at 16 bytes. A launch on another stream at the same time needs its own workspace.
 // Best on an H100 (kernels/BENCHMARKS.md): a ring of 140 KiB up to 32 rows, of 200 KiB at 64, and at 128 linear_skinny_pair_128 with 200 KiB, which has
 // two blocks share x. A ring of less than 114 KiB lets two blocks of one launch meet on a multiprocessor: don't.
 #include "hopper.cuh"
@@ -34,10 +35,14 @@ struct SkinnyArgs {
 };
 
 namespace skinny {
-constexpr int BM = 64, max_stages = 24;
+constexpr int max_stages = 24;
 
 #ifdef HOPPER
-using namespace hopper;
+constexpr int BM = 64;
+using hopper::address, hopper::allow_successor, hopper::barrier_arrive, hopper::barrier_arrive_at, hopper::barrier_expect, hopper::barrier_init, hopper::barrier_init_visible, hopper::barrier_wait;
+using hopper::cluster_rank, hopper::cluster_sync, hopper::count_up, hopper::counted, hopper::load2d, hopper::load2d_all, hopper::matrix_k, hopper::named_sync, hopper::pack;
+using hopper::policy_evict_first, hopper::policy_evict_last, hopper::prefetch_map, hopper::transpose8, hopper::wait_predecessor;
+using hopper::wgmma, hopper::wgmma_commit, hopper::wgmma_fence, hopper::wgmma_wait;
 
 template <int NM> __device__ __forceinline__ void store(const SkinnyArgs& a, const float* c, int n0, int rows) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -219,11 +224,18 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs&) 
 } // namespace skinny
 
 // linear_skinny_<NM>: at most NM rows of x. linear_skinny_pair_<NM>: clusters of two blocks; the grid is even, x's box [NM/2, 64].
-#define SKINNY(NM) \
+#define LINEAR_SKINNY(NM) \
     extern "C" __global__ void __launch_bounds__(160, 1) linear_skinny_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<NM, 1>(a); }
-SKINNY(8)
-SKINNY(16)
-SKINNY(32)
-SKINNY(64)
-SKINNY(128)
-extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(160, 1) linear_skinny_pair_128(const __grid_constant__ SkinnyArgs a) { skinny::run<128, 2>(a); }
+LINEAR_SKINNY(8)
+LINEAR_SKINNY(16)
+LINEAR_SKINNY(32)
+LINEAR_SKINNY(64)
+LINEAR_SKINNY(128)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define LINEAR_SKINNY_PAIR
+#else
+#define LINEAR_SKINNY_PAIR __cluster_dims__(2, 1, 1)
+#endif
+extern "C" __global__ void LINEAR_SKINNY_PAIR __launch_bounds__(160, 1) linear_skinny_pair_128(const __grid_constant__ SkinnyArgs a) { skinny::run<128, 2>(a); }
+#undef LINEAR_SKINNY
+#undef LINEAR_SKINNY_PAIR
