@@ -35,7 +35,7 @@ struct SkinnyArgs {
 };
 
 namespace skinny {
-constexpr int max_stages = 24;
+[[maybe_unused]] constexpr int max_stages = 24;
 
 #ifdef HOPPER
 constexpr int BM = 64;
