@@ -3,6 +3,7 @@ package cpu
 import "bhive/kernels"
 
 type linearBackwardTask struct {
+	b          *Backend
 	dx, dyz    mat
 	w          *weight
 	m          int
@@ -15,6 +16,7 @@ const (
 	backTokens  = 32
 	backColumns = 192
 	backRows    = 128
+	backRun     = 4 * backRows // rows of [W; A] that are added up together
 )
 
 // LinearBackward: dx[t] = dyz[t]·[W; A], or dx[t] += with accumulate.
@@ -30,16 +32,29 @@ func (b *Backend) LinearBackward(s kernels.Stream, dx, dyz kernels.Tensor, w ker
 }
 
 func (b *Backend) runLinearBackward(dx, dyz mat, w *weight, m int, accumulate bool) {
-	b.linearBackward = linearBackwardTask{dx, dyz, w, m, accumulate, parts(w.in, backColumns)}
+	b.linearBackward = linearBackwardTask{b, dx, dyz, w, m, accumulate, parts(w.in, backColumns)}
 	b.pool.run(taskLinearBackward, parts(m, backTokens)*b.linearBackward.spread)
 }
 
-func (t *linearBackwardTask) part(_, i int) {
+// A part adds up the rows of each run on their own, and then the runs: a chain of additions is short even over a vocabulary.
+func (t *linearBackwardTask) part(worker, i int) {
 	t0 := i / t.spread * backTokens
 	m := min(backTokens, t.m-t0)
 	k0 := i % t.spread * backColumns
 	k1 := min(k0+backColumns, t.w.in)
-	for n := 0; n < t.w.rows(); n += backRows {
-		t.w.dotNN(t.dx.from(t0), t.dyz.from(t0), m, n, min(n+backRows, t.w.rows()), k0, k1, t.accumulate || n > 0)
+	for from := 0; from < t.w.rows(); from += backRun {
+		dx := t.dx.from(t0).cut(k0, k1)
+		to := dx
+		if t.accumulate || from > 0 {
+			to = mat{grown(&t.b.scratch[worker].a, backTokens*backColumns), backColumns, m, k1 - k0}
+		}
+		for n := from; n < min(from+backRun, t.w.rows()); n += backRows {
+			t.w.dotNN(to, t.dyz.from(t0), m, n, min(n+backRows, t.w.rows()), k0, k1, n > from)
+		}
+		if t.accumulate || from > 0 {
+			for at := range m {
+				t.b.k.Add(dx.row(at), to.row(at))
+			}
+		}
 	}
 }
