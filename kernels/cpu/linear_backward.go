@@ -16,7 +16,6 @@ const (
 	backTokens  = 32
 	backColumns = 192
 	backRows    = 128
-	backRun     = 4 * backRows // rows of [W; A] that are added up together
 )
 
 // LinearBackward: dx[t] = dyz[t]·[W; A], or dx[t] += with accumulate.
@@ -36,25 +35,23 @@ func (b *Backend) runLinearBackward(dx, dyz mat, w *weight, m int, accumulate bo
 	b.pool.run(taskLinearBackward, parts(m, backTokens)*b.linearBackward.spread)
 }
 
-// A part adds up the rows of each run on their own, and then the runs: a chain of additions is short even over a vocabulary.
+// A part adds up every backRows rows on their own, and then those sums: a chain of additions is short even over a vocabulary.
 func (t *linearBackwardTask) part(worker, i int) {
 	t0 := i / t.spread * backTokens
 	m := min(backTokens, t.m-t0)
 	k0 := i % t.spread * backColumns
 	k1 := min(k0+backColumns, t.w.in)
-	for from := 0; from < t.w.rows(); from += backRun {
-		dx := t.dx.from(t0).cut(k0, k1)
-		to := dx
-		if t.accumulate || from > 0 {
-			to = mat{grown(&t.b.scratch[worker].a, backTokens*backColumns), backColumns, m, k1 - k0}
+	dx, dyz := t.dx.from(t0).cut(k0, k1), t.dyz.from(t0)
+	sum := mat{grown(&t.b.scratch[worker].a, backTokens*backColumns), backColumns, m, k1 - k0}
+	for n := 0; n < t.w.rows(); n += backRows {
+		end := min(n+backRows, t.w.rows())
+		if n == 0 && !t.accumulate {
+			t.w.dotNN(dx, dyz, m, n, end, k0, k1)
+			continue
 		}
-		for n := from; n < min(from+backRun, t.w.rows()); n += backRows {
-			t.w.dotNN(to, t.dyz.from(t0), m, n, min(n+backRows, t.w.rows()), k0, k1, n > from)
-		}
-		if t.accumulate || from > 0 {
-			for at := range m {
-				t.b.k.Add(dx.row(at), to.row(at))
-			}
+		t.w.dotNN(sum, dyz, m, n, end, k0, k1)
+		for at := range m {
+			t.b.k.Add(dx.row(at), sum.row(at))
 		}
 	}
 }
