@@ -43,7 +43,6 @@ type serveCmd struct {
 	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
-
 }
 
 // dataDir is the registry's directory.
@@ -97,7 +96,8 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	})
 	metrics := server.NewMetrics()
 	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
-		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics}, l.model, pool, device, l.tokenizer)
+		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
+		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}

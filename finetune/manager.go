@@ -105,7 +105,7 @@ func (m *Manager) Close() error {
 }
 
 // Submit checks the spec, stores it with its examples and queues the job. Errors: *FieldError (also for an unknown parent),
-// *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed. The job is durable
+// *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed, ErrDevice. The job is durable
 // when Submit returns.
 func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
 	if err := m.check(ctx, &spec); err != nil {
@@ -192,6 +192,9 @@ func (l *limitReader) Read(p []byte) (int, error) {
 
 // check validates a spec against the model, the store and the parent, and fills in what they decide.
 func (m *Manager) check(ctx context.Context, spec *JobSpec) error {
+	if info := m.d.Model.Backend.Info(); info.NoTraining {
+		return fmt.Errorf("%w (%s)", ErrDevice, info.Device)
+	}
 	if err := spec.Validate(); err != nil {
 		return err
 	}
