@@ -172,5 +172,3 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) error {
 }
 
 func ms(d time.Duration) float64 { return 1e3 * d.Seconds() }
-
-func parts(n, each int) int { return (n + each - 1) / each }

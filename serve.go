@@ -116,7 +116,8 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	})
 	metrics := server.NewMetrics()
 	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
-		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics}, l.model, pool, device, l.tokenizer)
+		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
+		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,7 @@ type Config struct {
 	Device int
 	// Working is the dtype of everything: F32 (the zero value; plain kernels, for tests) or BF16.
 	Working kernels.DType
-	// BatchInvariant gives a token the same bits in every batch: no cuBLASLt, and splits of a context of a fixed size.
+	// BatchInvariant gives a token the same bits in every batch: no cuBLASLt, and one kernel for all attention.
 	BatchInvariant bool
 	// NoLt leaves cuBLASLt unused.
 	NoLt bool

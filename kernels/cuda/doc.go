@@ -9,8 +9,9 @@
 //
 // # Life of a step
 //
-// The record is uploaded with one copy; decode steps replay a captured graph. Up to 128 tokens a linear streams the fused weight once
-// through a kernel of our own, whose sums have one order whatever the batch; above, cuBLASLt multiplies. Epilogues add B·z. Sampling
+// The record is uploaded with one copy; decode steps replay a captured graph. Up to 16 tokens a linear streams the fused weight through a
+// kernel of our own; above, cuBLASLt multiplies, or where it is absent or results may not depend on the batch, a second kernel of our own,
+// whose sums have one order whatever the batch. Epilogues add B·z. Sampling
 // stays on the device.
 //
 // # Invariants

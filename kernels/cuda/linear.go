@@ -57,7 +57,7 @@ func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count
 			address(y), uint64(y.Stride), address(x), uint64(x.Stride), uint64(w.at), uint64(n), uint64(k), uint64(m), count, 0, 0, 0)
 		return
 	}
-	if m > skinnyTokens && b.lt == "" && b.linearLt(s, y, x, w, m, wide) {
+	if m > fewTokens && b.lt == "" && b.linearLt(s, y, x, w, m, wide) {
 		return
 	}
 	if m <= fewTokens && !b.config.BatchInvariant {

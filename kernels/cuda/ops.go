@@ -13,7 +13,7 @@ import (
 
 // functionShared lists the kernels with the most dynamic shared memory each is launched with, in bytes; 0: at most 48 KiB.
 var functionShared = map[string]int{
-	"embed_f32": 0, "embed_bf16": 0, "gather_f32": 0, "gather_bf16": 0, "norm_f32": 0, "norm_bf16": 0,
+	"embed_f32": 0, "embed_bf16": 0, "gather_f32": 0, "gather_bf16": 0, "norm_f32": 0, "norm_bf16": 0, "norm8_bf16": 0,
 	"residual_f32": 0, "residual_bf16": 0, "residual8x1_bf16": 0, "residual8x4_bf16": 0,
 	"mlp_f32": 0, "mlp_bf16": 0, "mlp2x1_bf16": 0, "mlp2x4_bf16": 0, "mlp2x8_bf16": 0,
 	"qkv_f32": 0, "qkv_bf16": 0, "qkv64x1_bf16": 0, "qkv64x4_bf16": 0, "qkv64x8_bf16": 0,
@@ -132,7 +132,11 @@ func (b *Backend) RMSNorm(s kernels.Stream, y, x, w, rstd kernels.Tensor, eps fl
 	n := step.Bucket.Tokens
 	ya, ys := matrix(y, b.config.Working, n, x.Cols, "norm: y")
 	xa, xs := matrix(x, b.config.Working, n, x.Cols, "norm: x")
-	b.launch(s, "norm"+b.suffix(), n, 1, 1, min(512, rowThreads(x.Cols)), 0,
+	name, threads := "norm"+b.suffix(), min(512, rowThreads(x.Cols))
+	if h := x.Cols; b.config.Working == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (xs|ys)%8 == 0 && (xa|ya)%16 == 0 {
+		name, threads = "norm8_bf16", rowThreads(h/8)
+	}
+	b.launch(s, name, n, 1, 1, threads, 0,
 		ya, ys, xa, xs, vector(w, x.Cols, "norm: w"), vector(rstd, n, "norm: rstd"), uint64(x.Cols), float(float64(eps)), recordOf(step).at(atHead))
 }
 

@@ -10,7 +10,6 @@ struct AttentionArgs {
     float* lse; ll ls;
     const int *table, *position, *seq, *query_start, *head;
     float* partial; unsigned* arrived; // decode with several splits
-    ll chunk;                          // decode: keys of a split; 0: the context in equal parts
 };
 
 // plain: a warp a token and head, keys one by one. Grid ⌈T·Hq/4⌉, any D up to 256.
@@ -240,8 +239,7 @@ template <int D> __device__ void attention_decode(const AttentionArgs& a) {
     const int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, s = blockIdx.z, g = a.heads / a.kv;
     if (s >= a.head[1]) return;
     const int t = a.query_start[s], hi = a.position[t] + 1, lo = a.window > 0 ? max(0, hi - (int)a.window) : 0;
-    const int each = a.chunk ? (int)a.chunk : ((hi - lo + splits - 1) / splits + 15) & ~15;
-    const int begin = a.chunk ? max(lo, split * each) : lo + split * each, end = min(hi, a.chunk ? (split + 1) * each : begin + each);
+    const int each = ((hi - lo + splits - 1) / splits + 15) & ~15, begin = lo + split * each, end = min(hi, begin + each);
     const int* table = a.table + s * a.blocks;
     const bf16 *kp = (const bf16*)a.k + (ll)kvh * D, *vp = (const bf16*)a.v + (ll)kvh * D;
     const ll width = a.kv * D;

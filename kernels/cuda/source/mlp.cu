@@ -73,7 +73,8 @@ template <int TT> __device__ void mlp2(const MLPArgs& a) {
     bool same = true;
     if (a.b.table) same = load_tile<bf16>(own, z, ldz, a.b, a.adapter, t0, m, TT, (const bf16*)a.yz + 2 * ff, a.ys, a.r);
     if (!on) return;
-    float g[2][TT], u[2][TT];
+    float gu[4][TT];
+    float (*g)[TT] = gu, (*u)[TT] = gu + 2;
 #pragma unroll
     for (int t = 0; t < TT; t++) {
         const float2 p = t < m ? widen2(gw[t]) : make_float2(0, 0), q = t < m ? widen2(uw[t]) : make_float2(0, 0);
@@ -84,12 +85,10 @@ template <int TT> __device__ void mlp2(const MLPArgs& a) {
         for (int i = 0; i < 2; i++)
 #pragma unroll
             for (int t = 0; t < TT; t++) g[i][t] += a.bias[c + i], u[i][t] += a.bias[ff + c + i];
-    if (a.b.table && (!same || own[0].rank))
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            expand_tile<bf16, TT>(g[i], own, same, a.b.offset, c + i, z, ldz, m);
-            expand_tile<bf16, TT>(u[i], own, same, a.b.offset, ff + c + i, z, ldz, m);
-        }
+    if (a.b.table && (!same || own[0].rank) && TT > 4) {
+        expand_cols<TT, 2>(g, own, same, a.b.offset, c, [](int i) { return i; }, z, ldz, m);
+        expand_cols<TT, 2>(u, own, same, a.b.offset, ff + c, [](int i) { return i; }, z, ldz, m);
+    } else if (a.b.table && (!same || own[0].rank)) expand_cols<TT, 4>(gu, own, same, a.b.offset, c, [ff](int i) { return (i >> 1) * ff + (i & 1); }, z, ldz, m);
 #pragma unroll
     for (int t = 0; t < TT; t++)
         if (t < m) {
@@ -102,4 +101,4 @@ template <int TT> __device__ void mlp2(const MLPArgs& a) {
 }
 extern "C" __global__ void __launch_bounds__(256) mlp2x1_bf16(const __grid_constant__ MLPArgs a) { mlp2<1>(a); }
 extern "C" __global__ void __launch_bounds__(256) mlp2x4_bf16(const __grid_constant__ MLPArgs a) { mlp2<4>(a); }
-extern "C" __global__ void __launch_bounds__(256) mlp2x8_bf16(const __grid_constant__ MLPArgs a) { mlp2<8>(a); }
+extern "C" __global__ void __launch_bounds__(256, 2) mlp2x8_bf16(const __grid_constant__ MLPArgs a) { mlp2<8>(a); }

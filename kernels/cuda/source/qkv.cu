@@ -103,8 +103,10 @@ template <int VEC, int TT> __device__ void qkv_warp(const QKVArgs& a) {
 #pragma unroll
             for (int t = 0; t < TT; t++) y[i][t] += a.bias[n + i / VEC * HALF + i % VEC];
     if (a.b.table && (!same || own[0].rank))
-#pragma unroll
-        for (int i = 0; i < 2 * VEC; i++) expand_tile<bf16, TT>(y[i], own, same, a.b.offset, n + i / VEC * HALF + i % VEC, z, ldz, m);
+        if (TT > 4 && VEC == 2) {
+            expand_cols<TT, VEC>(y, own, same, a.b.offset, n, [](int i) { return i; }, z, ldz, m);
+            expand_cols<TT, VEC>(y + VEC, own, same, a.b.offset, n + HALF, [](int i) { return i; }, z, ldz, m);
+        } else expand_cols<TT, 2 * VEC>(y, own, same, a.b.offset, n, [](int i) { return i / VEC * HALF + i % VEC; }, z, ldz, m);
     const bool value = h >= a.heads + a.kv, key = !value && h >= a.heads;
     const float* norm = key ? a.k_norm : a.q_norm;
     auto put = [&](bf16* dst, const float* x) { // at the lane's values of either half
@@ -137,13 +139,13 @@ template <int VEC, int TT> __device__ void qkv_warp(const QKVArgs& a) {
 #pragma unroll
         for (int i = 0; i < VEC; i++) {
             const float c = angle[i], sn = angle[HALF + i], lo = x[i], hi = x[VEC + i];
-            x[i] = lo * c - hi * sn;
-            x[VEC + i] = hi * c + lo * sn;
+            x[i] = __fmaf_rn(lo, c, -__fmul_rn(hi, sn)); // one rounding, whatever TT
+            x[VEC + i] = __fmaf_rn(hi, c, __fmul_rn(lo, sn));
         }
         put(key ? (bf16*)a.k + at : (bf16*)a.q + (t0 + t) * a.qs + n, x);
     }
 }
-#define QKV_WARP(D, VEC, TT) extern "C" __global__ void __launch_bounds__(128) qkv##D##x##TT##_bf16(const __grid_constant__ QKVArgs a) { qkv_warp<VEC, TT>(a); }
+#define QKV_WARP(D, VEC, TT) extern "C" __global__ void __launch_bounds__(128, 4) qkv##D##x##TT##_bf16(const __grid_constant__ QKVArgs a) { qkv_warp<VEC, TT>(a); }
 QKV_WARP(64, 1, 1)
 QKV_WARP(64, 1, 4)
 QKV_WARP(64, 1, 8)

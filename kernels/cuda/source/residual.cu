@@ -1,4 +1,4 @@
-// ResidualNorm: out[t] = x[t] + y[t] + bias + B·z[t]; normed[t] = out[t]·rstd[t]·w. The norm is of the unrounded sum.
+// ResidualNorm: out[t] = x[t] + y[t] + bias + B·z[t]; normed[t] = out[t]·rstd[t]·w. The norm is of the sum as it is stored.
 //   out, normed, x [T, H]; yz [T, H+R]; bias, w F32 [H]; rstd F32 [T], optional.
 //   grid ⌈T/TT⌉ blocks; a thread owns the columns threadIdx + i·threads, at most 16 of them. moves 4·T·H elements and B's.
 //   Oracle: kernels/cpu ResidualNorm.
@@ -38,7 +38,7 @@ template <class T, int TT, int COLS> __device__ void residual(const ResidualArgs
             }
             if (a.b.table) expand_tile<T, TT>(v[i], own, same, a.b.offset, c, z, ldz, m);
 #pragma unroll
-            for (int t = 0; t < TT; t++) sum[t] = fmaf(v[i][t], v[i][t], sum[t]);
+            for (int t = 0; t < TT; t++) v[i][t] = f(to<T>(v[i][t])), sum[t] = fmaf(v[i][t], v[i][t], sum[t]);
         }
     }
 #pragma unroll
@@ -107,8 +107,11 @@ template <int TT> __device__ void residual8(const ResidualArgs& a) {
 #pragma unroll
                 for (int t = 0; t < TT; t++) v[i][t] += a.bias[c + i];
         if (a.b.table && (!same || own[0].rank))
+            expand_cols<TT, 4>(v, own, same, a.b.offset, c, [](int i) { return i; }, z, ldz, m), expand_cols<TT, 4>(v + 4, own, same, a.b.offset, c + 4, [](int i) { return i; }, z, ldz, m);
 #pragma unroll
-            for (int i = 0; i < 8; i++) expand_tile<bf16, TT>(v[i], own, same, a.b.offset, c + i, z, ldz, m);
+        for (int i = 0; i < 8; i++)
+#pragma unroll
+            for (int t = 0; t < TT; t++) v[i][t] = f(to<bf16>(v[i][t])); // as it is stored
     }
 #pragma unroll
     for (int t = 0; t < TT; t++) {
