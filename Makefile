@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test test-race test-smollm2 test-peft bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 test-peft bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -13,10 +13,15 @@ build: ## bin/bhive
 run: build ## build, and serve the embedded demo model on 127.0.0.1:8080
 	bin/bhive serve --model demo --data data
 
-test: ## the whole suite
+test: redis-server ## the whole suite
 	$(GO) test ./...
 
-test-race: ## the concurrent packages under the race detector
+redis-server: ## Debian's Redis, for the tests of adapters/redis, which skip where it is absent
+	@command -v redis-server >/dev/null || { command -v apt-get >/dev/null && test "$$(id -u)" = 0 && \
+	  { apt-get update -qq; DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1; } || \
+	  echo "redis-server is not installed and could not be: the tests of adapters/redis are skipped"
+
+test-race: redis-server ## the concurrent packages under the race detector
 	$(GO) test -race -short ./adapters/... ./finetune ./infer ./server
 
 test-smollm2: ## golden references of SmolLM2; skipped with a reason where they or the model are absent
@@ -33,8 +38,8 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 	$(LLAMA)/venv/bin/pip install -q gguf==0.19.0 numpy==2.2.6
 	for k in BF16 Q8_0; do test -f $(LLAMA)/$$k.gguf || $(LLAMA)/venv/bin/python bench/llamacpp/convert.py $(SMOLLM2_GGUF) $(LLAMA)/$$k.gguf $$k; done
 	for round in 1 2 3; do \
-	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 && \
-	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 || exit 1; done
+	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 --only model && \
+	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 --only model || exit 1; done
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
@@ -68,5 +73,49 @@ smollm2:
 	echo "$(SMOLLM2_SHA256)  $(SMOLLM2_GGUF).part" | sha256sum -c --quiet; \
 	mv $(SMOLLM2_GGUF).part $(SMOLLM2_GGUF); rm -r .cache/smollm2; echo "$(SMOLLM2_GGUF) fetched"; fi
 
+# The CUDA build. It needs gcc and Python; nvcc and its headers come as wheels into .venv/cuda.
+CUDA_VENV    := .venv/cuda
+CUDA_TOOLS   := $(CUDA_VENV)/done-13.0
+CUDA_CACHE   := $(CURDIR)/.cache/cuda
+CUDA_ARCH    := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80
+CUDA_SOURCES := $(wildcard kernels/cuda/source/*.cu kernels/cuda/source/*.cuh)
+CUDA_ROOT     = $(wildcard $(CURDIR)/$(CUDA_VENV)/lib/python*/site-packages/nvidia/cu13)
+CUDA_ENV      = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/kernels/cuda/include -I$(CUDA_ROOT)/include" CGO_LDFLAGS="-L$(CUDA_CACHE)"
+
+.PHONY: kernels build-cuda vet-cuda test-cuda gpu-bundle
+kernels: kernels/cuda/kernels.fatbin $(CUDA_CACHE)/libcuda.a ## the kernels, and the driver's forwarders
+
+$(CUDA_TOOLS):
+	python3 -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/pip install -q nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+	touch $@
+
+kernels/cuda/kernels.fatbin: $(CUDA_SOURCES) $(CUDA_TOOLS)
+	$(CUDA_ROOT)/bin/nvcc -O3 -std=c++17 -fatbin $(CUDA_ARCH) -o $@ kernels/cuda/source/kernels.cu
+
+$(CUDA_CACHE)/libcuda.a: kernels/cuda/driver/forward.py kernels/cuda/include/cuda.h $(CUDA_TOOLS)
+	mkdir -p $(CUDA_CACHE)
+	python3 kernels/cuda/driver/forward.py $(CUDA_ROOT)/include/cuda.h kernels/cuda/include/cuda.h > $(CUDA_CACHE)/forward.c
+	$(CC) -O2 -c -o $(CUDA_CACHE)/forward.o $(CUDA_CACHE)/forward.c
+	rm -f $@ && ar rcs $@ $(CUDA_CACHE)/forward.o
+
+build-cuda: kernels ## bin/bhive with the CUDA backend; it runs without a GPU too
+	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/bhive .
+
+vet-cuda: kernels
+	$(CUDA_ENV) $(GO) vet -tags cuda ./kernels/cuda .
+
+test-cuda: kernels ## what the tagged code does without a GPU, or with one all its tests
+	$(CUDA_ENV) $(GO) test -tags cuda ./kernels/cuda
+
+GPU_BUNDLE := .cache/gpu-bundle
+gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machine
+	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer
+	cp bin/bhive $(GPU_BUNDLE)/
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/cuda.test ./kernels/cuda
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/infer.test ./infer
+	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
+	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
+
 clean:
-	rm -rf bin .cache
+	rm -rf bin .cache kernels/cuda/kernels.fatbin

@@ -2,100 +2,153 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
-	"sync"
 	"time"
 
 	"bhive/adapters"
+	"bhive/finetune"
 	"bhive/infer"
-	"bhive/kernels/cpu/simd"
 )
 
 // benchCmd measures this machine.
 type benchCmd struct {
 	modelFlags
-	Rank    int `help:"Rank of the adapters." default:"16"`
-	Rows    int `help:"Rows of each A." default:"64"`
-	Steps   int `help:"Decode steps of each kind." default:"64"`
-	Prefill int `help:"Tokens of the prompt." default:"256"`
+	Rank    int      `help:"Rank of the adapters." default:"16"`
+	Rows    int      `help:"Rows of each A." default:"64"`
+	Steps   int      `help:"Decode steps of each kind." default:"64"`
+	Prefill int      `help:"Tokens of the prompt, and of each example of training." default:"256"`
+	Batches []int    `help:"Sizes of the decode batches." default:"1,8"`
+	Only    []string `help:"What to measure: ${enum}; default: all." enum:"model,training,http" placeholder:"PART"`
+	JSON    bool     `name:"json" help:"Print JSON instead of a table."`
 }
 
-// Run prints the table.
+// benchResult is what benchCmd measured. Rates are a second's; times are medians in nanoseconds.
+type benchResult struct {
+	Model    string `json:"model"`
+	Weights  string `json:"weights"`
+	Device   string `json:"device"`
+	CPU      string `json:"cpu"`
+	Threads  int    `json:"threads"`
+	Version  string `json:"version"`
+	Date     string `json:"date"`
+	Ceilings struct {
+		Read float64 `json:"read_bytes"` // a plain read loop
+		FMA  float64 `json:"fma_flops"`  // register-only multiply-adds
+	} `json:"ceilings"`
+	Steps    *infer.BenchResult `json:"steps,omitempty"`
+	Training *trainingResult    `json:"training,omitempty"`
+	HTTP     *httpResult        `json:"http,omitempty"`
+}
+
+// trainingResult compares optimizer steps and prefills that took turns.
+type trainingResult struct {
+	Tokens          int           `json:"tokens"` // of an optimizer step, each of them trained
+	Step            time.Duration `json:"step_ns"`
+	TokensPerSecond float64       `json:"tokens_per_second"`
+	Prefill         float64       `json:"prefill_tokens_per_second"`
+	Ratio           float64       `json:"ratio"` // median of the rounds' ratios
+}
+
+// Run measures and prints.
 func (c *benchCmd) Run(ctx context.Context, log *slog.Logger) error {
-	basis := func(ctx context.Context, hash string, g adapters.Geometry, _ func() (*infer.Model, error)) (*adapters.Basis, error) {
-		return adapters.NewBasis(ctx, adapters.BasisConfig{Method: adapters.Orthonormal, R: c.Rows, Geometry: g, BaseHash: hash})
-	}
-	l, err := c.load(ctx, log, basis, nil)
+	l, err := c.load(ctx, log, benchBasis(c.Rows), nil)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	threads := c.Threads
-	if threads == 0 {
-		threads = runtime.GOMAXPROCS(0)
+	r := benchResult{Model: l.name, Weights: c.Weights, Device: l.backend.Info().Device, CPU: cpuName(), Threads: c.Threads, Version: version, Date: time.Now().Format(time.DateOnly)}
+	if r.Threads == 0 {
+		r.Threads = runtime.GOMAXPROCS(0)
 	}
-	bandwidth, flops := ceilings(threads)
-	r, err := infer.Bench(ctx, l.model, infer.BenchConfig{Rank: c.Rank, Steps: c.Steps, Prefill: c.Prefill})
+	r.Ceilings.Read, r.Ceilings.FMA = ceilings(r.Threads)
+	if c.wants("model") {
+		steps, err := infer.Bench(ctx, l.model, infer.BenchConfig{Batches: c.Batches, Rank: c.Rank, Steps: c.Steps, Prefill: c.Prefill})
+		if err != nil {
+			return err
+		}
+		r.Steps = &steps
+		again, _ := ceilings(r.Threads)
+		r.Ceilings.Read = (r.Ceilings.Read + again) / 2
+	}
+	if c.wants("training") {
+		if r.Training, err = c.training(ctx, l.model); err != nil {
+			return err
+		}
+	}
+	if c.wants("http") {
+		b := benchHTTP{l: l, clients: 8, prompt: 96, tokens: 64, rounds: 7}
+		if room := l.model.Positions; b.prompt+b.tokens+1 > room {
+			return fmt.Errorf("benchmark: a context of %d tokens, the model has %d", b.prompt+b.tokens+1, room)
+		}
+		h, err := b.run(ctx)
+		if err != nil {
+			return err
+		}
+		r.HTTP = &h
+	}
+	if c.JSON {
+		out := json.NewEncoder(os.Stdout)
+		out.SetIndent("", "  ")
+		return out.Encode(r)
+	}
+	return r.print(c.Rank)
+}
+
+// benchBasis makes a basis that no registry keeps.
+func benchBasis(rows int) basisOf {
+	return func(ctx context.Context, hash string, g adapters.Geometry, _ func() (*infer.Model, error)) (*adapters.Basis, error) {
+		return adapters.NewBasis(ctx, adapters.BasisConfig{Method: adapters.Orthonormal, R: rows, Geometry: g, BaseHash: hash})
+	}
+}
+
+func (c *benchCmd) wants(part string) bool {
+	for _, p := range c.Only {
+		if p == part {
+			return true
+		}
+	}
+	return len(c.Only) == 0
+}
+
+// training lets optimizer steps and prefills take turns.
+func (c *benchCmd) training(ctx context.Context, m *infer.Model) (*trainingResult, error) {
+	b, err := finetune.OpenBench(m, finetune.BenchConfig{Rank: c.Rank, Length: c.Prefill})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	again, _ := ceilings(threads)
-	bandwidth = (bandwidth + again) / 2
-	fmt.Printf("%s, %s weights, %d threads, %s; read loop %.1f GB/s, FMA %.0f GFLOP/s\n\n", l.name, c.Weights, threads, l.backend.Info().Device, bandwidth/1e9, flops/1e9)
-	w := table()
-	fmt.Fprintln(w, "WHAT\tTIME\tTOK/S\tGB/S\tOF READ LOOP")
-	base := map[int]time.Duration{}
-	for _, d := range r.Decode {
-		what := fmt.Sprintf("decode, batch %d", d.Batch)
-		note := ""
-		if d.Adapters == 0 {
-			base[d.Batch] = d.Step
-		} else {
-			what += fmt.Sprintf(", %d distinct adapters of rank %d", d.Adapters, c.Rank)
-			note = fmt.Sprintf("\t%+.1f %% over the base", 100*(float64(d.Step)/float64(base[d.Batch])-1))
+	defer b.Close()
+	r := &trainingResult{Tokens: b.Tokens()}
+	var steps []time.Duration
+	var prefills, ratios []float64
+	prefill := func() (float64, error) {
+		p, err := infer.Bench(ctx, m, infer.BenchConfig{Batches: []int{}, Prefill: c.Prefill, Prefills: 3})
+		return p.Prefill.TokensPerSecond, err
+	}
+	before, err := prefill()
+	if err != nil {
+		return nil, err
+	}
+	const rounds = 5
+	for round := -1; round < rounds; round++ { // the first one warms up
+		step, err := b.Step()
+		if err != nil {
+			return nil, err
 		}
-		fmt.Fprintf(w, "%s\t%.2f ms\t%.1f\t%.1f\t%.0f %%%s\n", what, 1e3*d.Step.Seconds(), d.TokensPerSecond, d.BytesPerSecond/1e9, 100*d.BytesPerSecond/bandwidth, note)
-	}
-	fmt.Fprintf(w, "prefill, %d tokens\t%.1f ms\t%.0f\t\t\n", r.Prefill.Tokens, 1e3*r.Prefill.Time.Seconds(), r.Prefill.TokensPerSecond)
-	return w.Flush()
-}
-
-// ceilings are what a plain read loop and register-only multiply-adds reach on this machine now, in bytes and operations a second.
-func ceilings(threads int) (bandwidth, flops float64) {
-	const each = 256 << 20
-	bufs := make([][]byte, threads)
-	for i := range bufs {
-		bufs[i] = make([]byte, each)
-		for j := 0; j < each; j += 4096 {
-			bufs[i][j] = 1 // pages that were never written share one
+		after, err := prefill()
+		if err != nil {
+			return nil, err
 		}
+		if round >= 0 {
+			steps, prefills = append(steps, step), append(prefills, after)
+			ratios = append(ratios, float64(r.Tokens)/step.Seconds()/((before+after)/2))
+		}
+		before = after
 	}
-	var sink [64]uint64
-	for range 5 {
-		bandwidth = max(bandwidth, float64(each*threads)/together(threads, func(i int) { sink[i%64] = simd.ReadBandwidth(bufs[i]) }).Seconds())
-	}
-	const rounds = 1 << 22
-	var done int
-	for range 3 {
-		t := together(threads, func(i int) {
-			if n := simd.PeakFMA(rounds); i == 0 {
-				done = n
-			}
-		})
-		flops = max(flops, float64(done*threads)/t.Seconds())
-	}
-	return bandwidth, flops
-}
-
-// together runs f on so many goroutines and returns how long the slowest took.
-func together(n int, f func(i int)) time.Duration {
-	var wg sync.WaitGroup
-	start := time.Now()
-	for i := range n {
-		wg.Go(func() { f(i) })
-	}
-	wg.Wait()
-	return time.Since(start)
+	r.Step, r.Prefill, r.Ratio = median(steps), median(prefills), median(ratios)
+	r.TokensPerSecond = float64(r.Tokens) / r.Step.Seconds()
+	return r, nil
 }

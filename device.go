@@ -1,15 +1,43 @@
 package main
 
 import (
+	"fmt"
+	"log/slog"
+
 	"bhive/kernels"
 	"bhive/kernels/cpu"
+	"bhive/kernels/cuda"
 )
 
-// openBackend opens the device that the flags name.
-func openBackend(f *modelFlags) (kernels.Backend, error) {
+// openBackend opens the device that the flags name; auto takes a GPU where one can be used and the form of the weights is kept there, and
+// says in the log why not otherwise.
+func openBackend(f *modelFlags, log *slog.Logger) (kernels.Backend, error) {
 	working := kernels.BF16
 	if f.Weights == "float32" {
 		working = kernels.F32
 	}
-	return cpu.Open(cpu.Config{Threads: f.Threads, Working: working})
+	onCPU := func() (kernels.Backend, error) { return cpu.Open(cpu.Config{Threads: f.Threads, Working: working}) }
+	onGPU := func() (kernels.Backend, error) {
+		if f.Weights == "int8" {
+			return nil, fmt.Errorf("int8 weights are not on the GPU yet: %w", cuda.ErrUnavailable)
+		}
+		return cuda.Open(cuda.Config{Working: working, BatchInvariant: f.BatchInvariant})
+	}
+	switch f.Device {
+	case "cpu":
+		return onCPU()
+	case "cuda":
+		return onGPU()
+	}
+	if _, err := cuda.Probe(); err != nil {
+		log.Info("device chosen", "device", "cpu", "why", err)
+		return onCPU()
+	}
+	be, err := onGPU()
+	if err != nil {
+		log.Info("device chosen", "device", "cpu", "why", err)
+		return onCPU()
+	}
+	log.Info("device chosen", "device", "cuda", "why", "a GPU can be used")
+	return be, nil
 }

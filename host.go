@@ -13,21 +13,26 @@ import (
 
 	"bhive/adapters"
 	"bhive/adapters/local"
+	"bhive/adapters/redis"
 	"bhive/infer"
 	"bhive/infer/chat"
 	"bhive/infer/checkpoint"
 	"bhive/infer/demo"
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
+
+	goredis "github.com/redis/go-redis/v9"
 )
 
 // modelFlags say what is loaded onto which device.
 type modelFlags struct {
 	Model     string   `short:"m" help:"demo (embedded), smollm2 (after make smollm2), a Hugging Face directory or a GGUF file." default:"demo"`
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
-	Device    string   `help:"Where to run: ${enum}." enum:"cpu" default:"cpu"`
+	Device    string   `help:"Where to run: ${enum}. auto takes a GPU where one can be used." enum:"auto,cuda,cpu" default:"auto"`
 	Weights   string   `help:"How the base's weights are kept: ${enum}. With float32 everything is." enum:"bfloat16,float32,int8" default:"bfloat16"`
 	Threads   int      `help:"CPU threads; default: all."`
+
+	BatchInvariant bool `help:"On a GPU, give a token the same bits in every batch, at some cost; the CPU always does."`
 }
 
 // basisFlags say which A's a base gets the first time that it is served from a registry.
@@ -84,7 +89,7 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 	if tokens != nil {
 		tokens(l.tokenizer)
 	}
-	if l.backend, err = openBackend(f); err != nil {
+	if l.backend, err = openBackend(f, log); err != nil {
 		return nil, err
 	}
 	format := map[string]kernels.Format{"bfloat16": kernels.FormatBF16, "float32": kernels.FormatF32, "int8": kernels.FormatInt8}[f.Weights]
@@ -201,10 +206,22 @@ func (f basisFlags) make(ctx context.Context, hash string, g adapters.Geometry, 
 	return adapters.NewBasis(ctx, c)
 }
 
-// openStore opens the registry.
-func openStore(dir string) (adapters.Store, error) {
-	if err := os.MkdirAll(dir, 0o750); err != nil {
+// openStore opens the registry that a name means: a redis:// URL, or a directory.
+func openStore(ctx context.Context, name string, log *slog.Logger) (adapters.Store, error) {
+	if redis.IsURL(name) {
+		goredis.SetLogger(redisLog{log})
+		return redis.Open(ctx, name, redis.Options{Log: log})
+	}
+	if err := os.MkdirAll(name, 0o750); err != nil {
 		return nil, fmt.Errorf("making the data directory: %w", err)
 	}
-	return local.Open(dir, local.Options{})
+	return local.Open(name, local.Options{})
+}
+
+// redisLog takes what the Redis client says of its connections; the errors of calls say it too.
+type redisLog struct{ log *slog.Logger }
+
+// Printf logs.
+func (l redisLog) Printf(ctx context.Context, format string, a ...any) {
+	l.log.DebugContext(ctx, "redis client: "+fmt.Sprintf(format, a...))
 }

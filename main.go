@@ -23,13 +23,17 @@ type cli struct {
 	Config    kong.ConfigFlag  `help:"YAML file with flags by their names; ./bhive.yaml and ~/.config/bhive.yaml are read where they exist." placeholder:"FILE"`
 	LogLevel  slog.Level       `help:"Least severe messages to log: debug, info, warn or error." default:"info"`
 	LogFormat string           `help:"Form of log lines: ${enum}." enum:"text,json" default:"text"`
-	Version   kong.VersionFlag `help:"Print the version and exit."`
+	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 
 	Serve    serveCmd    `cmd:"" help:"Serve a model and its adapters over HTTP."`
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back, remove, import and export adapters of a running server."`
-	Bench    benchCmd    `cmd:"" help:"Measure the speed of decoding, prefill, adapters and training on this machine."`
+	Registry registryCmd `cmd:"" help:"Copy a registry to another: a directory to Redis, or back."`
+	Bench    struct {
+		CPU benchCmd    `cmd:"" name:"cpu" default:"withargs" help:"Measure decoding, prefill, adapters, training and HTTP on this machine's cores (or the device that --device names)."`
+		GPU benchGPUCmd `cmd:"" name:"gpu" help:"Measure a GPU with a random model."`
+	} `cmd:"" help:"Measure speed on this machine."`
 }
 
 const description = `One frozen language model, a hive of adapters on it, served in one batch and trained online.

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -29,6 +31,8 @@ type serveCmd struct {
 	Addr         string        `help:"Address to listen on. Without API keys it must be a loopback address." default:"127.0.0.1:8080"`
 	Data         string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
 	LoraRoot     string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
+	Registry     string        `help:"Registry in place of that directory: another directory, or a Redis that servers share, as redis://HOST:PORT, rediss://… (TLS), ?master=NAME (Sentinel), ?cluster=true." placeholder:"URL"`
+	Worker       string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
 	DrainTimeout time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
 
 	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
@@ -46,8 +50,11 @@ type serveCmd struct {
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
 }
 
-// dataDir is the registry's directory.
-func (c *serveCmd) dataDir() (string, error) {
+// registry is the registry's directory or URL.
+func (c *serveCmd) registry() (string, error) {
+	if c.Registry != "" {
+		return c.Registry, nil
+	}
 	if c.Data != "" {
 		return c.Data, nil
 	}
@@ -58,13 +65,26 @@ func (c *serveCmd) dataDir() (string, error) {
 	return filepath.Join(home, ".bhive"), nil
 }
 
+// worker is a name that no other server of the registry has.
+func (c *serveCmd) worker() string {
+	host, err := os.Hostname()
+	_, port, _ := net.SplitHostPort(c.Addr)
+	switch {
+	case c.Worker != "":
+		return c.Worker
+	case err != nil || port == "0" || port == "":
+		return "bhive-" + rand.Text()
+	}
+	return host + ":" + port
+}
+
 // Run serves until ctx ends and everything has drained.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
-	dir, err := c.dataDir()
+	name, err := c.registry()
 	if err != nil {
 		return err
 	}
-	store, err := openStore(dir)
+	store, err := openStore(ctx, name, log)
 	if err != nil {
 		return err
 	}
@@ -97,7 +117,8 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	})
 	metrics := server.NewMetrics()
 	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
-		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics}, l.model, pool, device, l.tokenizer)
+		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
+		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}
@@ -105,7 +126,7 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	defer engine.Close()
-	jobs, err := finetune.New(finetune.Config{Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
+	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
 		return err

@@ -8,7 +8,7 @@ import (
 )
 
 // Store keeps everything that outlives the process: blobs, versions and their live pointers, jobs, files, values and the
-// basis. Two kinds exist: adapters/local and (to come) adapters/redis; adapters/storetest holds both to this contract.
+// basis. Two kinds exist: adapters/local and adapters/redis; adapters/storetest holds both to this contract.
 //
 // Every method is atomic: it happens as a whole or not at all, also across a crash, and is safe for concurrent use. Every record is
 // owned by a tenant ("" is DefaultTenant); another tenant's record is ErrNotFound. Any method may return
@@ -73,6 +73,13 @@ type Store interface {
 	// returned; otherwise it replaces the record with that fingerprint (ErrConflict).
 	PutBasis(ctx context.Context, b BasisRecord, replaces string) (BasisRecord, error)
 	GetBasis(ctx context.Context, baseHash string) (BasisRecord, error)
+
+	// Export calls fn with every record of all tenants: bases, files, values, adapters, jobs. Each is as it was at one moment, not all of
+	// them at the same. fn's error ends it and is returned.
+	Export(ctx context.Context, fn func(Record) error) error
+	// Import adds a record as another store had it, with its numbers, revision and times (ErrExists); a live adapter is announced as
+	// published. Blobs that it refers to must be its tenant's (ErrNotFound). A value gets a new revision.
+	Import(ctx context.Context, r Record) error
 
 	// GC removes blobs that nothing refers to and that were put longer than grace ago.
 	GC(ctx context.Context, grace time.Duration) (GCReport, error)

@@ -17,6 +17,8 @@ var (
 	ErrState = errors.New("not possible in the job's state")
 	// ErrBusy is returned by Submit when as many jobs wait as the manager's limits allow.
 	ErrBusy = errors.New("too many jobs are waiting")
+	// ErrDevice is returned by Submit, and fails a stored job, where the model's device has no training ops.
+	ErrDevice = errors.New("training is not on this device yet; run with --device cpu to train")
 	// ErrClosed is returned once the manager is closed.
 	ErrClosed = errors.New("the job manager is closed")
 	// ErrCheckpoint is returned when a job's checkpoint cannot be read or belongs to something else.

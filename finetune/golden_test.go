@@ -16,7 +16,8 @@ import (
 	"bhive/kernels"
 )
 
-// Tolerances of the golden runs, relative.
+// Tolerances of the golden runs, relative. SmolLM2's golden losses are up to 5.4e-5 off those of the same runs in float64, ours up to
+// 2.5e-6 (orthonormal_schedule): what is measured there is the golden's own rounding.
 const (
 	goldenLoss = 1e-4
 	goldenNorm = 1e-3

@@ -279,6 +279,38 @@ func TestNotFinite(t *testing.T) {
 	}
 }
 
+// TestLeaving: a lane that leaves while a pass with its tokens is under way, and another that takes its place at once, change
+// nothing for those that stay.
+func TestLeaving(t *testing.T) {
+	m := tinyModel(t, "llama", 8)
+	stays, next := laneOptions(m, 1, 4, 6), laneOptions(m, 3, 8, 4)
+	alone := func(o LaneOptions) []byte {
+		tr := newTrainer(t, m, TrainerConfig{Lanes: 2})
+		l := addLane(t, tr, o)
+		runUnits(t, tr)
+		return state(t, l)
+	}
+	wantStays, wantNext := alone(stays), alone(next)
+	for units := range 2*len(m.Layers) + 2 {
+		tr := newTrainer(t, m, TrainerConfig{Lanes: 2})
+		l, leaves := addLane(t, tr, stays), addLane(t, tr, laneOptions(m, 2, 4, 20))
+		for range units {
+			if _, err := tr.Unit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tr.Remove(leaves)
+		n := addLane(t, tr, next)
+		runUnits(t, tr)
+		if !bytes.Equal(state(t, l), wantStays) {
+			t.Errorf("left after %d units: the lane that stays is not as it is alone", units)
+		}
+		if !bytes.Equal(state(t, n), wantNext) {
+			t.Errorf("left after %d units: the lane that took its place is not as it is alone", units)
+		}
+	}
+}
+
 // TestTargets: what no target projection owns stays as it was.
 func TestTargets(t *testing.T) {
 	m := tinyModel(t, "llama-bias", 8)

@@ -105,7 +105,7 @@ func (m *Manager) Close() error {
 }
 
 // Submit checks the spec, stores it with its examples and queues the job. Errors: *FieldError (also for an unknown parent),
-// *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed. The job is durable
+// *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed, ErrDevice. The job is durable
 // when Submit returns.
 func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
 	if err := m.check(ctx, &spec); err != nil {

@@ -2,6 +2,7 @@ package finetune
 
 import (
 	"bhive/infer"
+	"bhive/kernels"
 )
 
 // pass is one micro-batch on its way through the model: forward layer by layer, losses, and, unless it is an evaluation, backward and
@@ -100,13 +101,21 @@ func (t *Trainer) blocks(next *int, n int) []int32 {
 	return out
 }
 
-// drop forgets a lane that leaves while the pass is under way; its tokens go on to the end unheeded.
-func (p *pass) drop(l *Lane) {
+// drop forgets a lane that leaves while the pass is under way. Its tokens go on to the end unheeded, and without a gradient: its lane of
+// the table is empty from now on, or the next one's.
+func (p *pass) drop(t *Trainer, l *Lane) {
 	for i := range p.parts {
 		if p.parts[i].lane == l {
 			p.parts[i].lane = nil
 		}
 	}
+	r := t.train.rec
+	for s := range r.SegLane[:r.Head[kernels.HeadSegs]] {
+		if int(r.SegLane[s]) == l.index {
+			r.SegLane[s] = -1
+		}
+	}
+	t.m.Backend.Upload(t.stream, t.train.step.Words, r.Bytes())
 }
 
 // unit runs the pass's next unit and reports whether it was the last.

@@ -81,6 +81,9 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 		return nil, err
 	}
 	be := m.Backend
+	if info := be.Info(); info.NoTraining {
+		return nil, fmt.Errorf("%w (%s)", ErrDevice, info.Device)
+	}
 	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes)}
 	defer func() {
 		if err != nil {
@@ -206,7 +209,7 @@ func (t *Trainer) Remove(l *Lane) {
 		return
 	}
 	if t.pass != nil {
-		t.pass.drop(l)
+		t.pass.drop(t, l)
 	}
 	t.samples = slices.DeleteFunc(t.samples, func(s *sampling) bool { return s.lane == l })
 	l.close()

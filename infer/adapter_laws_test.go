@@ -63,7 +63,7 @@ func newHive(t testing.TB, working kernels.DType) *hive {
 	if working == kernels.BF16 {
 		format = kernels.FormatBF16
 	}
-	be := openCPU(t, working)
+	be := openDevice(t, working)
 	h.rig = &rig{be, load(t, be, g.cp, h.basis, format), newRigTokenizer(t)}
 	return h
 }

@@ -13,41 +13,42 @@ import (
 
 // BenchConfig says what Bench measures. The zero value of a field is its default.
 type BenchConfig struct {
-	Batches  []int // sizes of decode batches; default 1 and 8
+	Batches  []int // sizes of decode batches; nil: 1 and 8, empty: no decode
 	Rank     int   // of the adapters; default 16, at most the model's R
 	Context  int   // tokens of context at the middle of a decode measurement; default 128
 	Steps    int   // decode steps of each kind; default 48
 	Prefill  int   // tokens of the prompt; default 256
-	Prefills int   // prompts measured; default 5
+	Prefills int   // prompts measured; default 5, negative: none
+	BaseOnly bool  // no decode with adapters
 }
 
 // BenchResult is what Bench measured. Times are medians.
 type BenchResult struct {
-	Decode  []DecodeResult
-	Prefill PrefillResult
+	Decode  []DecodeResult `json:"decode"`
+	Prefill PrefillResult  `json:"prefill"`
 }
 
 // DecodeResult is one kind of decode step.
 type DecodeResult struct {
-	Batch           int
-	Adapters        int // distinct adapters in the batch; 0: the base
-	Step            time.Duration
-	TokensPerSecond float64
-	Bytes           int64   // read by a step: weights, B's, K and V
-	BytesPerSecond  float64 // of them
+	Batch           int           `json:"batch"`
+	Adapters        int           `json:"adapters"` // distinct adapters in the batch; 0: the base
+	Step            time.Duration `json:"step_ns"`
+	TokensPerSecond float64       `json:"tokens_per_second"`
+	Bytes           int64         `json:"bytes"`            // read by a step: weights, B's, K and V
+	BytesPerSecond  float64       `json:"bytes_per_second"` // of them
 }
 
 // PrefillResult is the time of one prompt, alone, to its first token's logits.
 type PrefillResult struct {
-	Tokens          int
-	Time            time.Duration
-	TokensPerSecond float64
+	Tokens          int           `json:"tokens"`
+	Time            time.Duration `json:"time_ns"`
+	TokensPerSecond float64       `json:"tokens_per_second"`
 }
 
 // Bench measures the model's steps themselves, without scheduler and text: decode batches of the base and with as many distinct
 // adapters (their B's random) as sequences, and prefill. Kinds take turns, step by step, so that noise of the machine meets all of them.
 func Bench(ctx context.Context, m *Model, c BenchConfig) (BenchResult, error) {
-	if len(c.Batches) == 0 {
+	if c.Batches == nil {
 		c.Batches = []int{1, 8}
 	}
 	for _, f := range []struct {
@@ -95,7 +96,8 @@ type benchKind struct {
 }
 
 func (b *benchRun) open() (err error) {
-	m, most := b.m, slices.Max(b.c.Batches)
+	m, most := b.m, slices.Max(append([]int{1}, b.c.Batches...))
+	adapted := m.Basis != nil && !b.c.BaseOnly
 	b.a.mem = m.Backend
 	b.stream = m.Backend.NewStream()
 	longest := max(b.c.Prefill, b.c.Context+b.c.Steps/2+1)
@@ -106,7 +108,7 @@ func (b *benchRun) open() (err error) {
 	if b.table, err = m.Backend.NewAdapterTable(most); err != nil {
 		return err
 	}
-	if m.Basis != nil {
+	if adapted {
 		work := m.Backend.Info().Working
 		for slot := range most {
 			t := b.a.alloc(work, 1, b.c.Rank*m.Geometry.OutTotal())
@@ -119,7 +121,7 @@ func (b *benchRun) open() (err error) {
 	}
 	for _, n := range b.c.Batches {
 		for _, with := range []bool{false, true} {
-			if with && m.Basis == nil {
+			if with && !adapted {
 				continue
 			}
 			k := &benchKind{batch: n}
@@ -129,7 +131,9 @@ func (b *benchRun) open() (err error) {
 			b.kinds = append(b.kinds, k)
 		}
 	}
-	b.kinds = append(b.kinds, &benchKind{batch: 1, prefill: b.c.Prefill})
+	if b.c.Prefills > 0 {
+		b.kinds = append(b.kinds, &benchKind{batch: 1, prefill: b.c.Prefill})
+	}
 	for _, k := range b.kinds {
 		if err := b.prepare(k, perSeq); err != nil {
 			return err
@@ -199,7 +203,11 @@ func (b *benchRun) once(k *benchKind) (time.Duration, error) {
 }
 
 func (b *benchRun) run(ctx context.Context) (BenchResult, error) {
-	for round := -1; round < b.c.Steps; round++ { // the first one warms up
+	rounds := b.c.Steps
+	if len(b.c.Batches) == 0 {
+		rounds = b.c.Prefills
+	}
+	for round := -1; round < rounds; round++ { // the first one warms up
 		for _, k := range b.kinds {
 			if k.prefill > 0 && round >= b.c.Prefills {
 				continue

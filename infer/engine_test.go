@@ -12,10 +12,9 @@ import (
 	"bhive/infer/checkpoint"
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
-	"bhive/kernels/cpu"
 )
 
-// rig is a demo model on a CPU backend, for one test.
+// rig is a demo model on the device under test.
 type rig struct {
 	be    kernels.Backend
 	model *Model
@@ -24,10 +23,7 @@ type rig struct {
 
 func newRig(t testing.TB, working kernels.DType) *rig {
 	t.Helper()
-	be, err := cpu.Open(cpu.Config{Working: working})
-	if err != nil {
-		t.Fatal(err)
-	}
+	be := openDevice(t, working)
 	cp, err := checkpoint.Open("demo")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +40,6 @@ func newRig(t testing.TB, working kernels.DType) *rig {
 	t.Cleanup(func() {
 		m.Close()
 		cp.Close()
-		be.Close()
 	})
 	return &rig{be, m, tok}
 }

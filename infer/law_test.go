@@ -22,7 +22,7 @@ func tinyModel(t testing.TB, name string, working kernels.DType, format kernels.
 	if err != nil {
 		t.Fatal(err)
 	}
-	return load(t, openCPU(t, working), cp, basis, format)
+	return load(t, openDevice(t, working), cp, basis, format)
 }
 
 func randomWeights(g adapters.Geometry, rank int, seed uint64) *adapters.Weights {

@@ -95,7 +95,7 @@ func (s lying) Matrix(name string) (kernels.Matrix, error) {
 
 func TestLoadNamesTheTensor(t *testing.T) {
 	cp := openCheckpoint(t, "testdata/tiny/qwen3")
-	be := openCPU(t, kernels.F32)
+	be := openDevice(t, kernels.F32)
 	for _, name := range []string{"model.embed_tokens.weight", "model.norm.weight", "model.layers.2.self_attn.k_proj.weight", "model.layers.1.self_attn.q_norm.weight"} {
 		for _, with := range []kernels.Matrix{nil, bf16Matrix{3, 5, make([]uint16, 15)}} {
 			free := be.Info().MemoryFree
@@ -103,7 +103,7 @@ func TestLoadNamesTheTensor(t *testing.T) {
 			if !errors.Is(err, ErrCheckpoint) || with != nil && !strings.Contains(err.Error(), name) {
 				t.Errorf("%s as %v: error %v", name, with, err)
 			}
-			if be.Info().MemoryFree != free {
+			if be.Info().MemoryFree != free && *device == "cpu" { // a GPU keeps a stream's scratch
 				t.Errorf("%s: memory is lost", name)
 			}
 		}
@@ -112,7 +112,7 @@ func TestLoadNamesTheTensor(t *testing.T) {
 
 func TestLoadProgress(t *testing.T) {
 	cp := openCheckpoint(t, "testdata/tiny/llama-tied-linear")
-	be := openCPU(t, kernels.F32)
+	be := openDevice(t, kernels.F32)
 	calls, last := 0, 0
 	m, err := Load(context.Background(), be, cp, nil, LoadConfig{Positions: 100, Progress: func(done, total int) {
 		calls++

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -46,6 +47,8 @@ func (e *Engine) loop(ctx context.Context) error {
 			if err := e.collect(); err != nil {
 				return err
 			}
+			// Whoever waits for what was published runs now, not when the runtime takes a thread away from the next step's work.
+			runtime.Gosched()
 			continue
 		}
 		if len(p.items) > 0 || e.slice(e.config.TrainSlice) {

@@ -330,3 +330,7 @@ func f32Bytes(values []float32) []byte {
 func i32Bytes(values []int32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 4*len(values))
 }
+
+func u16Bytes(values []uint16) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(values))), 2*len(values))
+}

@@ -2,6 +2,7 @@ package infer
 
 import (
 	"context"
+	"flag"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,17 +12,39 @@ import (
 	"bhive/infer/checkpoint"
 	"bhive/kernels"
 	"bhive/kernels/cpu"
+	"bhive/kernels/cuda"
 )
 
-// openCPU is a CPU backend for one test.
-func openCPU(t testing.TB, working kernels.DType) *cpu.Backend {
+var device = flag.String("device", "cpu", "device that the package's tests run on: cpu or cuda")
+
+// openDevice is a backend for one test.
+func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
 	t.Helper()
-	be, err := cpu.Open(cpu.Config{Working: working})
+	var be kernels.Backend
+	var err error
+	switch *device {
+	case "cuda":
+		be, err = cuda.Open(cuda.Config{Working: working, BatchInvariant: true})
+	default:
+		be, err = cpu.Open(cpu.Config{Working: working})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { be.Close() })
+	t.Cleanup(func() {
+		if err := be.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return be
+}
+
+// needTraining skips a test of what the device under test has no ops for.
+func needTraining(t testing.TB) {
+	t.Helper()
+	if *device == "cuda" {
+		t.Skip("training ops are not on the GPU yet")
+	}
 }
 
 // openCheckpoint opens a Hugging Face directory or GGUF.
@@ -37,6 +60,9 @@ func openCheckpoint(t testing.TB, path string) *checkpoint.Checkpoint {
 
 func load(t testing.TB, be kernels.Backend, cp *checkpoint.Checkpoint, basis *adapters.Basis, format kernels.Format) *Model {
 	t.Helper()
+	if *device == "cuda" && format == kernels.FormatInt8 {
+		t.Skip("int8 weights are not on the GPU yet")
+	}
 	m, err := Load(context.Background(), be, cp, basis, LoadConfig{Format: format})
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +108,7 @@ func TestTinyArchitectures(t *testing.T) {
 	if err != nil || len(dirs) != 7 {
 		t.Fatalf("%d directories of tiny checkpoints, %v", len(dirs), err)
 	}
-	be := openCPU(t, kernels.F32)
+	be := openDevice(t, kernels.F32)
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			golden := readTensors(t, filepath.Join(dir, "golden.safetensors"))

@@ -10,6 +10,7 @@ type Info struct {
 	MemoryTotal    int64  // bytes
 	MemoryFree     int64
 	CopyInPlace    bool // host and device memory are the same
+	NoTraining     bool // the training ops but Copy and Zero are not on this device and panic
 }
 
 // Stream is an ordered queue of work on a device.

@@ -17,6 +17,28 @@ type Matrix interface {
 	Row(i int, dst []float32)
 }
 
+// Random is a matrix of uniform noise with mean 0 and standard deviation Scale, from Seed and an element's place alone: weights without a
+// checkpoint. A device may make it by itself instead of asking for rows.
+type Random struct {
+	R, C  int
+	Seed  uint64
+	Scale float32
+}
+
+func (m Random) Rows() int { return m.R }
+func (m Random) Cols() int { return m.C }
+
+// Row writes row i: element n of the matrix is scale·√12·(u − ½), u the upper 24 bits of a mix of seed and n.
+func (m Random) Row(i int, dst []float32) {
+	for j := range m.C {
+		z := m.Seed*0x9E3779B97F4A7C15 + uint64(i*m.C+j)*0xD1B54A32D192ED03
+		z = (z ^ z>>30) * 0xBF58476D1CE4E5B9
+		z = (z ^ z>>27) * 0x94D049BB133111EB
+		z ^= z >> 31
+		dst[j] = (float32(z>>40)/(1<<24) - 0.5) * 3.4641016 * m.Scale
+	}
+}
+
 // WeightSpec describes a fused weight [W; A]: the parts stacked in order, then A.
 type WeightSpec struct {
 	Parts  []Matrix

@@ -51,6 +51,7 @@ var table = []struct {
 	{errDraining, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{infer.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
+	{finetune.ErrDevice, http.StatusNotImplemented, "invalid_request_error", "no_training_on_device", "", 0},
 	{finetune.ErrNotFound, http.StatusNotFound, "not_found_error", "job_not_found", "", 0},
 	{finetune.ErrState, http.StatusConflict, "conflict_error", "wrong_state", "", 0},
 	{chat.ErrMessage, http.StatusBadRequest, "invalid_request_error", "", "messages", 0},

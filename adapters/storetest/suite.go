@@ -18,19 +18,25 @@ import (
 	"bhive/adapters"
 )
 
-// Run runs the whole conformance suite; open makes an empty store for one test and closes it at its end.
+// Run runs the whole conformance suite; open makes an empty store and closes it at the end of the test.
 func Run(t *testing.T, open func(t testing.TB) adapters.Store) {
+	RunCases(t, open)
+	t.Run("Model", func(t *testing.T) { testModel(t, open) })
+}
+
+// RunCases is Run without the long random test against a model: for further settings of a store that Run has passed.
+func RunCases(t *testing.T, open func(t testing.TB) adapters.Store) {
 	for _, c := range []struct {
 		name string
 		test func(*testing.T, adapters.Store)
 	}{
 		{"Blobs", testBlobs}, {"Versions", testVersions}, {"Tenants", testTenants}, {"Names", testNames}, {"Feed", testFeed},
 		{"Jobs", testJobs}, {"PublishWithJob", testPublishWithJob}, {"Files", testFiles}, {"Values", testValues}, {"Basis", testBasis},
-		{"GC", testGC}, {"Concurrent", testConcurrent}, {"Contexts", testContexts}, {"Closed", testClosed},
+		{"GC", testGC}, {"Concurrent", testConcurrent}, {"Contexts", testContexts}, {"Closed", testClosed}, {"BadRecords", testBadRecords},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
 	}
-	t.Run("Model", func(t *testing.T) { testModel(t, open) })
+	t.Run("Transfer", func(t *testing.T) { testTransfer(t, open) })
 }
 
 var ctx = context.Background()

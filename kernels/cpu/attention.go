@@ -112,10 +112,10 @@ func (t *attentionTask) part(worker, i int) {
 		clear(x[hi-base:])
 		x = x[lo-base : hi-base]
 		top := x[t.b.k.ArgMax(x)]
-		sum := t.b.k.SoftmaxExp(x, top)
-		sums[row] = 1 / sum
+		sum := softmax(t.b.k, x, top)
+		sums[row] = float32(1 / sum)
 		if t.lse.at != nil {
-			t.lse.row(token)[head*t.group+row%t.group] = top + float32(math.Log(float64(sum)))
+			t.lse.row(token)[head*t.group+row%t.group] = float32(float64(top) + math.Log(sum))
 		}
 	}
 	clear(o)

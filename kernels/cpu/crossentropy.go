@@ -90,14 +90,13 @@ func (t *crossEntropyTask) part(_, i int) {
 	x := t.logits[i*t.v:][:t.v]
 	of := x[label]
 	if t.dh.at == nil {
-		top, sum := t.b.k.ExpSumMax(x)
-		t.nll[at] = top + float32(math.Log(float64(sum))) - of
+		t.nll[at] = logSumExp(t.b.k, x) - of
 		return
 	}
 	top := x[t.b.k.ArgMax(x)]
-	sum := t.b.k.SoftmaxExp(x, top)
-	t.nll[at] = top + float32(math.Log(float64(sum))) - of
+	sum := softmax(t.b.k, x, top)
+	t.nll[at] = float32(float64(top)+math.Log(sum)) - of
 	loss := kernels.Float(t.r.Loss[at])
-	t.b.k.Scale(x, loss/sum)
+	t.b.k.Scale(x, float32(float64(loss)/sum))
 	x[label] -= loss
 }

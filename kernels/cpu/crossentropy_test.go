@@ -47,3 +47,44 @@ func TestCrossEntropy(t *testing.T) {
 		}
 	}
 }
+
+// Over a vocabulary of a real size, with one likely token, the weight of the long tail is not lost.
+func TestCrossEntropyLongTail(t *testing.T) {
+	r := newRig(t, Config{Threads: 2})
+	const h, vocab, m = 16, 49152, 3
+	rows := r.host(vocab, h)
+	for i := range vocab {
+		rows.x[i*h] = 1 // what all have in common
+		for j := 1; j < h; j++ {
+			rows.x[i*h+j] *= 0.05
+		}
+	}
+	rows.x[0] = 15 // the likely token's logit is 14 above
+	made, err := r.NewWeight(kernels.WeightSpec{Parts: []kernels.Matrix{rows}, Format: kernels.FormatF32})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := made.(*weight)
+	b := r.step(vocab, seq{n: m, adapter: -1, lane: -1})
+	x, dx, nll, alone := r.random(m+2, h, 0.1), r.garbage(m+2, h), r.garbage(1, m+2), r.garbage(1, m+2)
+	for i := range m {
+		values(x)[i*h] = 1
+		b.rec.Label[i], b.rec.Loss[i] = 7, kernels.Bits(1)
+	}
+	r.CrossEntropy(r.s, nll, dx, x, w, b.step)
+	r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, b.step)
+	wide := r.wide(w)
+	for i := range m {
+		row := f64(values(x)[i*h:][:h])
+		sum, first := 0.0, 0.0 // Σ e^logit, Σ e^logit·E[·, 0]
+		for _, e := range wide {
+			p := math.Exp(dot64(row, e))
+			sum += p
+			first += p * e[0]
+		}
+		want := []float64{math.Log(sum) - dot64(row, wide[7])}
+		near(t, "nll", values(nll)[i:], want, 2e-7)
+		near(t, "nll alone", values(alone)[i:], want, 2e-7)
+		near(t, "dh", values(dx)[i*h:], []float64{first/sum - wide[7][0]}, 1e-5)
+	}
+}

@@ -3,6 +3,7 @@ package cpu
 import "bhive/kernels"
 
 type linearBackwardTask struct {
+	b          *Backend
 	dx, dyz    mat
 	w          *weight
 	m          int
@@ -30,16 +31,27 @@ func (b *Backend) LinearBackward(s kernels.Stream, dx, dyz kernels.Tensor, w ker
 }
 
 func (b *Backend) runLinearBackward(dx, dyz mat, w *weight, m int, accumulate bool) {
-	b.linearBackward = linearBackwardTask{dx, dyz, w, m, accumulate, parts(w.in, backColumns)}
+	b.linearBackward = linearBackwardTask{b, dx, dyz, w, m, accumulate, parts(w.in, backColumns)}
 	b.pool.run(taskLinearBackward, parts(m, backTokens)*b.linearBackward.spread)
 }
 
-func (t *linearBackwardTask) part(_, i int) {
+// A part adds up every backRows rows on their own, and then those sums: a chain of additions is short even over a vocabulary.
+func (t *linearBackwardTask) part(worker, i int) {
 	t0 := i / t.spread * backTokens
 	m := min(backTokens, t.m-t0)
 	k0 := i % t.spread * backColumns
 	k1 := min(k0+backColumns, t.w.in)
+	dx, dyz := t.dx.from(t0).cut(k0, k1), t.dyz.from(t0)
+	sum := mat{grown(&t.b.scratch[worker].a, backTokens*backColumns), backColumns, m, k1 - k0}
 	for n := 0; n < t.w.rows(); n += backRows {
-		t.w.dotNN(t.dx.from(t0), t.dyz.from(t0), m, n, min(n+backRows, t.w.rows()), k0, k1, t.accumulate || n > 0)
+		end := min(n+backRows, t.w.rows())
+		if n == 0 && !t.accumulate {
+			t.w.dotNN(dx, dyz, m, n, end, k0, k1)
+			continue
+		}
+		t.w.dotNN(sum, dyz, m, n, end, k0, k1)
+		for at := range m {
+			t.b.k.Add(dx.row(at), sum.row(at))
+		}
 	}
 }

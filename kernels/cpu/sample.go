@@ -36,8 +36,7 @@ var negInf = float32(math.Inf(-1))
 func (t *sampleTask) part(worker, i int) {
 	s := &t.b.scratch[worker]
 	raw := t.logits.row(i)
-	top, sum := t.b.k.ExpSumMax(raw)
-	lse := top + float32(math.Log(float64(sum)))
+	lse := logSumExp(t.b.k, raw)
 	t.top(s, i, raw, lse)
 
 	token := t.r.RowForced[i]

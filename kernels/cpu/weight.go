@@ -194,13 +194,13 @@ func (w *weight) dotNT(yz, x mat, m, n0, n1 int) {
 	}
 }
 
-// dotNN adds, or writes without accumulate, rows [n0, n1) of [W; A] weighted by dyz's columns [n0, n1) to columns [k0, k1) of
-// dx, for the first m rows. k0 is a multiple of 32.
-func (w *weight) dotNN(dx, dyz mat, m, n0, n1, k0, k1 int, accumulate bool) {
+// dotNN writes the sum of rows [n0, n1) of [W; A] weighted by dyz's columns [n0, n1) to dx, which has their columns
+// [k0, k1), for the first m rows. k0 is a multiple of 32.
+func (w *weight) dotNN(dx, dyz mat, m, n0, n1, k0, k1 int) {
 	if m == 0 {
 		return
 	}
-	x, k := dx.at[k0:], k1-k0
+	x, k, accumulate := dx.at, k1-k0, false
 	if to := min(n1, w.out); n0 < to {
 		dy, at, n := dyz.at[n0:], n0*w.in+k0, to-n0
 		switch w.format {

@@ -48,6 +48,18 @@ func nt512F32_4x2(p *ntArgs)
 func nt512F32_4x1(p *ntArgs)
 
 //go:noescape
+func nt512F32_6x3(p *ntArgs)
+
+//go:noescape
+func nt512F32_6x1(p *ntArgs)
+
+//go:noescape
+func nt512F32_8x3(p *ntArgs)
+
+//go:noescape
+func nt512F32_8x1(p *ntArgs)
+
+//go:noescape
 func nt512BF16_1x16(p *ntArgs)
 
 //go:noescape
@@ -93,6 +105,18 @@ func nt512BF16_4x2(p *ntArgs)
 func nt512BF16_4x1(p *ntArgs)
 
 //go:noescape
+func nt512BF16_6x3(p *ntArgs)
+
+//go:noescape
+func nt512BF16_6x1(p *ntArgs)
+
+//go:noescape
+func nt512BF16_8x3(p *ntArgs)
+
+//go:noescape
+func nt512BF16_8x1(p *ntArgs)
+
+//go:noescape
 func nt512Int8_1x8(p *ntArgs)
 
 //go:noescape
@@ -133,6 +157,18 @@ func nt512Int8_4x2(p *ntArgs)
 
 //go:noescape
 func nt512Int8_4x1(p *ntArgs)
+
+//go:noescape
+func nt512Int8_6x3(p *ntArgs)
+
+//go:noescape
+func nt512Int8_6x1(p *ntArgs)
+
+//go:noescape
+func nt512Int8_8x3(p *ntArgs)
+
+//go:noescape
+func nt512Int8_8x1(p *ntArgs)
 
 //go:noescape
 func nt256F32_1x4(p *ntArgs)
@@ -407,6 +443,10 @@ var (
 			{{8, nt512F32_2x8}, {4, nt512F32_2x4}, {1, nt512F32_2x1}},
 			{{8, nt512F32_3x8}, {4, nt512F32_3x4}, {1, nt512F32_3x1}},
 			{{6, nt512F32_4x6}, {4, nt512F32_4x4}, {2, nt512F32_4x2}, {1, nt512F32_4x1}},
+			{},
+			{{3, nt512F32_6x3}, {1, nt512F32_6x1}},
+			{},
+			{{3, nt512F32_8x3}, {1, nt512F32_8x1}},
 		},
 		long: []ntTile{{2, nt512F32_1x2}, {1, nt512F32_1x1}},
 		nn: []nnPanel{
@@ -422,6 +462,10 @@ var (
 			{{8, nt512BF16_2x8}, {4, nt512BF16_2x4}, {1, nt512BF16_2x1}},
 			{{8, nt512BF16_3x8}, {4, nt512BF16_3x4}, {1, nt512BF16_3x1}},
 			{{6, nt512BF16_4x6}, {4, nt512BF16_4x4}, {2, nt512BF16_4x2}, {1, nt512BF16_4x1}},
+			{},
+			{{3, nt512BF16_6x3}, {1, nt512BF16_6x1}},
+			{},
+			{{3, nt512BF16_8x3}, {1, nt512BF16_8x1}},
 		},
 		long: []ntTile{{2, nt512BF16_1x2}, {1, nt512BF16_1x1}},
 		nn: []nnPanel{
@@ -437,6 +481,10 @@ var (
 			{{6, nt512Int8_2x6}, {4, nt512Int8_2x4}, {1, nt512Int8_2x1}},
 			{{6, nt512Int8_3x6}, {4, nt512Int8_3x4}, {1, nt512Int8_3x1}},
 			{{6, nt512Int8_4x6}, {4, nt512Int8_4x4}, {2, nt512Int8_4x2}, {1, nt512Int8_4x1}},
+			{},
+			{{3, nt512Int8_6x3}, {1, nt512Int8_6x1}},
+			{},
+			{{3, nt512Int8_8x3}, {1, nt512Int8_8x1}},
 		},
 		long: []ntTile{{4, nt512Int8_1x4}, {2, nt512Int8_1x2}, {1, nt512Int8_1x1}},
 		nn: []nnPanel{

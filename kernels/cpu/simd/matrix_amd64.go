@@ -23,7 +23,7 @@ type nnPanel struct {
 	tiles []nnTile
 }
 
-// ntTiles[mr-1] are the kernels for mr activation rows, widest first. The last has nr = 1.
+// ntTiles[mr-1] are the kernels for mr activation rows, widest first; where there are none, rows go to shorter tiles. The last has nr = 1.
 type ntTiles [][]ntTile
 
 // matrixSet holds the kernels of one instruction set and weight format.
@@ -72,34 +72,46 @@ func (t *matrixSet) dotNT(a ntArgs, m, n int) {
 	}
 	top := len(t.nt)
 	nb, mb := n, m
-	if m > top {
+	if m > t.height(m, m) {
 		nb = max(24, weightBudget/max(1, a.k*t.size)/24*24)
 		mb = max(top, rowBudget/max(1, a.k*4)/top*top)
 	}
 	for n0 := 0; n0 < n; n0 += nb {
 		for m0 := 0; m0 < m; m0 += mb {
-			rows, cols := min(mb, m-m0), min(nb, n-n0)
+			cols := min(nb, n-n0)
 			b := a
-			b.y = offset(a.y, m0*a.ldy+n0*4)
-			b.x = offset(a.x, m0*a.ldx)
 			b.w = offset(a.w, n0*a.ldw)
 			b.s = offset(a.s, n0*a.lds)
-			if full := rows / top; full > 0 {
-				b.mt = full
-				b.columns(t.nt[top-1], cols)
-			}
-			if rest := rows % top; rest > 0 {
-				b.mt = 1
-				b.y = offset(b.y, (rows-rest)*a.ldy)
-				b.x = offset(b.x, (rows-rest)*a.ldx)
-				tiles := t.nt[rest-1]
-				if rest == 1 && a.k > shortRow {
+			for at, end := m0, min(m0+mb, m); at < end; {
+				mr := t.height(end-at, m)
+				b.mt = (end - at) / mr
+				b.y = offset(a.y, at*a.ldy+n0*4)
+				b.x = offset(a.x, at*a.ldx)
+				tiles := t.nt[mr-1]
+				if mr == 1 && a.k > shortRow {
 					tiles = t.long
 				}
 				b.columns(tiles, cols)
+				at += b.mt * mr
 			}
 		}
 	}
+}
+
+// tallRows is how many rows of activations are still so few that tiles of more than four, which widen weights less often but load more
+// activations for a product, are the faster ones.
+const tallRows = 16
+
+// height is that of the tiles for the next of so many rows that are left of m.
+func (t *matrixSet) height(left, m int) int {
+	h := min(left, len(t.nt))
+	if h > 4 && (m > tallRows || h == 7) { // 4 and 3 are faster than 6 and 1
+		h = 4
+	}
+	for len(t.nt[h-1]) == 0 {
+		h--
+	}
+	return h
 }
 
 // columns runs mt row tiles against n weight rows.

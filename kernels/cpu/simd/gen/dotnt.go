@@ -18,7 +18,8 @@ const prefetchAhead = 8 << 10
 // activation rows, lanes along k.
 //
 // Registers: SI x cursor, DX w cursor, R8/R9 1 and 3 ldx, R10–R13 1, 3, 5, 7 ldw, AX scale cursor, R15 prefetch or
-// rows 8 and up, BX, DI (and R8, R9 or R13) multiples of lds, CX steps.
+// rows 8 and up, BX, DI (and R8, R9 or R13) multiples of lds, CX steps. Tiles of more than 4 rows of x have at most 3 of w, and
+// R12/R13 are 5 and 7 ldx.
 func (o *out) ntTile(v isa, e element, mr, nr int) {
 	name := fmt.Sprintf("nt%s%s_%dx%d", v.name, e.name, mr, nr)
 	frame := 64
@@ -28,6 +29,10 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 	o.fn(fmt.Sprintf("y = x·wᵀ in tiles of %d rows of x and %d of w", mr, nr), name, "(p *ntArgs)", frame, 8)
 	ldx := [4]string{"R8", "R9"}
 	ldw := [4]string{"R10", "R11", "R12", "R13"}
+	tall := mr > 4
+	if tall { // at most 3 rows of w leave these free
+		ldx = [4]string{"R8", "R9", "R12", "R13"}
+	}
 	lds := [4]string{"BX", "DI", "R13"}
 	if nr > 6 {
 		lds = [4]string{"BX", "DI", "R8", "R9"}
@@ -45,6 +50,9 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 	acc := func(i, j, h int) int { return (i*nr+j)*halves + h }
 	xr := mr * nr * halves
 	wr := func(j int) int { return xr + mr + j%min(4, 32-xr-mr) }
+	if tall {
+		wr = func(j int) int { return xr + j }
+	}
 	scaleTmp := 15
 	if v.name == "256" {
 		wr = func(int) int { return xr + mr }
@@ -107,6 +115,19 @@ func (o *out) ntTile(v isa, e element, mr, nr int) {
 		o.f("MOVQ %d(SP), AX", lS)
 	}
 	chunk := func(off int, x, w func(r, off int) string, mask string) {
+		if tall { // weights widened once for all rows, which pass through two registers or more
+			for j := range nr {
+				o.load(v, e, w(j, off), row(0, j, "AX", lds), wr(j), scaleTmp, mask)
+			}
+			for i := range mr {
+				r := xr + nr + i%min(5, 32-xr-nr)
+				o.load(v, elements[0], x(i, off), "", r, 0, mask)
+				for j := range nr {
+					o.f("VFMADD231PS %s, %s, %s", v.r(wr(j)), v.r(r), v.r(acc(i, j, 0)))
+				}
+			}
+			return
+		}
 		for h := range halves {
 			for i := range mr {
 				o.load(v, elements[0], x(i, off+8*h), "", xr+i, 0, mask)
@@ -259,8 +280,11 @@ func (o *out) ntSum512(mr, nr int) {
 	}
 	var folded []int
 	per := 2 // rows a fold
-	if nr == 16 {
+	switch {
+	case nr == 16:
 		per = 1
+	case nr < 4 && mr > 4:
+		per = 4
 	}
 	for i := 0; i < mr; i += per {
 		var in [16]int
@@ -277,12 +301,20 @@ func (o *out) ntSum512(mr, nr int) {
 	if nr == 16 {
 		reg = "Z"
 	}
+	if per == 4 {
+		reg = "X"
+	}
 	var rows []string
+	spare := 29
 	for i := range mr {
 		z := folded[i/per]
-		if i%per == 1 {
-			o.f("VEXTRACTF64X4 $1, Z%d, Y%d", z, 29-i/2)
-			z = 29 - i/2
+		switch {
+		case per == 4 && i%per > 0:
+			o.f("VEXTRACTF32X4 $%d, Z%d, X%d", i%per, z, spare)
+			z, spare = spare, spare-1
+		case per == 2 && i%per == 1:
+			o.f("VEXTRACTF64X4 $1, Z%d, Y%d", z, spare)
+			z, spare = spare, spare-1
 		}
 		rows = append(rows, fmt.Sprintf("%s%d", reg, z))
 	}
@@ -377,7 +409,8 @@ func (o *out) padTails(e element, mr, nr int, x, w func(r, off int) string) {
 
 // The tiles of DotNT: rows of x, rows of w.
 var (
-	ntShapes512 = [][2]int{{1, 16}, {1, 8}, {1, 4}, {1, 2}, {1, 1}, {2, 8}, {2, 4}, {2, 1}, {3, 8}, {3, 4}, {3, 1}, {4, 6}, {4, 4}, {4, 2}, {4, 1}}
+	ntShapes512 = [][2]int{{1, 16}, {1, 8}, {1, 4}, {1, 2}, {1, 1}, {2, 8}, {2, 4}, {2, 1}, {3, 8}, {3, 4}, {3, 1}, {4, 6}, {4, 4}, {4, 2}, {4, 1},
+		{6, 3}, {6, 1}, {8, 3}, {8, 1}}
 	ntShapes256 = [][2]int{{1, 4}, {1, 1}, {2, 3}, {2, 1}}
 )
 

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"time"
+
+	"bhive/adapters"
+	"bhive/adapters/local"
+	"bhive/finetune"
+	"bhive/infer"
+	"bhive/server"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// httpResult compares a step of a server with streaming clients and the bare step of the same batch. Times are medians of all rounds.
+type httpResult struct {
+	Clients  int           `json:"clients"`
+	Step     time.Duration `json:"step_ns"` // of the engine while all clients stream, from its end to the end of the next
+	Bare     time.Duration `json:"bare_ns"`
+	Overhead float64       `json:"overhead"` // median of the rounds' Step/Bare − 1
+}
+
+// benchHTTP runs a whole server on loopback in turns with the bare model's steps.
+type benchHTTP struct {
+	l       *loaded
+	clients int
+	prompt  int // tokens
+	tokens  int // to generate
+	rounds  int
+
+	engine *infer.Engine
+	url    string
+	client *http.Client
+	steps  stepTimes
+}
+
+// stepTimes notes when full decode steps end. It is the engine's observer.
+type stepTimes struct {
+	*server.Metrics
+	batch int
+	last  time.Time // end of the step before, where that was full too
+	took  []time.Duration
+}
+
+func (s *stepTimes) ObserveStep(i infer.StepInfo) {
+	s.Metrics.ObserveStep(i)
+	now := time.Now()
+	if i.DecodeSeqs != s.batch || i.PrefillTokens > 0 {
+		s.last = time.Time{}
+		return
+	}
+	if !s.last.IsZero() {
+		s.took = append(s.took, now.Sub(s.last))
+	}
+	s.last = now
+}
+
+func (b *benchHTTP) run(ctx context.Context) (r httpResult, err error) {
+	dir, err := os.MkdirTemp("", "bhive-bench-")
+	if err != nil {
+		return r, fmt.Errorf("benchmark: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	store, err := local.Open(dir, local.Options{})
+	if err != nil {
+		return r, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+
+	b.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: b.clients}}
+	b.steps = stepTimes{Metrics: server.NewMetrics(), batch: b.clients}
+	longest := b.prompt + b.tokens + 1
+	if b.engine, err = infer.New(infer.Config{MaxSeqs: b.clients, MaxContext: longest, NoPrefixCache: true, Observer: &b.steps}, b.l.model, nil, nil, b.l.tokenizer); err != nil {
+		return r, err
+	}
+	if err := b.engine.Open(); err != nil {
+		return r, err
+	}
+	defer b.engine.Close()
+	quiet := slog.New(slog.DiscardHandler)
+	registry := adapters.NewRegistry(store, nil)
+	jobs, err := finetune.New(finetune.Config{}, finetune.Deps{Model: b.l.model, Registry: registry, Log: quiet})
+	if err != nil {
+		return r, err
+	}
+	s, err := server.New(server.Config{Addr: "127.0.0.1:0"}, server.Deps{Engine: b.engine, Jobs: jobs, Registry: registry, Store: store,
+		Basis: b.l.model.Basis, Tokenizer: b.l.tokenizer, Template: b.l.template, Metrics: b.steps.Metrics, Log: quiet,
+		Model: server.ModelInfo{Name: b.l.name, Defaults: infer.DefaultParams()}})
+	if err != nil {
+		return r, err
+	}
+	listener, err := s.Listen()
+	if err != nil {
+		return r, err
+	}
+	b.url = "http://" + listener.Addr().String() + "/v1/completions"
+	run, stop := context.WithCancel(ctx)
+	var parts errgroup.Group
+	parts.Go(func() error { return b.engine.Run(run) })
+	parts.Go(func() error { return s.Run(run, listener) })
+	r, err = b.compare(ctx)
+	b.client.CloseIdleConnections()
+	stop()
+	return r, errors.Join(err, parts.Wait())
+}
+
+// compare alternates rounds of streams and of bare steps over the same contexts.
+func (b *benchHTTP) compare(ctx context.Context) (httpResult, error) {
+	var over []float64
+	var steps, bare []time.Duration
+	for round := -1; round < b.rounds; round++ { // the first one warms up
+		b.steps.took = b.steps.took[:0] // the engine is idle
+		if err := b.stream(ctx); err != nil {
+			return httpResult{}, err
+		}
+		var alone infer.BenchResult
+		err := b.engine.Do(ctx, func() (err error) { // where nothing else is on the device
+			alone, err = infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
+				Context: b.prompt + b.tokens/2, Steps: b.tokens})
+			return err
+		})
+		if err != nil {
+			return httpResult{}, err
+		}
+		if len(b.steps.took) == 0 {
+			return httpResult{}, fmt.Errorf("benchmark: the %d streams never ran in one step", b.clients)
+		}
+		if round < 0 {
+			continue
+		}
+		step := median(b.steps.took)
+		steps, bare = append(steps, step), append(bare, alone.Decode[0].Step)
+		over = append(over, float64(step)/float64(alone.Decode[0].Step)-1)
+	}
+	return httpResult{Clients: b.clients, Step: median(steps), Bare: median(bare), Overhead: median(over)}, nil
+}
+
+// stream runs all clients to their ends.
+func (b *benchHTTP) stream(ctx context.Context) error {
+	var all errgroup.Group
+	random := rand.New(rand.NewPCG(1, 6))
+	for range b.clients {
+		prompt := make([]int, b.prompt)
+		for i := range prompt {
+			prompt[i] = random.IntN(b.l.model.Config.Vocab)
+		}
+		body, err := json.Marshal(map[string]any{"model": b.l.name, "prompt": prompt, "max_tokens": b.tokens, "temperature": 0, "ignore_eos": true, "stream": true})
+		if err != nil {
+			return fmt.Errorf("benchmark: %w", err)
+		}
+		all.Go(func() error {
+			q, err := http.NewRequestWithContext(ctx, http.MethodPost, b.url, bytes.NewReader(body))
+			if err != nil {
+				return fmt.Errorf("benchmark: %w", err)
+			}
+			q.Header.Set("Content-Type", "application/json")
+			a, err := b.client.Do(q)
+			if err != nil {
+				return fmt.Errorf("benchmark: %w", err)
+			}
+			defer a.Body.Close()
+			if a.StatusCode != http.StatusOK {
+				text, _ := io.ReadAll(io.LimitReader(a.Body, 1<<10))
+				return fmt.Errorf("benchmark: %s: %s", a.Status, text)
+			}
+			done := false
+			err = events(a.Body, func(data []byte) error {
+				done = done || string(data) == "[DONE]"
+				return nil
+			})
+			if err == nil && !done {
+				err = errors.New("benchmark: a stream broke off")
+			}
+			return err
+		})
+	}
+	return all.Wait()
+}
+
+func median[T int | int64 | float64 | time.Duration](v []T) T {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}

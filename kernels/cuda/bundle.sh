@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Runs what make gpu-bundle packed, on a machine with a GPU: op tests, goldens and laws, the benchmark. Logs go to $OUT (default: here).
+# cuBLASLt is found through LD_LIBRARY_PATH.
+set -u
+cd "$(dirname "$0")"
+out=${OUT:-$PWD}
+./cuda.test >"$out/ops.log" 2>&1 && echo "ops pass" || { echo "ops fail"; grep -E '^ *--- FAIL|_test.go' "$out/ops.log" | head -40; }
+(cd infer && ../infer.test -device cuda -test.v >"$out/infer.log" 2>&1) && echo "engine passes" || { echo "engine fails"; grep -E '^ *--- FAIL|_test.go' "$out/infer.log" | head -40; }
+./bhive bench gpu | tee "$out/bench.log"

@@ -1,0 +1,23 @@
+// Package cuda runs ops on an NVIDIA GPU. It is compiled under the build tag cuda; without it, [Open] says so.
+//
+// One op is one file of source/ (the kernel, its formula first) and one launcher here; all kernels lie in one embedded fatbin
+// (make kernels). Context, module, memory, streams and events are gorgonia.org/cu's; driver.go holds what cu lacks: pinned
+// memory, launches that overlap their predecessor, stream capture, and cuBLASLt.
+//
+// The driver is not linked: driver/forward.py writes a library of forwarders that find libcuda.so.1 when the program starts. Where there is
+// none, cuInit reports success, so that the program runs, and [Probe] says why no GPU can be used.
+//
+// # Life of a step
+//
+// The record is uploaded with one copy; decode steps replay a captured graph. Up to 16 tokens a linear streams the fused weight through a
+// kernel of our own; above, cuBLASLt multiplies, or where it is absent or results may not depend on the batch, a second kernel of our own,
+// whose sums have one order whatever the batch. Epilogues add B·z. Sampling
+// stays on the device.
+//
+// # Invariants
+//
+//   - With Working BF16 activations are bf16 as well and sums are float32; with F32 everything is float32, plain and slow, for tests.
+//   - Methods may be called from any thread, one at a time; each makes the context current for its own thread.
+//   - An error of the driver is sticky: it is kept and returned by the next Sync or Wait.
+//   - Training ops are not on this device yet: Info says so, and they panic.
+package cuda

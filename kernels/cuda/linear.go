@@ -1,0 +1,101 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+
+	"bhive/kernels"
+)
+
+// skinnyTokens is the most tokens that the skinny kernel takes at once.
+const skinnyTokens = 128
+
+func skinnyShared(tokens, stages int) int { return stages * (128*128 + tokens*128) }
+
+// fewTokens is the most tokens of the kernel that joins nothing between blocks.
+const fewTokens = 16
+
+func fewShared(tokens, stages int) int { return stages*(64*256+tokens*256) + 8*4*tokens/8*4*32*4 }
+
+// ltWorkspace is cuBLASLt's scratch, bytes.
+const ltWorkspace = 32 << 20
+
+type ltKey struct {
+	n, m, k, ldx, ldy int
+	wide              bool
+}
+
+// Linear: yz[t] = [x[t]·Wᵀ, round(x[t]·Aᵀ)].
+func (b *Backend) Linear(s kernels.Stream, yz, x kernels.Tensor, w kernels.Weight, step kernels.Step) {
+	own, m := w.(*weight), step.Bucket.Tokens
+	matrix(yz, b.config.Working, m, own.rows(), "linear: yz")
+	matrix(x, b.config.Working, m, own.in, "linear: x")
+	b.linear(s.(*stream), yz, x, own, m, recordOf(step).head(kernels.HeadTokens))
+}
+
+// LinearRows is Linear over the step's rows of logits, which are float32.
+func (b *Backend) LinearRows(s kernels.Stream, yz, x kernels.Tensor, w kernels.Weight, step kernels.Step) {
+	own, m := w.(*weight), step.Bucket.Rows
+	if own.r != 0 {
+		panic(fmt.Sprintf("cuda: linear rows: a weight with an A of %d rows", own.r))
+	}
+	matrix(yz, kernels.F32, m, own.out, "linear rows: yz")
+	matrix(x, b.config.Working, m, own.in, "linear rows: x")
+	b.linear(s.(*stream), yz, x, own, m, recordOf(step).head(kernels.HeadRows))
+}
+
+func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count uint64) {
+	n, k := w.rows(), w.in
+	wide := b.config.Working == kernels.BF16 && y.DType == kernels.F32
+	suffix := b.suffix()
+	if wide {
+		suffix = "_bf16_f32"
+	}
+	if b.config.Working == kernels.F32 || k%8 != 0 || x.Stride%8 != 0 || address(x)%16 != 0 {
+		b.launch(s, "linear_plain"+suffix, parts(n, 64), parts(m, 64), 1, 256, 0,
+			address(y), uint64(y.Stride), address(x), uint64(x.Stride), uint64(w.at), uint64(n), uint64(k), uint64(m), count, 0, 0, 0)
+		return
+	}
+	if m > fewTokens && b.lt == "" && b.linearLt(s, y, x, w, m, wide) {
+		return
+	}
+	if m <= fewTokens && !b.config.BatchInvariant {
+		rows, tokens := 16*parts(parts(n, 16), b.processors), 8
+		if m > 8 {
+			tokens = 16
+		}
+		name := fmt.Sprintf("few%d%s", tokens, suffix)
+		b.launch(s, name, parts(n, rows), 1, 1, 256, functionShared[name],
+			address(y), uint64(y.Stride), address(x), uint64(x.Stride), uint64(w.at), uint64(n), uint64(k), uint64(m), count, 0, uint64(rows), 0)
+		return
+	}
+	blocks := min(b.processors, parts(n, 128)*parts(k, 64))
+	partial := s.grow(&s.partial, int64(b.processors)*2*256*4*64)
+	arrived := s.grow(&s.arrived, 4*int64(parts(n, 128)))
+	for first := 0; first < m; first += skinnyTokens {
+		part, tokens := min(skinnyTokens, m-first), 8
+		for tokens < part {
+			tokens *= 2
+		}
+		name := fmt.Sprintf("linear%d%s", tokens, suffix)
+		b.launch(s, name, blocks, 1, 1, 256, functionShared[name],
+			address(y)+uint64(first*y.Stride*y.DType.Size()), uint64(y.Stride), address(x)+uint64(first*x.Stride*x.DType.Size()), uint64(x.Stride),
+			uint64(w.at), uint64(n), uint64(k), uint64(part), count, uint64(first), partial, arrived)
+	}
+}
+
+// linearLt multiplies by cuBLASLt, on all the bucket's rows; those past the count hold no numbers of meaning. It reports whether it can.
+func (b *Backend) linearLt(s *stream, y, x kernels.Tensor, w *weight, m int, wide bool) bool {
+	key := ltKey{w.rows(), m, w.in, x.Stride, y.Stride, wide}
+	p, ok := b.plans[key]
+	if !ok {
+		p = ltMake(key.n, key.m, key.k, key.ldx, key.ldy, wide, ltWorkspace)
+		b.plans[key] = p
+	}
+	if p == nil {
+		return false
+	}
+	b.keep(ltRun(p, uint64(w.at), address(x), address(y), s.grow(&s.workspace, ltWorkspace), ltWorkspace, s.s))
+	return true
+}

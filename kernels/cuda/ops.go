@@ -1,0 +1,286 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"math"
+
+	"gorgonia.org/cu"
+
+	"bhive/kernels"
+)
+
+// functionShared lists the kernels with the most dynamic shared memory each is launched with, in bytes; 0: at most 48 KiB.
+var functionShared = map[string]int{
+	"embed_f32": 0, "embed_bf16": 0, "gather_f32": 0, "gather_bf16": 0, "norm_f32": 0, "norm_bf16": 0, "norm8_bf16": 0,
+	"residual_f32": 0, "residual_bf16": 0, "residual8x1_bf16": 0, "residual8x4_bf16": 0,
+	"mlp_f32": 0, "mlp_bf16": 0, "mlp2x1_bf16": 0, "mlp2x4_bf16": 0, "mlp2x8_bf16": 0,
+	"qkv_f32": 0, "qkv_bf16": 0, "qkv64x1_bf16": 0, "qkv64x4_bf16": 0, "qkv64x8_bf16": 0,
+	"qkv128x1_bf16": 0, "qkv128x4_bf16": 0, "qkv128x8_bf16": 0, "sample": 0, "set_adapter": 0,
+	"copy_f32_f32": 0, "copy_f32_bf16": 0, "copy_bf16_f32": 0, "copy_bf16_bf16": 0, "fill_f32": 0, "fill_bf16": 0,
+	"linear_plain_f32": 0, "linear_plain_bf16": 0, "linear_plain_bf16_f32": 0,
+	"linear8_bf16": skinnyShared(8, 10), "linear8_bf16_f32": skinnyShared(8, 10),
+	"linear16_bf16": skinnyShared(16, 10), "linear16_bf16_f32": skinnyShared(16, 10),
+	"linear32_bf16": skinnyShared(32, 8), "linear32_bf16_f32": skinnyShared(32, 8),
+	"linear64_bf16": skinnyShared(64, 8), "linear64_bf16_f32": skinnyShared(64, 8),
+	"linear128_bf16": skinnyShared(128, 6), "linear128_bf16_f32": skinnyShared(128, 6),
+	"few8_bf16": fewShared(8, 11), "few8_bf16_f32": fewShared(8, 11), "few16_bf16": fewShared(16, 9), "few16_bf16_f32": fewShared(16, 9),
+	"attention_plain_f32": 0, "attention_plain_bf16": 0,
+	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
+	"decode128_bf16": decodeShared(128), "decode64_bf16": decodeShared(64),
+}
+
+// Places in a record, in the order in which kernels.Record declares them.
+const (
+	atHead = iota
+	atToken
+	atFeed
+	atPosition
+	atKVSlot
+	atSeq
+	atAdapter
+	atQueryStart
+	atContext
+	atBlockTable
+	atSegStart
+	atSegAdapter
+	atSegLane
+	atRowToken
+	atRowSampler
+	atRowForced
+	atRowFlags
+	atRowTopK
+	atRowTop
+	atRowSeedLo
+	atRowSeedHi
+	atRowDraw
+	atRowTemperature
+	atRowTopP
+	atRowMinP
+	atRowRepetition
+	atRowPresence
+	atRowFrequency
+)
+
+// record gives addresses of a step's fields.
+type record struct {
+	base    uint64
+	offsets []int
+}
+
+func recordOf(step kernels.Step) record {
+	return record{address(step.Words), kernels.Offsets(step.Bucket)}
+}
+
+func (r record) at(field int) uint64 { return r.base + 4*uint64(r.offsets[field]) }
+
+// head is the address of a count.
+func (r record) head(word int) uint64 { return r.base + 4*uint64(word) }
+
+func float(x float64) uint64 { return math.Float64bits(x) }
+
+func (b *Backend) suffix() string {
+	if b.config.Working == kernels.BF16 {
+		return "_bf16"
+	}
+	return "_f32"
+}
+
+// launch enqueues a kernel with one block of arguments of 8 bytes each.
+func (b *Backend) launch(s kernels.Stream, name string, gx, gy, gz, threads, shared int, args ...uint64) {
+	b.launchOn(s.(*stream).s, name, gx, gy, gz, threads, shared, b.overlap, args...)
+}
+
+func (b *Backend) launchOn(s cu.Stream, name string, gx, gy, gz, threads, shared int, overlap bool, args ...uint64) {
+	if gx == 0 || gy == 0 || gz == 0 {
+		return
+	}
+	f, ok := b.functions[name]
+	if !ok {
+		panic("cuda: no kernel " + name)
+	}
+	b.args = append(b.args[:0], args...)
+	if err := launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap); err != nil {
+		b.keep(fmt.Errorf("%s: %w", name, err))
+	}
+}
+
+func parts(n, each int) int { return (n + each - 1) / each }
+
+// rowThreads is the threads of a block that takes one row of n elements.
+func rowThreads(n int) int { return max(32, min(1024, parts(n, 32)*32)) }
+
+// Embed: x[t] = E[token[t]].
+func (b *Backend) Embed(s kernels.Stream, x kernels.Tensor, table kernels.Weight, previous kernels.Sampled, step kernels.Step) {
+	w, r := table.(*weight), recordOf(step)
+	at, xs := matrix(x, b.config.Working, step.Bucket.Tokens, w.in, "embed: x")
+	b.launch(s, "embed"+b.suffix(), step.Bucket.Tokens, 1, 1, min(256, rowThreads(w.in)), 0,
+		at, xs, uint64(w.at), uint64(w.in), address(previous.Token), r.at(atToken), r.at(atFeed), r.at(atHead))
+}
+
+// GatherRows: y[i] = x[RowToken[i]].
+func (b *Backend) GatherRows(s kernels.Stream, y, x kernels.Tensor, step kernels.Step) {
+	r := recordOf(step)
+	ya, ys := matrix(y, b.config.Working, step.Bucket.Rows, y.Cols, "gather: y")
+	xa, xs := matrix(x, b.config.Working, step.Bucket.Tokens, y.Cols, "gather: x")
+	b.launch(s, "gather"+b.suffix(), step.Bucket.Rows, 1, 1, min(256, rowThreads(y.Cols)), 0, ya, ys, xa, xs, uint64(y.Cols), r.at(atRowToken), r.at(atHead))
+}
+
+// RMSNorm: y[t] = x[t]·rstd[t]·w.
+func (b *Backend) RMSNorm(s kernels.Stream, y, x, w, rstd kernels.Tensor, eps float32, step kernels.Step) {
+	n := step.Bucket.Tokens
+	ya, ys := matrix(y, b.config.Working, n, x.Cols, "norm: y")
+	xa, xs := matrix(x, b.config.Working, n, x.Cols, "norm: x")
+	name, threads := "norm"+b.suffix(), min(512, rowThreads(x.Cols))
+	if h := x.Cols; b.config.Working == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (xs|ys)%8 == 0 && (xa|ya)%16 == 0 {
+		name, threads = "norm8_bf16", rowThreads(h/8)
+	}
+	b.launch(s, name, n, 1, 1, threads, 0,
+		ya, ys, xa, xs, vector(w, x.Cols, "norm: w"), vector(rstd, n, "norm: rstd"), uint64(x.Cols), float(float64(eps)), recordOf(step).at(atHead))
+}
+
+// Reduce does nothing on one device.
+func (b *Backend) Reduce(kernels.Stream, kernels.Tensor, kernels.Weight) {}
+
+// tableOf checks a site's B and gives its table and offset.
+func tableOf(r kernels.BRef, out int, name string) (table, offset uint64) {
+	if r.Table == nil {
+		return 0, 0
+	}
+	if r.Out != out {
+		panic(fmt.Sprintf("cuda: %s: B has %d rows, want %d", name, r.Out, out))
+	}
+	return uint64(r.Table.(*adapterTable).at), uint64(r.Offset)
+}
+
+// noAdapters drops the table where the weight has no A and so no z.
+func noAdapters(table uint64, z int) uint64 {
+	if z == 0 {
+		return 0
+	}
+	return table
+}
+
+// tile is how many tokens an epilogue's block takes: one where tokens are few, more where B's rows can be used again.
+func tile(step kernels.Step) int {
+	switch {
+	case step.Bucket.Tokens <= 16:
+		return 1
+	case step.Bucket.Tokens <= 256:
+		return 4
+	}
+	return 8
+}
+
+// QKV adds bias and B·z, norms and rotates the heads, and writes q, and K and V into the cache.
+func (b *Backend) QKV(s kernels.Stream, a kernels.QKVArgs, step kernels.Step) {
+	c, r, m, dt := a.Cache.(*kvCache), recordOf(step), step.Bucket.Tokens, b.config.Working
+	d, kv := c.spec.HeadDim, c.spec.KVHeads
+	heads := a.Q.Cols / d
+	out := (heads + 2*kv) * d
+	z := max(0, a.YZ.Cols-out)
+	qa, qs := matrix(a.Q, dt, m, heads*d, "qkv: q")
+	ya, ys := matrix(a.YZ, dt, m, out+z, "qkv: yz")
+	ra, rs := matrix(a.Rope, kernels.F32, 0, d, "qkv: rope")
+	pa, ps := optional(a.Pre, dt, m, (heads+kv)*d, "qkv: pre")
+	table, offset := tableOf(a.B, out, "qkv")
+	name, each, gy, threads := "qkv", 1, heads+2*kv, parts(d, 32)*32
+	if dt == kernels.BF16 && (d == 64 || d == 128) && (qs|ys|ps)%2 == 0 {
+		each, gy, threads = tile(step), parts(gy, 4), 128
+		name = fmt.Sprintf("qkv%dx%d", d, each)
+	}
+	b.launch(s, name+b.suffix(), parts(m, each), gy, 1, threads, 4*(each*((z+3)&^3)+2*d),
+		qa, qs, ya, ys, vector(a.Bias, out, "qkv: bias"), vector(a.QNorm, d, "qkv: q norm"), vector(a.KNorm, d, "qkv: k norm"), float(float64(a.Eps)),
+		ra, rs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(z), pa, ps, noAdapters(table, z), offset,
+		r.at(atAdapter), r.at(atPosition), r.at(atKVSlot), r.at(atHead))
+}
+
+// ResidualNorm: out[t] = x[t] + y[t] + bias + B·z[t]; normed[t] = out[t]·rstd[t]·w.
+func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, step kernels.Step) {
+	h, m, dt, r := a.X.Cols, step.Bucket.Tokens, b.config.Working, recordOf(step)
+	z := max(0, a.YZ.Cols-h)
+	oa, os := matrix(a.Out, dt, m, h, "residual: out")
+	na, ns := matrix(a.Normed, dt, m, h, "residual: normed")
+	xa, xs := matrix(a.X, dt, m, h, "residual: x")
+	ya, ys := matrix(a.YZ, dt, m, h+z, "residual: yz")
+	table, offset := tableOf(a.B, h, "residual")
+	name, each, threads := "residual", 1, rowThreads(h)
+	if dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0 {
+		threads = rowThreads(h / 8)
+		name, each = "residual8x1", 1
+		if m > 256 && threads <= 512 {
+			name, each = "residual8x4", 4
+		}
+	} else if h > 16*threads {
+		panic(fmt.Sprintf("cuda: residual: a row of %d, at most %d", h, 16*1024))
+	}
+	b.launch(s, name+b.suffix(), parts(m, each), 1, 1, threads, 4*each*((z+3)&^3),
+		oa, os, na, ns, xa, xs, ya, ys, vector(a.Bias, h, "residual: bias"), vector(a.Norm, h, "residual: norm"), vector(a.Rstd, m, "residual: rstd"),
+		uint64(h), uint64(z), float(float64(a.Eps)), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
+}
+
+// MLP: with [g, u] = y + bias + B·z: act[t] = silu(g)·u.
+func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
+	ff, m, dt, r := a.Act.Cols, step.Bucket.Tokens, b.config.Working, recordOf(step)
+	z := max(0, a.YZ.Cols-2*ff)
+	aa, as := matrix(a.Act, dt, m, ff, "mlp: act")
+	ya, ys := matrix(a.YZ, dt, m, 2*ff+z, "mlp: yz")
+	ga, gs := optional(a.GateUp, dt, m, 2*ff, "mlp: gate and up")
+	table, offset := tableOf(a.B, 2*ff, "mlp")
+	name, each, width := "mlp", 1, 256
+	if dt == kernels.BF16 && (uint64(ff)|as|ys|gs)%2 == 0 {
+		each, width = tile(step), 512
+		name = fmt.Sprintf("mlp2x%d", each)
+	}
+	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, 256, 4*each*((z+3)&^3),
+		aa, as, ya, ys, vector(a.Bias, 2*ff, "mlp: bias"), ga, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
+}
+
+// Zero: t = 0.
+func (b *Backend) Zero(s kernels.Stream, t kernels.Tensor) {
+	defer b.enter()()
+	rows, n := t.Rows, int64(t.Cols*t.DType.Size())
+	if t.Contiguous() {
+		rows, n = 1, t.Elements()*int64(t.DType.Size())
+	}
+	if n == 0 {
+		return
+	}
+	for i := range rows {
+		b.keep(cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, s.(*stream).s))
+	}
+}
+
+// Copy: dst = src, converting between float32 and bfloat16.
+func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
+	if dst.Rows != src.Rows || dst.Cols != src.Cols {
+		panic(fmt.Sprintf("cuda: copy of [%d, %d] to [%d, %d]", src.Rows, src.Cols, dst.Rows, dst.Cols))
+	}
+	if n := src.Elements() * int64(src.DType.Size()); dst.DType == src.DType && dst.Contiguous() && src.Contiguous() && n > 0 {
+		defer b.enter()()
+		b.keep(cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, s.(*stream).s))
+		return
+	}
+	names := map[kernels.DType]string{kernels.F32: "_f32", kernels.BF16: "_bf16", kernels.I32: "_f32"}
+	if dst.DType != src.DType && (dst.DType == kernels.I32 || src.DType == kernels.I32) || names[dst.DType] == "" || names[src.DType] == "" {
+		panic(fmt.Sprintf("cuda: copy of %s to %s", src.DType, dst.DType))
+	}
+	b.launch(s, "copy"+names[dst.DType]+names[src.DType], parts(dst.Cols, 256), dst.Rows, 1, 256, 0,
+		address(dst), uint64(dst.Stride), address(src), uint64(src.Stride), uint64(dst.Cols))
+}
+
+// Sample draws a token for each row of logits.
+func (b *Backend) Sample(s kernels.Stream, out kernels.Sampled, logits kernels.Tensor, state kernels.SamplerState, step kernels.Step) {
+	rows, v, r := step.Bucket.Rows, logits.Cols, recordOf(step)
+	la, ls := matrix(logits, kernels.F32, rows, v, "sample: logits")
+	own := s.(*stream)
+	x := own.grow(&own.logits, 4*int64(rows)*int64(v))
+	stride := func(t kernels.Tensor) uint64 { return uint64(t.Stride) }
+	b.launch(s, "sample", rows, 1, 1, 1024, 0,
+		la, ls, x, uint64(v), address(out.Token), address(out.Logprob), address(out.TopID), stride(out.TopID), address(out.TopLogprob), stride(out.TopLogprob), address(out.Rank),
+		address(state.Counts), stride(state.Counts), address(state.BiasID), stride(state.BiasID), address(state.Bias), stride(state.Bias), uint64(state.BiasID.Cols),
+		address(state.Mask), stride(state.Mask),
+		r.at(atRowSampler), r.at(atRowForced), r.at(atRowFlags), r.at(atRowTopK), r.at(atRowTop), r.at(atRowSeedLo), r.at(atRowSeedHi), r.at(atRowDraw),
+		r.at(atRowTemperature), r.at(atRowTopP), r.at(atRowMinP), r.at(atRowRepetition), r.at(atRowPresence), r.at(atRowFrequency), r.at(atHead))
+}

@@ -1,0 +1,11 @@
+// All kernels, as one unit: make kernels compiles it to kernels.fatbin.
+#include "common.cuh"
+#include "embed.cu"
+#include "norm.cu"
+#include "linear.cu"
+#include "qkv.cu"
+#include "attention.cu"
+#include "mlp.cu"
+#include "residual.cu"
+#include "sample.cu"
+#include "tables.cu"

@@ -1,0 +1,46 @@
+// SetAdapter: table[slot] = {block, rank}, in the stream's order.
+struct SetArgs {
+    Adapter* table; ll slot;
+    const void* block; ll rank;
+};
+extern "C" __global__ void set_adapter(const __grid_constant__ SetArgs a) {
+    wait_predecessor();
+    allow_successor();
+    a.table[a.slot] = {a.block, a.rank};
+}
+
+// Copy: dst = src, converting the dtype. Grid (⌈cols/256⌉, rows).
+struct CopyArgs {
+    void* dst; ll ds;
+    const void* src; ll ss;
+    ll cols;
+};
+template <class A, class C> __device__ void copy(const CopyArgs& a) {
+    wait_predecessor();
+    allow_successor();
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    const ll r = blockIdx.y;
+    if (c < a.cols) ((A*)a.dst)[r * a.ds + c] = to<A>(f(((const C*)a.src)[r * a.ss + c]));
+}
+extern "C" __global__ void copy_f32_f32(const __grid_constant__ CopyArgs a) { copy<float, float>(a); }
+extern "C" __global__ void copy_f32_bf16(const __grid_constant__ CopyArgs a) { copy<float, bf16>(a); }
+extern "C" __global__ void copy_bf16_f32(const __grid_constant__ CopyArgs a) { copy<bf16, float>(a); }
+extern "C" __global__ void copy_bf16_bf16(const __grid_constant__ CopyArgs a) { copy<bf16, bf16>(a); }
+
+// Fill: x[i] = scale·(u − ½)·√12, u uniform from (seed, i): weights of a random model. Grid-stride.
+struct FillArgs {
+    void* x; ll n;
+    double scale;
+    ll seed;
+};
+template <class T> __device__ void fill(const FillArgs& a) {
+    for (ll i = blockIdx.x * (ll)blockDim.x + threadIdx.x; i < a.n; i += (ll)gridDim.x * blockDim.x) {
+        uint64_t z = (uint64_t)a.seed * 0x9E3779B97F4A7C15ull + (uint64_t)i * 0xD1B54A32D192ED03ull; // splitmix64's finish
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+        z ^= z >> 31;
+        ((T*)a.x)[i] = to<T>(((float)(z >> 40) / 16777216.f - 0.5f) * 3.4641016f * (float)a.scale);
+    }
+}
+extern "C" __global__ void fill_f32(const __grid_constant__ FillArgs a) { fill<float>(a); }
+extern "C" __global__ void fill_bf16(const __grid_constant__ FillArgs a) { fill<bf16>(a); }
