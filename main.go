@@ -29,6 +29,7 @@ type cli struct {
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back and remove adapters of a running server."`
+	Keys     keysCmd     `cmd:"" help:"Create, list and revoke the API keys of a registry."`
 	Bench    benchCmd    `cmd:"" help:"Measure the speed of decoding, prefill, adapters and training on this machine."`
 }
 

@@ -26,8 +26,9 @@ var openAPI []byte
 type serveCmd struct {
 	modelFlags
 	basisFlags
-	Addr         string        `help:"Address to listen on. Without API keys it must be a loopback address." default:"127.0.0.1:8080"`
+	Addr         string        `help:"Address to listen on. Without API keys (bhive keys) it must be a loopback address." default:"127.0.0.1:8080"`
 	Data         string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
+	OpenMetrics  bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
 	DrainTimeout time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
 
 	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
@@ -43,7 +44,6 @@ type serveCmd struct {
 	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
-
 }
 
 // dataDir is the registry's directory.
@@ -111,14 +111,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	info := l.backend.Info()
-	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
+	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, OpenMetrics: c.OpenMetrics}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
 		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})
 	if err != nil {
 		return err
 	}
-	listener, err := s.Listen()
+	listener, err := s.Listen(ctx)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"bhive/infer"
 	"bhive/infer/chat"
 	"bhive/infer/tokenizer"
+	"bhive/server/keys"
 
 	"github.com/go-chi/chi/v5"
 )
@@ -52,6 +53,7 @@ type Server struct {
 	config   Config
 	d        Deps
 	log      *slog.Logger
+	keys     *keys.Ring
 	metrics  *Metrics
 	handler  http.Handler
 	draining atomic.Bool
@@ -62,7 +64,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c.defaults(), d: d, log: d.Log}
+	s := &Server{config: c.defaults(), d: d, log: d.Log, keys: keys.New(d.Store)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -94,6 +96,7 @@ func (s *Server) routes() http.Handler {
 	r.Get("/adapters", s.handle(s.listAdapters))
 	r.Post("/adapters", s.handle(s.createAdapter))
 	r.Route("/adapters/{name}", func(r chi.Router) {
+		r.Use(s.withOwner)
 		r.Get("/", s.handle(s.getAdapter))
 		r.Delete("/", s.handle(s.deleteAdapter))
 		r.Get("/versions", s.handle(s.listVersions))
@@ -111,7 +114,17 @@ func (s *Server) routes() http.Handler {
 	r.Get("/health", s.handle(s.health))
 	r.Get("/version", s.handle(s.version))
 	r.Get("/openapi.yaml", s.handle(s.openAPI))
-	r.Get("/metrics", s.metrics.handler().ServeHTTP)
+	metrics := r.With(s.withAdmin)
+	if s.config.OpenMetrics {
+		metrics = r
+	}
+	metrics.Get("/metrics", s.metrics.handler().ServeHTTP)
+	r.Route("/admin/keys", func(r chi.Router) {
+		r.Use(s.withAdmin)
+		r.Get("/", s.handle(s.listKeys))
+		r.Post("/", s.handle(s.createKey))
+		r.Delete("/{id}", s.handle(s.deleteKey))
+	})
 	return r
 }
 
@@ -124,8 +137,15 @@ func (s *Server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 	}
 }
 
-// Listen opens the configured address.
-func (s *Server) Listen() (net.Listener, error) {
+// Listen opens the configured address. ErrNoKeys.
+func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
+	if !s.config.loopback() {
+		if empty, err := s.keys.Empty(ctx); err != nil {
+			return nil, err
+		} else if empty {
+			return nil, fmt.Errorf("%w: %s", ErrNoKeys, s.config.Addr)
+		}
+	}
 	l, err := net.Listen("tcp", s.config.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", s.config.Addr, err)

@@ -9,6 +9,72 @@ import (
 	"github.com/oapi-codegen/runtime"
 )
 
+// Defines values for APIKeyObject.
+const (
+	ApiKey APIKeyObject = "api_key"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyObject enum.
+func (e APIKeyObject) Valid() bool {
+	switch e {
+	case ApiKey:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for APIKeyRole.
+const (
+	APIKeyRoleAdmin  APIKeyRole = "admin"
+	APIKeyRoleTenant APIKeyRole = "tenant"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyRole enum.
+func (e APIKeyRole) Valid() bool {
+	switch e {
+	case APIKeyRoleAdmin:
+		return true
+	case APIKeyRoleTenant:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for APIKeyCreateRole.
+const (
+	APIKeyCreateRoleAdmin  APIKeyCreateRole = "admin"
+	APIKeyCreateRoleTenant APIKeyCreateRole = "tenant"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyCreateRole enum.
+func (e APIKeyCreateRole) Valid() bool {
+	switch e {
+	case APIKeyCreateRoleAdmin:
+		return true
+	case APIKeyCreateRoleTenant:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for APIKeyListObject.
+const (
+	APIKeyListObjectList APIKeyListObject = "list"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyListObject enum.
+func (e APIKeyListObject) Valid() bool {
+	switch e {
+	case APIKeyListObjectList:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AdapterObject.
 const (
 	AdapterObjectAdapter AdapterObject = "adapter"
@@ -569,6 +635,45 @@ func (e VersionListObject) Valid() bool {
 		return false
 	}
 }
+
+// APIKey defines model for APIKey.
+type APIKey struct {
+	Created int    `json:"created"`
+	Id      string `json:"id"`
+
+	// Key The secret, in the answer to its creation alone.
+	Key    *string      `json:"key,omitempty"`
+	Name   *string      `json:"name,omitempty"`
+	Object APIKeyObject `json:"object"`
+	Role   APIKeyRole   `json:"role"`
+	Tenant string       `json:"tenant"`
+}
+
+// APIKeyObject defines model for APIKey.Object.
+type APIKeyObject string
+
+// APIKeyRole defines model for APIKey.Role.
+type APIKeyRole string
+
+// APIKeyCreate defines model for APIKeyCreate.
+type APIKeyCreate struct {
+	// Name A note.
+	Name   *string           `json:"name,omitempty"`
+	Role   *APIKeyCreateRole `json:"role,omitempty"`
+	Tenant string            `json:"tenant"`
+}
+
+// APIKeyCreateRole defines model for APIKeyCreate.Role.
+type APIKeyCreateRole string
+
+// APIKeyList defines model for APIKeyList.
+type APIKeyList struct {
+	Data   []APIKey         `json:"data"`
+	Object APIKeyListObject `json:"object"`
+}
+
+// APIKeyListObject defines model for APIKeyList.Object.
+type APIKeyListObject string
 
 // Adapter defines model for Adapter.
 type Adapter struct {
@@ -1327,6 +1432,9 @@ type AddAdapterExamplesJSONRequestBody = AdapterContinue
 
 // RollbackAdapterJSONRequestBody defines body for RollbackAdapter for application/json ContentType.
 type RollbackAdapterJSONRequestBody = Rollback
+
+// CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
+type CreateAPIKeyJSONRequestBody = APIKeyCreate
 
 // CreateChatCompletionJSONRequestBody defines body for CreateChatCompletion for application/json ContentType.
 type CreateChatCompletionJSONRequestBody = ChatCompletionRequest
