@@ -93,6 +93,20 @@ func (s *Server) routes() http.Handler {
 	r.Get("/v1/models", s.handle(s.listModels))
 	r.Get("/v1/models/{model}", s.handle(s.retrieveModel))
 
+	r.Post("/v1/files", s.handle(s.createFile))
+	r.Get("/v1/files", s.handle(s.listFiles))
+	r.Get("/v1/files/{file}", s.handle(s.retrieveFile))
+	r.Delete("/v1/files/{file}", s.handle(s.deleteFile))
+	r.Get("/v1/files/{file}/content", s.handle(s.fileContent))
+	r.Post("/v1/fine_tuning/jobs", s.handle(s.createFineTuningJob))
+	r.Get("/v1/fine_tuning/jobs", s.handle(s.listFineTuningJobs))
+	r.Get("/v1/fine_tuning/jobs/{job}", s.handle(s.retrieveFineTuningJob))
+	r.Post("/v1/fine_tuning/jobs/{job}/cancel", s.handle(s.tuningAction(s.d.Jobs.Cancel)))
+	r.Post("/v1/fine_tuning/jobs/{job}/pause", s.handle(s.tuningAction(s.d.Jobs.Pause)))
+	r.Post("/v1/fine_tuning/jobs/{job}/resume", s.handle(s.tuningAction(s.d.Jobs.Resume)))
+	r.Get("/v1/fine_tuning/jobs/{job}/events", s.handle(s.listTuningEvents))
+	r.Get("/v1/fine_tuning/jobs/{job}/checkpoints", s.handle(s.listTuningCheckpoints))
+
 	r.Get("/adapters", s.handle(s.listAdapters))
 	r.Post("/adapters", s.handle(s.createAdapter))
 	r.Route("/adapters/{name}", func(r chi.Router) {
