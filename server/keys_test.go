@@ -75,7 +75,7 @@ func TestLifeOfAKey(t *testing.T) {
 		anna.do(method, path, nil).wantError(403, "", "admin_required")
 	}
 	admin.get("/metrics").want(200)
-	for _, path := range []string{"/health", "/version", "/openapi.yaml"} {
+	for _, path := range []string{"/health", "/ping", "/version", "/openapi.yaml"} {
 		c.get(path).want(200)
 	}
 
@@ -122,34 +122,47 @@ func TestBeyondLoopback(t *testing.T) {
 var absent = map[string]struct {
 	path string
 	body any
-	kind string
 }{
-	"POST /v1/completions":                       {"/v1/completions", object{"model": "of-ben", "prompt": "a", "max_tokens": 1}, ""},
-	"POST /v1/chat/completions":                  {"/v1/chat/completions", object{"model": "style+of-ben@1:0.5", "messages": []object{{"role": "user", "content": "a"}}}, ""},
-	"GET /v1/models/{model}":                     {"/v1/models/ben%2Fstyle", nil, ""},
-	"GET /adapters/{name}":                       {"/adapters/of-ben", nil, ""},
-	"DELETE /adapters/{name}":                    {"/adapters/of-ben", nil, ""},
-	"GET /adapters/{name}/versions":              {"/adapters/ben%2Fstyle/versions", nil, ""},
-	"GET /adapters/{name}/versions/{version}":    {"/adapters/of-ben/versions/1", nil, ""},
-	"DELETE /adapters/{name}/versions/{version}": {"/adapters/of-ben/versions/1", nil, ""},
-	"POST /adapters/{name}/rollback":             {"/adapters/of-ben/rollback", object{"version": 1}, ""},
-	"POST /adapters/{name}/examples":             {"/adapters/of-ben/examples", object{"examples": []object{{"text": "a"}}}, ""},
-	"GET /adapters/{name}/jobs":                  {"/adapters/of-ben/jobs", nil, ""},
-	"GET /adapters/{name}/events":                {"/adapters/of-ben/events", nil, ""},
-	"POST /adapters/{name}/pause":                {"/adapters/of-ben/pause", nil, ""},
-	"POST /adapters/{name}/resume":               {"/adapters/of-ben/resume", nil, ""},
-	"POST /adapters/{name}/cancel":               {"/adapters/of-ben/cancel", nil, ""},
-	"POST /adapters":                             {"/adapters", object{"name": "x", "parent": "of-ben", "examples": []object{{"text": "a"}}}, ""},
+	"POST /v1/completions":                       {"/v1/completions", object{"model": "of-ben", "prompt": "a", "max_tokens": 1}},
+	"POST /v1/chat/completions":                  {"/v1/chat/completions", object{"model": "style+of-ben@1:0.5", "messages": []object{{"role": "user", "content": "a"}}}},
+	"GET /v1/models/{model}":                     {"/v1/models/ben%2Fstyle", nil},
+	"GET /adapters/{name}":                       {"/adapters/of-ben", nil},
+	"DELETE /adapters/{name}":                    {"/adapters/of-ben", nil},
+	"GET /adapters/{name}/versions":              {"/adapters/ben%2Fstyle/versions", nil},
+	"GET /adapters/{name}/versions/{version}":    {"/adapters/of-ben/versions/1", nil},
+	"DELETE /adapters/{name}/versions/{version}": {"/adapters/of-ben/versions/1", nil},
+	"POST /adapters/{name}/rollback":             {"/adapters/of-ben/rollback", object{"version": 1}},
+	"POST /adapters/{name}/examples":             {"/adapters/of-ben/examples", object{"examples": []object{{"text": "a"}}}},
+	"GET /adapters/{name}/jobs":                  {"/adapters/of-ben/jobs", nil},
+	"GET /adapters/{name}/events":                {"/adapters/of-ben/events", nil},
+	"POST /adapters/{name}/pause":                {"/adapters/of-ben/pause", nil},
+	"POST /adapters/{name}/resume":               {"/adapters/of-ben/resume", nil},
+	"POST /adapters/{name}/cancel":               {"/adapters/of-ben/cancel", nil},
+	"DELETE /v1/models/{model}":                  {"/v1/models/of-ben", nil},
+	"POST /tokenize":                             {"/tokenize", object{"model": "of-ben", "prompt": "a"}},
+	"POST /detokenize":                           {"/detokenize", object{"model": "of-ben", "tokens": []int{1}}},
+	"GET /v1/files/{file}":                       {"/v1/files/BENFILE", nil},
+	"DELETE /v1/files/{file}":                    {"/v1/files/BENFILE", nil},
+	"GET /v1/files/{file}/content":               {"/v1/files/BENFILE/content", nil},
+	"POST /v1/fine_tuning/jobs":                  {"/v1/fine_tuning/jobs", object{"training_file": "BENFILE"}},
+	"GET /v1/fine_tuning/jobs/{job}":             {"/v1/fine_tuning/jobs/BENJOB", nil},
+	"POST /v1/fine_tuning/jobs/{job}/cancel":     {"/v1/fine_tuning/jobs/BENJOB/cancel", nil},
+	"POST /v1/fine_tuning/jobs/{job}/pause":      {"/v1/fine_tuning/jobs/BENJOB/pause", nil},
+	"POST /v1/fine_tuning/jobs/{job}/resume":     {"/v1/fine_tuning/jobs/BENJOB/resume", nil},
+	"GET /v1/fine_tuning/jobs/{job}/events":      {"/v1/fine_tuning/jobs/BENJOB/events", nil},
+	"GET /v1/fine_tuning/jobs/{job}/checkpoints": {"/v1/fine_tuning/jobs/BENJOB/checkpoints", nil},
+	"POST /adapters":                             {"/adapters", object{"name": "x", "parent": "of-ben", "examples": []object{{"text": "a"}}}},
 }
 
 // unowned are the routes that name nothing of a tenant's: lists, which TestTenants looks into, and what is everybody's or an administrator's.
-var unowned = []string{"GET /v1/models", "GET /adapters", "GET /basis", "GET /health", "GET /version", "GET /openapi.yaml", "GET /metrics",
+var unowned = []string{"GET /v1/models", "GET /adapters", "GET /v1/files", "POST /v1/files", "GET /v1/fine_tuning/jobs", "GET /ping", "POST /ping", "GET /basis", "GET /health", "GET /version", "GET /openapi.yaml", "GET /metrics",
 	"GET /admin/keys", "POST /admin/keys", "DELETE /admin/keys/{id}"}
 
 func TestTenants(t *testing.T) {
 	_, admin, anna, ben := tenants(t)
-	// Something to find in every route: a job of ben's that waits.
-	ben.post("/adapters", object{"name": "training", "rank": 4, "max_steps": 5000, "examples": pirates()}).want(202)
+	// Something to find in every route: a file and a job of ben's.
+	file := ben.upload("of-ben.jsonl", lines(pirates())).Id
+	job := ben.tune(object{"training_file": file, "suffix": "training", "hyperparameters": object{"rank": 4, "max_steps": 5000}}).ID
 
 	routes := map[string]bool{}
 	for path, item := range openContract(t).model.Paths.PathItems.FromOldest() {
@@ -167,25 +180,28 @@ func TestTenants(t *testing.T) {
 			continue
 		}
 		method, _, _ := strings.Cut(route, " ")
-		if got := anna.do(method, try.path, try.body); got.Status != http.StatusNotFound {
-			t.Errorf("%s of another tenant: %d %s", route, got.Status, got.Body)
+		body := func(r *strings.Replacer) any {
+			if try.body == nil {
+				return nil
+			}
+			return r.Replace(string(mustJSON(try.body)))
+		}
+		his := strings.NewReplacer("BENFILE", file, "BENJOB", job)
+		there := anna.do(method, his.Replace(try.path), body(his))
+		if there.Status != http.StatusNotFound {
+			t.Errorf("%s of another tenant: %d %s", route, there.Status, there.Body)
 		}
 		// Word for word as if there were nothing.
-		swap := func(s string) string {
-			return strings.NewReplacer("of-ben", "nobody", "ben%2Fstyle", "no%2Fnobody").Replace(s)
-		}
-		var body any
-		if try.body != nil {
-			body = swap(string(mustJSON(try.body)))
-		}
-		there, not := anna.do(method, try.path, try.body), anna.do(method, swap(try.path), body)
-		if a, b := strings.NewReplacer("of-ben", "nobody", "ben/style", "no/nobody").Replace(string(there.Body)), string(not.Body); there.Status != not.Status || a != b {
+		none := strings.NewReplacer("BENFILE", "file-nobody", "BENJOB", "ftjob-nobody", "of-ben", "nobody", "ben%2Fstyle", "no%2Fnobody", "ben/style", "no/nobody", file, "file-nobody", job, "ftjob-nobody")
+		not := anna.do(method, none.Replace(try.path), body(none))
+		if there.Status != not.Status || none.Replace(string(there.Body)) != string(not.Body) {
 			t.Errorf("%s tells what is another's (%s) from what is not (%s)", route, there.Body, not.Body)
 		}
 	}
 
 	// Lists.
-	for _, path := range []string{"/v1/models", "/adapters"} {
+	anna.upload("of-anna.jsonl", lines(pirates()))
+	for _, path := range []string{"/v1/models", "/adapters", "/v1/files"} {
 		for who, c := range map[string]*client{"anna": anna, "ben": ben} {
 			got := string(c.get(path).want(200).Body)
 			for _, name := range []string{"of-anna", "of-ben"} {
@@ -200,6 +216,13 @@ func TestTenants(t *testing.T) {
 		if got := string(admin.get(path).want(200).Body); strings.Contains(got, "of-") {
 			t.Errorf("%s of the administrator's own tenant: %s", path, got)
 		}
+	}
+
+	if got := string(anna.get("/v1/fine_tuning/jobs").want(200).Body); strings.Contains(got, job) {
+		t.Errorf("anna's jobs: %s", got)
+	}
+	if got := string(ben.get("/v1/fine_tuning/jobs").want(200).Body); !strings.Contains(got, job) {
+		t.Errorf("ben's jobs: %s", got)
 	}
 
 	// The same name is each one's own.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"bhive/adapters"
 	"bhive/server/api"
@@ -77,5 +78,31 @@ func (s *Server) retrieveModel(w http.ResponseWriter, r *http.Request) error {
 	default:
 		writeJSON(w, http.StatusOK, s.adapterModel(tenant(r.Context()), id, target))
 	}
+	return nil
+}
+
+// deleteModel is deleteAdapter and deleteVersion for OpenAI's clients.
+func (s *Server) deleteModel(w http.ResponseWriter, r *http.Request) error {
+	id, err := url.PathUnescape(chi.URLParam(r, "model"))
+	if err != nil {
+		return badField("model", "model: %s", err)
+	}
+	target, err := s.resolve(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if target.Base() || len(target.Parts) > 1 {
+		return badField("model", "model: only an adapter or a version of one can be deleted, not %q", id)
+	}
+	v := target.Parts[0].Version
+	if strings.Contains(id, "@") {
+		err = s.d.Registry.Delete(r.Context(), v.Tenant, v.Name, v.Number)
+	} else {
+		err = s.remove(r.Context(), v.Tenant, v.Name)
+	}
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, api.Deleted{Id: id, Object: "model", Deleted: true})
 	return nil
 }

@@ -1930,6 +1930,25 @@ type AddAdapterExamplesParams struct {
 	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
 }
 
+// DetokenizeJSONBody defines parameters for Detokenize.
+type DetokenizeJSONBody struct {
+	Model  *string `json:"model,omitempty"`
+	Tokens []int   `json:"tokens"`
+}
+
+// TokenizeJSONBody defines parameters for Tokenize.
+type TokenizeJSONBody struct {
+	AddGenerationPrompt *bool `json:"add_generation_prompt,omitempty"`
+
+	// AddSpecialTokens Default: true for a prompt, false for messages, whose template writes them.
+	AddSpecialTokens   *bool                   `json:"add_special_tokens,omitempty"`
+	ChatTemplateKwargs *map[string]interface{} `json:"chat_template_kwargs,omitempty"`
+	Messages           *[]Message              `json:"messages,omitempty"`
+	Model              *string                 `json:"model,omitempty"`
+	Prompt             *string                 `json:"prompt,omitempty"`
+	ReturnTokenStrs    *bool                   `json:"return_token_strs,omitempty"`
+}
+
 // ListFilesParams defines parameters for ListFiles.
 type ListFilesParams struct {
 	Purpose *string               `form:"purpose,omitempty" json:"purpose,omitempty"`
@@ -1984,6 +2003,12 @@ type RollbackAdapterJSONRequestBody = Rollback
 
 // CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
 type CreateAPIKeyJSONRequestBody = APIKeyCreate
+
+// DetokenizeJSONRequestBody defines body for Detokenize for application/json ContentType.
+type DetokenizeJSONRequestBody DetokenizeJSONBody
+
+// TokenizeJSONRequestBody defines body for Tokenize for application/json ContentType.
+type TokenizeJSONRequestBody TokenizeJSONBody
 
 // CreateChatCompletionJSONRequestBody defines body for CreateChatCompletion for application/json ContentType.
 type CreateChatCompletionJSONRequestBody = ChatCompletionRequest
