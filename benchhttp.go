@@ -100,7 +100,7 @@ func (b *benchHTTP) run(ctx context.Context) (r httpResult, err error) {
 	if err != nil {
 		return r, err
 	}
-	listener, err := s.Listen()
+	listener, err := s.Listen(ctx)
 	if err != nil {
 		return r, err
 	}

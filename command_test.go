@@ -289,3 +289,41 @@ func TestRefuses(t *testing.T) {
 	}
 	held.stop()
 }
+
+// TestKeys: keys made on a registry without a server guard the server that opens it, and its server manages them then.
+func TestKeys(t *testing.T) {
+	data := t.TempDir()
+	offline := &process{t: t}
+	if out, err := offline.run("keys", "create", "--data", data, "--tenant", "anna"); err == nil {
+		t.Errorf("a first key that is a tenant's: %s", out)
+	}
+	admin := strings.TrimSpace(offline.must("keys", "create", "--data", data, "--tenant", "default", "--role", "admin"))
+	p := serve(t, data)
+	if out, err := p.run("adapters", "ls"); err == nil || !strings.Contains(out, "API key") {
+		t.Errorf("without a key: %v, %s", err, out)
+	}
+	p.must("adapters", "ls", "--api-key", admin)
+	anna := strings.TrimSpace(p.must("keys", "create", "--data", data, "--api-key", admin, "--tenant", "anna", "--name", "hers")) // the server holds it
+	p.must("adapters", "ls", "--api-key", anna)
+	list := p.must("keys", "ls", "--api-key", admin)
+	id := ""
+	for line := range strings.Lines(list) {
+		if f := strings.Fields(line); strings.Contains(line, "hers") {
+			id = f[0]
+		}
+	}
+	if id == "" || strings.Contains(list, anna) {
+		t.Fatalf("keys:\n%s", list)
+	}
+	if out, err := p.run("keys", "ls", "--api-key", anna); err == nil {
+		t.Errorf("a tenant lists keys:\n%s", out)
+	}
+	p.must("keys", "rm", id, "--api-key", admin)
+	if _, err := p.run("adapters", "ls", "--api-key", anna); err == nil {
+		t.Error("a revoked key is good")
+	}
+	p.stop()
+	if out := offline.must("keys", "ls", "--data", data); !strings.Contains(out, "default") || strings.Contains(out, "hers") {
+		t.Errorf("keys without the server:\n%s", out)
+	}
+}

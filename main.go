@@ -29,6 +29,7 @@ type cli struct {
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back, remove, import and export adapters of a running server."`
+	Keys     keysCmd     `cmd:"" help:"Create, list and revoke the API keys of a registry."`
 	Registry registryCmd `cmd:"" help:"Copy a registry to another: a directory to Redis, or back."`
 	Bench    struct {
 		CPU benchCmd    `cmd:"" name:"cpu" default:"withargs" help:"Measure decoding, prefill, adapters, training and HTTP on this machine's cores (or the device that --device names)."`

@@ -28,11 +28,12 @@ var openAPI []byte
 type serveCmd struct {
 	modelFlags
 	basisFlags
-	Addr         string        `help:"Address to listen on. Without API keys it must be a loopback address." default:"127.0.0.1:8080"`
+	Addr         string        `help:"Address to listen on. Without API keys (bhive keys) it must be a loopback address." default:"127.0.0.1:8080"`
 	Data         string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
 	LoraRoot     string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
 	Registry     string        `help:"Registry in place of that directory: another directory, or a Redis that servers share, as redis://HOST:PORT, rediss://… (TLS), ?master=NAME (Sentinel), ?cluster=true." placeholder:"URL"`
 	Worker       string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
+	OpenMetrics  bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
 	DrainTimeout time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
 
 	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
@@ -132,14 +133,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	info := l.backend.Info()
-	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
+	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
 		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})
 	if err != nil {
 		return err
 	}
-	listener, err := s.Listen()
+	listener, err := s.Listen(ctx)
 	if err != nil {
 		return err
 	}

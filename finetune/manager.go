@@ -351,3 +351,22 @@ func (m *Manager) Events(ctx context.Context, tenant, id string, after int64) it
 		}
 	}
 }
+
+// Log returns a job's events so far, oldest first, without waiting. ErrNotFound.
+func (m *Manager) Log(ctx context.Context, tenant, id string) ([]Event, error) {
+	j, err := m.Get(ctx, tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	list, err := m.st.Events(ctx, j.Tenant, id, 0, 0)
+	if err != nil {
+		return nil, fmt.Errorf("reading the events of job %q: %w", id, err)
+	}
+	out := make([]Event, len(list))
+	for i, e := range list {
+		if out[i] = eventOf(e); out[i].Result != nil && j.Result != nil { // the version's number is the store's
+			out[i].Result = j.Result
+		}
+	}
+	return out, nil
+}

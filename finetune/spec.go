@@ -67,6 +67,11 @@ type JobSpec struct {
 	// Deferred leaves reading the examples to the state validating_files, as OpenAI's jobs do; otherwise Submit returns their errors.
 	Deferred bool `json:"-"`
 
+	// TrainingFile and ValidationFile are the ids of the uploaded files that Training and Validation were read from; the server opens them.
+	TrainingFile   string            `json:"training_file,omitempty"`
+	ValidationFile string            `json:"validation_file,omitempty"`
+	Metadata       map[string]string `json:"metadata,omitempty"` // the client's own notes: at most 16, keys of at most 64 and values of at most 512 bytes
+
 	Rank  int     `json:"rank,omitempty"`  // default: 16, or the parent's; at most the basis's R
 	Alpha float64 `json:"alpha,omitempty"` // default: 2·rank, or the parent's
 	// TargetModules restricts training to the sites of these projections (q_proj … down_proj): a site trains whole, so q, k and v
@@ -209,6 +214,14 @@ func (s *JobSpec) Validate() error {
 	}
 	if s.Publish == PublishBest && !validated {
 		return fieldErrorf("publish", "best needs a validation file or validation_split")
+	}
+	if len(s.Metadata) > 16 {
+		return fieldErrorf("metadata", "at most 16 entries, not %d", len(s.Metadata))
+	}
+	for k, v := range s.Metadata {
+		if len(k) > 64 || len(v) > 512 {
+			return fieldErrorf("metadata", "keys have at most 64 bytes and values at most 512; %q does not fit", firstRunes(k, 64))
+		}
 	}
 	if len(s.SamplePrompts) > maxSamplePrompts {
 		return fieldErrorf("sample_prompts", "at most %d prompts, not %d", maxSamplePrompts, len(s.SamplePrompts))

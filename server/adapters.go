@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -131,8 +132,16 @@ func (s *Server) deleteAdapter(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx := r.Context()
-	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 100})
+	if err := s.remove(r.Context(), tenant(r.Context()), name); err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, api.Deleted{Id: name, Object: "adapter", Deleted: true})
+	return nil
+}
+
+// remove ends an adapter and its jobs.
+func (s *Server) remove(ctx context.Context, owner, name string) error {
+	jobs, _, err := s.d.Jobs.List(ctx, owner, finetune.ListOptions{Adapter: name, Limit: 100})
 	if err != nil {
 		return err
 	}
@@ -141,23 +150,19 @@ func (s *Server) deleteAdapter(w http.ResponseWriter, r *http.Request) error {
 		if j.State.Final() {
 			continue
 		}
-		if _, err := s.d.Jobs.Cancel(ctx, tenant(ctx), j.ID); err != nil && !errors.Is(err, finetune.ErrState) {
+		if _, err := s.d.Jobs.Cancel(ctx, owner, j.ID); err != nil && !errors.Is(err, finetune.ErrState) {
 			return err
 		}
 		cancelled = true
 	}
-	err = s.d.Registry.Delete(ctx, tenant(ctx), name, 0)
+	err = s.d.Registry.Delete(ctx, owner, name, 0)
 	if errors.Is(err, adapters.ErrNotFound) {
 		if !cancelled {
 			return notFound(name)
 		}
 		err = nil
 	}
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, api.Deleted{Id: name, Object: "adapter", Deleted: true})
-	return nil
+	return err
 }
 
 func (s *Server) listVersions(w http.ResponseWriter, r *http.Request) error {

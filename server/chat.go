@@ -58,21 +58,26 @@ func (q *chatRequest) maxTokens() (int, error) {
 
 // renderChat is the prompt of a conversation.
 func (s *Server) renderChat(q *chatRequest) (string, error) {
+	if q.ContinueFinal != nil && *q.ContinueFinal {
+		return "", badField("continue_final_message", "continue_final_message: not supported by this server")
+	}
+	return s.render(chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: true, Kwargs: q.TemplateKwargs})
+}
+
+// render renders a conversation by the model's template.
+func (s *Server) render(in chat.Input) (string, error) {
 	if s.d.Template == nil {
 		return "", badField("messages", "messages: the model %s has no chat template; use /v1/completions", s.d.Model.Name)
 	}
-	if len(q.Messages) == 0 {
+	if len(in.Messages) == 0 {
 		return "", badField("messages", "messages: must not be empty")
 	}
-	for i, m := range q.Messages {
+	for i, m := range in.Messages {
 		if m.Role == "" {
 			return "", badField(fmt.Sprintf("messages[%d].role", i), "messages[%d].role: must not be empty", i)
 		}
 	}
-	if q.ContinueFinal != nil && *q.ContinueFinal {
-		return "", badField("continue_final_message", "continue_final_message: not supported by this server")
-	}
-	text, err := s.d.Template.Render(chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: true, Kwargs: q.TemplateKwargs})
+	text, err := s.d.Template.Render(in)
 	if errors.Is(err, chat.ErrTemplate) {
 		return "", badField("messages", "messages: the model's chat template refuses them: %s", err)
 	}

@@ -84,7 +84,7 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		}
 		weights[i] = p.Weight
 	}
-	training := mustJSON(map[string]string{"composed": mixName(target)})
+	training := mustJSON(map[string]string{"composed": refTo(tenant(ctx), target)})
 	v, err := s.publish(ctx, name, adapters.Mix(parts, weights), training, adapters.PublishOptions{CheckLive: true})
 	if errors.Is(err, adapters.ErrCorrupt) {
 		return badField("parts", "parts: the sum has numbers that are not finite: %s", err)

@@ -8,12 +8,13 @@ import (
 
 // Config of a server. The zero value of a field is its default.
 type Config struct {
-	Addr             string        // host:port to listen on; default 127.0.0.1:8080. Without API keys the host must be loopback
+	Addr             string        // host:port to listen on; default 127.0.0.1:8080. On an address that is not loopback every request needs an API key
 	MaxBodyBytes     int64         // of a JSON body; default 8 MiB
 	MaxTrainingBytes int64         // of a body with examples; default 256 MiB
 	MaxAdapterBytes  int64         // of an adapter's file that is imported; default 512 MiB
 	LoRARoot         string        // directory below which /v1/load_lora_adapter may read; default "": it may not
 	DrainTimeout     time.Duration // how long running requests may go on at shutdown; default 30 s
+	OpenMetrics      bool          // /metrics needs no API key; it names tenants and adapters. Otherwise it needs an administrator's, where there are keys
 	DefaultMaxTokens int           // max_tokens of a completion without one; default 16, as OpenAI's
 }
 
@@ -42,12 +43,8 @@ func (c Config) defaults() Config {
 // Validate says which field is unusable.
 func (c Config) Validate() error {
 	d := c.defaults()
-	host, _, err := net.SplitHostPort(d.Addr)
-	if err != nil {
+	if _, _, err := net.SplitHostPort(d.Addr); err != nil {
 		return fmt.Errorf("server configuration: Addr %q: %w", d.Addr, err)
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("server configuration: Addr %q is not a loopback address, and there are no API keys to protect it", d.Addr)
 	}
 	for name, v := range map[string]int64{"MaxBodyBytes": d.MaxBodyBytes, "MaxTrainingBytes": d.MaxTrainingBytes, "MaxAdapterBytes": d.MaxAdapterBytes,
 		"DrainTimeout": int64(d.DrainTimeout), "DefaultMaxTokens": int64(d.DefaultMaxTokens)} {
@@ -56,4 +53,11 @@ func (c Config) Validate() error {
 		}
 	}
 	return nil
+}
+
+// loopback reports whether only this machine reaches the server.
+func (c Config) loopback() bool {
+	host, _, _ := net.SplitHostPort(c.Addr) // Validate has seen it
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

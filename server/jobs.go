@@ -82,14 +82,7 @@ func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSp
 }
 
 func (s *Server) submitJob(w http.ResponseWriter, r *http.Request, spec finetune.JobSpec) error {
-	if s.draining.Load() {
-		return errDraining
-	}
-	if spec.Name == s.d.Model.Name {
-		return &apiError{Status: http.StatusConflict, Type: "conflict_error", Param: "name", Code: "already_exists", Message: fmt.Sprintf("name: %q is the base model", spec.Name)}
-	}
-	spec.Tenant = tenant(r.Context())
-	if _, err := s.d.Jobs.Submit(r.Context(), spec); err != nil {
+	if _, err := s.submitSpec(r.Context(), spec); err != nil {
 		return err
 	}
 	a, err := s.adapter(r, spec.Name)

@@ -142,7 +142,7 @@ func (s *Server) unloadLoRA(w http.ResponseWriter, r *http.Request) error {
 		var training struct{ Imported struct{ Path string } }
 		if json.Unmarshal(v.Training, &training) != nil || training.Imported.Path == "" {
 			return &apiError{Status: http.StatusConflict, Type: "conflict_error", Param: "lora_name", Code: "not_loaded_from_directory",
-				Message: fmt.Sprintf("%s was not loaded from a directory, and unloading would lose it: use DELETE /adapters/%s", versionName(v), q.Name)}
+				Message: fmt.Sprintf("%s@%d was not loaded from a directory, and unloading would lose it: use DELETE /adapters/%s", v.Name, v.Number, q.Name)}
 		}
 	}
 	if err := s.d.Registry.Delete(ctx, tenant(ctx), q.Name, 0); err != nil && !errors.Is(err, adapters.ErrNotFound) {

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
-	"strconv"
+	"strings"
 
 	"bhive/adapters"
 	"bhive/server/api"
@@ -20,22 +20,23 @@ func (s *Server) baseModel() api.Model {
 	return api.Model{Id: s.d.Model.Name, Object: api.ModelObjectModel, Created: int(s.d.Model.Created.Unix()), OwnedBy: ownedBy, Root: &s.d.Model.Name, MaxModelLen: &length}
 }
 
-// adapterModel is an adapter as a model: its parent the base, its root the version that answers.
-func (s *Server) adapterModel(id string, v adapters.Version) api.Model {
+// adapterModel is an adapter or a mix as a model: its parent the base, its root what answers.
+func (s *Server) adapterModel(asks, id string, t adapters.Target) api.Model {
 	m := s.baseModel()
-	root := versionName(v)
-	m.Id, m.Created, m.Root, m.Parent = id, int(v.CreatedAt.Unix()), &root, &s.d.Model.Name
+	root := refTo(asks, t)
+	m.Id, m.Created, m.Root, m.Parent = id, int(t.Parts[0].Version.CreatedAt.Unix()), &root, &s.d.Model.Name
 	return m
 }
 
-// versionName is a version as a request of its tenant names it.
-func versionName(v adapters.Version) string { return v.Name + "@" + strconv.Itoa(v.Number) }
-
-// mixName is a mix of versions as a request of its tenant names it.
-func mixName(t adapters.Target) string {
+// refTo is versions as a request of that tenant names them.
+func refTo(asks string, t adapters.Target) string {
 	var ref adapters.Ref
 	for _, p := range t.Parts {
-		ref.Parts = append(ref.Parts, adapters.RefPart{Name: p.Version.Name, Number: p.Version.Number, Weight: p.Weight})
+		part := adapters.RefPart{Name: p.Version.Name, Number: p.Version.Number, Weight: p.Weight}
+		if p.Version.Tenant != asks {
+			part.Tenant = p.Version.Tenant
+		}
+		ref.Parts = append(ref.Parts, part)
 	}
 	return ref.String()
 }
@@ -57,7 +58,7 @@ func (s *Server) listModels(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return err
 		}
-		list.Data = append(list.Data, s.adapterModel(a.Name, v))
+		list.Data = append(list.Data, s.adapterModel(tenant(r.Context()), a.Name, adapters.Target{Parts: []adapters.TargetPart{{Version: v, Weight: 1}}}))
 	}
 	writeJSON(w, http.StatusOK, list)
 	return nil
@@ -75,12 +76,33 @@ func (s *Server) retrieveModel(w http.ResponseWriter, r *http.Request) error {
 	case target.Base():
 		writeJSON(w, http.StatusOK, s.baseModel())
 	default:
-		m := s.adapterModel(id, target.Parts[0].Version)
-		if len(target.Parts) > 1 {
-			root := mixName(target)
-			m.Root = &root
-		}
-		writeJSON(w, http.StatusOK, m)
+		writeJSON(w, http.StatusOK, s.adapterModel(tenant(r.Context()), id, target))
 	}
+	return nil
+}
+
+// deleteModel is deleteAdapter and deleteVersion for OpenAI's clients.
+func (s *Server) deleteModel(w http.ResponseWriter, r *http.Request) error {
+	id, err := url.PathUnescape(chi.URLParam(r, "model"))
+	if err != nil {
+		return badField("model", "model: %s", err)
+	}
+	target, err := s.resolve(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	if target.Base() || len(target.Parts) > 1 {
+		return badField("model", "model: only an adapter or a version of one can be deleted, not %q", id)
+	}
+	v := target.Parts[0].Version
+	if strings.Contains(id, "@") {
+		err = s.d.Registry.Delete(r.Context(), v.Tenant, v.Name, v.Number)
+	} else {
+		err = s.remove(r.Context(), v.Tenant, v.Name)
+	}
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, api.Deleted{Id: id, Object: "model", Deleted: true})
 	return nil
 }

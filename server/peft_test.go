@@ -52,7 +52,7 @@ func tarOf(t testing.TB, dir string, edit func(*tar.Header, *[]byte)) string {
 	return b.String()
 }
 
-func (c *client) upload(path, body string) response {
+func (c *client) sendTar(path, body string) response {
 	c.t.Helper()
 	return c.do("POST", path, body, "Content-Type", "application/x-tar")
 }
@@ -78,7 +78,7 @@ func TestExportImport(t *testing.T) {
 	if sent.Status != 200 || sent.Header.Get("Content-Type") != "application/x-tar" || !strings.Contains(sent.Header.Get("Content-Disposition"), "peft-out-1.tar") {
 		t.Fatalf("status %d, %v", sent.Status, sent.Header)
 	}
-	in := decoded[api.AdapterImport](t, c.upload("/adapters/peft-back/import", string(sent.Body)), 201)
+	in := decoded[api.AdapterImport](t, c.sendTar("/adapters/peft-back/import", string(sent.Body)), 201)
 	if !in.Exact || in.Kept != 1 || in.Warning != nil || in.Version == nil || in.Version.Sha256 != first.SHA256 {
 		t.Errorf("imported %+v, want the version's own bytes (%s)", in, first.SHA256)
 	}
@@ -89,7 +89,7 @@ func TestExportImport(t *testing.T) {
 	if a, b := text(ask("peft-out@1")), text(ask("peft-back")); a == "" || a != b {
 		t.Errorf("%s went out, %s came back", a, b)
 	}
-	again := decoded[api.AdapterImport](t, c.upload("/adapters/peft-back/import", string(sent.Body)), 201)
+	again := decoded[api.AdapterImport](t, c.sendTar("/adapters/peft-back/import", string(sent.Body)), 201)
 	if again.Version.Version != 2 || !again.Version.Live {
 		t.Errorf("a second import gave %+v", again.Version)
 	}
@@ -105,9 +105,9 @@ func TestExportImport(t *testing.T) {
 func TestImportProjects(t *testing.T) {
 	c, h := serve(t), shared(t)
 	body := tarOf(t, "adapter_plain", nil)
-	dry := decoded[api.AdapterImport](t, c.upload("/adapters/peft-plain/import?dry_run=true", body), 200)
+	dry := decoded[api.AdapterImport](t, c.sendTar("/adapters/peft-plain/import?dry_run=true", body), 200)
 	c.get("/adapters/peft-plain").wantError(404, "name", "adapter_not_found")
-	in := decoded[api.AdapterImport](t, c.upload("/adapters/peft-plain/import", body), 201)
+	in := decoded[api.AdapterImport](t, c.sendTar("/adapters/peft-plain/import", body), 201)
 	if in.Exact || in.Warning == nil || !strings.Contains(*in.Warning, "lost") || in.Version.Rank != h.deps.Basis.R || in.SourceRank != 4 {
 		t.Errorf("imported %+v", in)
 	}
@@ -127,7 +127,7 @@ func TestImportProjects(t *testing.T) {
 			t.Errorf("module %d: %+v, want %+v", i, m, want.Modules[i])
 		}
 	}
-	less := decoded[api.AdapterImport](t, c.upload("/adapters/peft-plain/import?dry_run=1&rank=4", body), 200)
+	less := decoded[api.AdapterImport](t, c.sendTar("/adapters/peft-plain/import?dry_run=1&rank=4", body), 200)
 	if less.Kept >= in.Kept {
 		t.Errorf("4 rows keep %v, all %v", less.Kept, in.Kept)
 	}
@@ -190,7 +190,7 @@ func TestBadImports(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			c := *c
 			c.t = t
-			if message := c.upload("/adapters/peft-bad/import", x.body).wantError(x.status, "", x.code); !strings.Contains(message, x.says) {
+			if message := c.sendTar("/adapters/peft-bad/import", x.body).wantError(x.status, "", x.code); !strings.Contains(message, x.says) {
 				t.Errorf("the message does not say %q: %s", x.says, message)
 			}
 			c.get("/adapters/peft-bad").wantError(404, "name", "adapter_not_found")
@@ -208,15 +208,15 @@ func TestBadImports(t *testing.T) {
 			t.Errorf("a body shorter than its Content-Length: status %d", a.StatusCode)
 		}
 	}
-	c.upload("/adapters/Peft/import", good).wantError(400, "name", "")
-	c.upload("/adapters/demo/import", good).wantError(409, "name", "already_exists")
-	c.upload("/adapters/peft-bad/import?rank=65", good).wantError(400, "rank", "")
-	c.upload("/adapters/peft-bad/import?dry_run=perhaps", good).wantError(400, "dry_run", "")
+	c.sendTar("/adapters/Peft/import", good).wantError(400, "name", "")
+	c.sendTar("/adapters/demo/import", good).wantError(409, "name", "already_exists")
+	c.sendTar("/adapters/peft-bad/import?rank=65", good).wantError(400, "rank", "")
+	c.sendTar("/adapters/peft-bad/import?dry_run=perhaps", good).wantError(400, "dry_run", "")
 	c.do("POST", "/adapters/peft-bad/import", good, "Content-Type", "application/gzip").wantError(415, "", "unsupported_media_type")
 	c.do("POST", "/adapters/peft-bad/import", good, "Content-Type", "application/x-tar", "Content-Encoding", "gzip").wantError(415, "", "unsupported_media_type")
 	small := shared(t).serve(t, func(c *Config, _ *Deps) { c.MaxAdapterBytes = 50000 })
-	small.upload("/adapters/peft-bad/import", good).wantError(413, "", "too_large")
-	small.upload("/adapters/peft-bad/import", strings.Repeat("\x00", 512)+strings.Repeat("x", 2<<20)).wantError(400, "", "invalid_adapter")
+	small.sendTar("/adapters/peft-bad/import", good).wantError(413, "", "too_large")
+	small.sendTar("/adapters/peft-bad/import", strings.Repeat("\x00", 512)+strings.Repeat("x", 2<<20)).wantError(400, "", "invalid_adapter")
 	c.get("/adapters/peft-bad").wantError(404, "name", "adapter_not_found")
 	c.complete(object{"model": "peft-bystander", "prompt": "The fox", "max_tokens": 2})
 }

@@ -220,7 +220,15 @@ type client struct {
 	t      testing.TB
 	server *Server
 	url    string
+	key    string // sent with every request, if any
 	http   *http.Client
+}
+
+// as is the client with an API key.
+func (c *client) as(key string) *client {
+	other := *c
+	other.key = key
+	return &other
 }
 
 // serve starts a server over a hive; all its traffic is held against openapi.yaml.
@@ -281,6 +289,9 @@ func (c *client) do(method, path string, body any, header ...string) response {
 	}
 	if r != nil {
 		q.Header.Set("Content-Type", "application/json")
+	}
+	if c.key != "" {
+		q.Header.Set("Authorization", "Bearer "+c.key)
 	}
 	for i := 0; i+1 < len(header); i += 2 {
 		q.Header.Set(header[i], header[i+1])
@@ -379,13 +390,18 @@ func splitEvents(b []byte) []event {
 // publish puts a B of random numbers into the store under a name.
 func (h *hive) publish(t testing.TB, name string, rank int, seed uint64) adapters.Version {
 	t.Helper()
+	return h.publishFor(t, adapters.DefaultTenant, name, rank, seed)
+}
+
+func (h *hive) publishFor(t testing.TB, tenant, name string, rank int, seed uint64) adapters.Version {
+	t.Helper()
 	basis := h.deps.Basis
 	w := adapters.NewWeights(basis.Geometry, rank, 2*float64(rank))
 	random := rand.New(rand.NewPCG(seed, 7))
 	for i := range w.Data {
 		w.Data[i] = float32(random.NormFloat64()) * 0.2
 	}
-	v, err := h.deps.Registry.Save(t.Context(), adapters.DefaultTenant, adapters.Version{Name: name, BasisDigest: basis.RowsDigest(rank), BaseHash: basis.BaseHash}, w, adapters.PublishOptions{})
+	v, err := h.deps.Registry.Save(t.Context(), tenant, adapters.Version{Name: name, BasisDigest: basis.RowsDigest(rank), BaseHash: basis.BaseHash}, w, adapters.PublishOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,7 +143,7 @@ func (s *Server) resolve(ctx context.Context, model string) (adapters.Target, er
 		}
 		return adapters.Target{}, modelNotFound(model)
 	}
-	target, err := s.d.Registry.Resolve(ctx, tenant(ctx), ref, false)
+	target, err := s.d.Registry.Resolve(ctx, tenant(ctx), ref, callerOf(ctx).admin)
 	if errors.Is(err, adapters.ErrNotFound) {
 		return adapters.Target{}, modelNotFound(model)
 	}

@@ -15,6 +15,7 @@ import (
 	"bhive/infer"
 	"bhive/infer/chat"
 	"bhive/infer/tokenizer"
+	"bhive/server/keys"
 
 	"github.com/go-chi/chi/v5"
 )
@@ -52,6 +53,7 @@ type Server struct {
 	config   Config
 	d        Deps
 	log      *slog.Logger
+	keys     *keys.Ring
 	metrics  *Metrics
 	handler  http.Handler
 	imports  chan struct{} // holds one for each import or sum at work
@@ -66,7 +68,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c.defaults(), d: d, log: d.Log, imports: make(chan struct{}, maxImports)}
+	s := &Server{config: c.defaults(), d: d, log: d.Log, keys: keys.New(d.Store), imports: make(chan struct{}, maxImports)}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -94,13 +96,29 @@ func (s *Server) routes() http.Handler {
 	r.Post("/v1/chat/completions", s.handle(s.createChatCompletion))
 	r.Get("/v1/models", s.handle(s.listModels))
 	r.Get("/v1/models/{model}", s.handle(s.retrieveModel))
+	r.Delete("/v1/models/{model}", s.handle(s.deleteModel))
 
-	r.Post("/v1/load_lora_adapter", s.handle(s.loadLoRA))
-	r.Post("/v1/unload_lora_adapter", s.handle(s.unloadLoRA))
+	r.Post("/v1/files", s.handle(s.createFile))
+	r.Get("/v1/files", s.handle(s.listFiles))
+	r.Get("/v1/files/{file}", s.handle(s.retrieveFile))
+	r.Delete("/v1/files/{file}", s.handle(s.deleteFile))
+	r.Get("/v1/files/{file}/content", s.handle(s.fileContent))
+	r.Post("/v1/fine_tuning/jobs", s.handle(s.createFineTuningJob))
+	r.Get("/v1/fine_tuning/jobs", s.handle(s.listFineTuningJobs))
+	r.Get("/v1/fine_tuning/jobs/{job}", s.handle(s.retrieveFineTuningJob))
+	r.Post("/v1/fine_tuning/jobs/{job}/cancel", s.handle(s.tuningAction(s.d.Jobs.Cancel)))
+	r.Post("/v1/fine_tuning/jobs/{job}/pause", s.handle(s.tuningAction(s.d.Jobs.Pause)))
+	r.Post("/v1/fine_tuning/jobs/{job}/resume", s.handle(s.tuningAction(s.d.Jobs.Resume)))
+	r.Get("/v1/fine_tuning/jobs/{job}/events", s.handle(s.listTuningEvents))
+	r.Get("/v1/fine_tuning/jobs/{job}/checkpoints", s.handle(s.listTuningCheckpoints))
+
+	r.With(s.withAdmin).Post("/v1/load_lora_adapter", s.handle(s.loadLoRA))
+	r.With(s.withAdmin).Post("/v1/unload_lora_adapter", s.handle(s.unloadLoRA))
 
 	r.Get("/adapters", s.handle(s.listAdapters))
 	r.Post("/adapters", s.handle(s.createAdapter))
 	r.Route("/adapters/{name}", func(r chi.Router) {
+		r.Use(s.withOwner)
 		r.Get("/", s.handle(s.getAdapter))
 		r.Delete("/", s.handle(s.deleteAdapter))
 		r.Get("/versions", s.handle(s.listVersions))
@@ -118,10 +136,24 @@ func (s *Server) routes() http.Handler {
 		r.Post("/cancel", s.handle(s.jobAction(s.d.Jobs.Cancel)))
 	})
 	r.Get("/basis", s.handle(s.getBasis))
+	r.Post("/tokenize", s.handle(s.tokenize))
+	r.Post("/detokenize", s.handle(s.detokenize))
 	r.Get("/health", s.handle(s.health))
+	r.Get("/ping", s.handle(s.health))
+	r.Post("/ping", s.handle(s.health))
 	r.Get("/version", s.handle(s.version))
 	r.Get("/openapi.yaml", s.handle(s.openAPI))
-	r.Get("/metrics", s.metrics.handler().ServeHTTP)
+	metrics := r.With(s.withAdmin)
+	if s.config.OpenMetrics {
+		metrics = r
+	}
+	metrics.Get("/metrics", s.metrics.handler().ServeHTTP)
+	r.Route("/admin/keys", func(r chi.Router) {
+		r.Use(s.withAdmin)
+		r.Get("/", s.handle(s.listKeys))
+		r.Post("/", s.handle(s.createKey))
+		r.Delete("/{id}", s.handle(s.deleteKey))
+	})
 	return r
 }
 
@@ -134,8 +166,15 @@ func (s *Server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 	}
 }
 
-// Listen opens the configured address.
-func (s *Server) Listen() (net.Listener, error) {
+// Listen opens the configured address. ErrNoKeys.
+func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
+	if !s.config.loopback() {
+		if empty, err := s.keys.Empty(ctx); err != nil {
+			return nil, err
+		} else if empty {
+			return nil, fmt.Errorf("%w: %s", ErrNoKeys, s.config.Addr)
+		}
+	}
 	l, err := net.Listen("tcp", s.config.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("listening on %s: %w", s.config.Addr, err)

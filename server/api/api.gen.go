@@ -7,7 +7,74 @@ import (
 	"encoding/json"
 
 	"github.com/oapi-codegen/runtime"
+	openapi_types "github.com/oapi-codegen/runtime/types"
 )
+
+// Defines values for APIKeyObject.
+const (
+	ApiKey APIKeyObject = "api_key"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyObject enum.
+func (e APIKeyObject) Valid() bool {
+	switch e {
+	case ApiKey:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for APIKeyRole.
+const (
+	APIKeyRoleAdmin  APIKeyRole = "admin"
+	APIKeyRoleTenant APIKeyRole = "tenant"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyRole enum.
+func (e APIKeyRole) Valid() bool {
+	switch e {
+	case APIKeyRoleAdmin:
+		return true
+	case APIKeyRoleTenant:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for APIKeyCreateRole.
+const (
+	APIKeyCreateRoleAdmin  APIKeyCreateRole = "admin"
+	APIKeyCreateRoleTenant APIKeyCreateRole = "tenant"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyCreateRole enum.
+func (e APIKeyCreateRole) Valid() bool {
+	switch e {
+	case APIKeyCreateRoleAdmin:
+		return true
+	case APIKeyCreateRoleTenant:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for APIKeyListObject.
+const (
+	APIKeyListObjectList APIKeyListObject = "list"
+)
+
+// Valid indicates whether the value is a known member of the APIKeyListObject enum.
+func (e APIKeyListObject) Valid() bool {
+	switch e {
+	case APIKeyListObjectList:
+		return true
+	default:
+		return false
+	}
+}
 
 // Defines values for AdapterObject.
 const (
@@ -354,6 +421,210 @@ func (e DeletedDeleted) Valid() bool {
 	}
 }
 
+// Defines values for FileObject.
+const (
+	FileObjectFile FileObject = "file"
+)
+
+// Valid indicates whether the value is a known member of the FileObject enum.
+func (e FileObject) Valid() bool {
+	switch e {
+	case FileObjectFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FilePurpose.
+const (
+	FilePurposeFineTune FilePurpose = "fine-tune"
+)
+
+// Valid indicates whether the value is a known member of the FilePurpose enum.
+func (e FilePurpose) Valid() bool {
+	switch e {
+	case FilePurposeFineTune:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileStatus.
+const (
+	Processed FileStatus = "processed"
+)
+
+// Valid indicates whether the value is a known member of the FileStatus enum.
+func (e FileStatus) Valid() bool {
+	switch e {
+	case Processed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileListObject.
+const (
+	FileListObjectList FileListObject = "list"
+)
+
+// Valid indicates whether the value is a known member of the FileListObject enum.
+func (e FileListObject) Valid() bool {
+	switch e {
+	case FileListObjectList:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningCheckpointListDataObject.
+const (
+	FineTuningJobCheckpoint FineTuningCheckpointListDataObject = "fine_tuning.job.checkpoint"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningCheckpointListDataObject enum.
+func (e FineTuningCheckpointListDataObject) Valid() bool {
+	switch e {
+	case FineTuningJobCheckpoint:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningCheckpointListObject.
+const (
+	FineTuningCheckpointListObjectList FineTuningCheckpointListObject = "list"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningCheckpointListObject enum.
+func (e FineTuningCheckpointListObject) Valid() bool {
+	switch e {
+	case FineTuningCheckpointListObjectList:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningEventListDataLevel.
+const (
+	FineTuningEventListDataLevelError FineTuningEventListDataLevel = "error"
+	FineTuningEventListDataLevelInfo  FineTuningEventListDataLevel = "info"
+	FineTuningEventListDataLevelWarn  FineTuningEventListDataLevel = "warn"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningEventListDataLevel enum.
+func (e FineTuningEventListDataLevel) Valid() bool {
+	switch e {
+	case FineTuningEventListDataLevelError:
+		return true
+	case FineTuningEventListDataLevelInfo:
+		return true
+	case FineTuningEventListDataLevelWarn:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningEventListDataObject.
+const (
+	FineTuningJobEvent FineTuningEventListDataObject = "fine_tuning.job.event"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningEventListDataObject enum.
+func (e FineTuningEventListDataObject) Valid() bool {
+	switch e {
+	case FineTuningJobEvent:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningEventListDataType.
+const (
+	FineTuningEventListDataTypeMessage FineTuningEventListDataType = "message"
+	FineTuningEventListDataTypeMetrics FineTuningEventListDataType = "metrics"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningEventListDataType enum.
+func (e FineTuningEventListDataType) Valid() bool {
+	switch e {
+	case FineTuningEventListDataTypeMessage:
+		return true
+	case FineTuningEventListDataTypeMetrics:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningEventListObject.
+const (
+	FineTuningEventListObjectList FineTuningEventListObject = "list"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningEventListObject enum.
+func (e FineTuningEventListObject) Valid() bool {
+	switch e {
+	case FineTuningEventListObjectList:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningJobObject.
+const (
+	FineTuningJobObjectFineTuningJob FineTuningJobObject = "fine_tuning.job"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningJobObject enum.
+func (e FineTuningJobObject) Valid() bool {
+	switch e {
+	case FineTuningJobObjectFineTuningJob:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningJobListObject.
+const (
+	FineTuningJobListObjectList FineTuningJobListObject = "list"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningJobListObject enum.
+func (e FineTuningJobListObject) Valid() bool {
+	switch e {
+	case FineTuningJobListObjectList:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FineTuningMethodType.
+const (
+	Supervised FineTuningMethodType = "supervised"
+)
+
+// Valid indicates whether the value is a known member of the FineTuningMethodType enum.
+func (e FineTuningMethodType) Valid() bool {
+	switch e {
+	case Supervised:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	Draining HealthStatus = "draining"
@@ -366,6 +637,51 @@ func (e HealthStatus) Valid() bool {
 	case Draining:
 		return true
 	case Ok:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for HyperparametersBatchSize1.
+const (
+	HyperparametersBatchSize1Auto HyperparametersBatchSize1 = "auto"
+)
+
+// Valid indicates whether the value is a known member of the HyperparametersBatchSize1 enum.
+func (e HyperparametersBatchSize1) Valid() bool {
+	switch e {
+	case HyperparametersBatchSize1Auto:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for HyperparametersLearningRateMultiplier1.
+const (
+	HyperparametersLearningRateMultiplier1Auto HyperparametersLearningRateMultiplier1 = "auto"
+)
+
+// Valid indicates whether the value is a known member of the HyperparametersLearningRateMultiplier1 enum.
+func (e HyperparametersLearningRateMultiplier1) Valid() bool {
+	switch e {
+	case HyperparametersLearningRateMultiplier1Auto:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for HyperparametersNEpochs1.
+const (
+	HyperparametersNEpochs1Auto HyperparametersNEpochs1 = "auto"
+)
+
+// Valid indicates whether the value is a known member of the HyperparametersNEpochs1 enum.
+func (e HyperparametersNEpochs1) Valid() bool {
+	switch e {
+	case HyperparametersNEpochs1Auto:
 		return true
 	default:
 		return false
@@ -618,6 +934,78 @@ func (e VersionListObject) Valid() bool {
 	}
 }
 
+// Defines values for ListFilesParamsOrder.
+const (
+	Asc  ListFilesParamsOrder = "asc"
+	Desc ListFilesParamsOrder = "desc"
+)
+
+// Valid indicates whether the value is a known member of the ListFilesParamsOrder enum.
+func (e ListFilesParamsOrder) Valid() bool {
+	switch e {
+	case Asc:
+		return true
+	case Desc:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CreateFileMultipartBodyPurpose.
+const (
+	CreateFileMultipartBodyPurposeFineTune CreateFileMultipartBodyPurpose = "fine-tune"
+)
+
+// Valid indicates whether the value is a known member of the CreateFileMultipartBodyPurpose enum.
+func (e CreateFileMultipartBodyPurpose) Valid() bool {
+	switch e {
+	case CreateFileMultipartBodyPurposeFineTune:
+		return true
+	default:
+		return false
+	}
+}
+
+// APIKey defines model for APIKey.
+type APIKey struct {
+	Created int    `json:"created"`
+	Id      string `json:"id"`
+
+	// Key The secret, in the answer to its creation alone.
+	Key    *string      `json:"key,omitempty"`
+	Name   *string      `json:"name,omitempty"`
+	Object APIKeyObject `json:"object"`
+	Role   APIKeyRole   `json:"role"`
+	Tenant string       `json:"tenant"`
+}
+
+// APIKeyObject defines model for APIKey.Object.
+type APIKeyObject string
+
+// APIKeyRole defines model for APIKey.Role.
+type APIKeyRole string
+
+// APIKeyCreate defines model for APIKeyCreate.
+type APIKeyCreate struct {
+	// Name A note.
+	Name   *string           `json:"name,omitempty"`
+	Role   *APIKeyCreateRole `json:"role,omitempty"`
+	Tenant string            `json:"tenant"`
+}
+
+// APIKeyCreateRole defines model for APIKeyCreate.Role.
+type APIKeyCreateRole string
+
+// APIKeyList defines model for APIKeyList.
+type APIKeyList struct {
+	Data   []APIKey         `json:"data"`
+	Object APIKeyListObject `json:"object"`
+}
+
+// APIKeyListObject defines model for APIKeyList.Object.
+type APIKeyListObject string
+
 // Adapter defines model for Adapter.
 type Adapter struct {
 	Base        *string       `json:"base,omitempty"`
@@ -655,15 +1043,16 @@ type AdapterContinue struct {
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
 	EvalSteps                 *int                            `json:"eval_steps,omitempty"`
-	Examples                  []Example                       `json:"examples"`
+	Examples                  *[]Example                      `json:"examples,omitempty"`
 	GradientAccumulationSteps *int                            `json:"gradient_accumulation_steps,omitempty"`
 	LearningRate              *AdapterContinue_LearningRate   `json:"learning_rate,omitempty"`
 	LrSchedulerType           *AdapterContinueLrSchedulerType `json:"lr_scheduler_type,omitempty"`
 	MaxGradNorm               *float32                        `json:"max_grad_norm,omitempty"`
 
 	// MaxLength Tokens of an example.
-	MaxLength *int `json:"max_length,omitempty"`
-	MaxSteps  *int `json:"max_steps,omitempty"`
+	MaxLength *int               `json:"max_length,omitempty"`
+	MaxSteps  *int               `json:"max_steps,omitempty"`
+	Metadata  *map[string]string `json:"metadata,omitempty"`
 
 	// Publish Default: best with a validation split, else last.
 	Publish *AdapterContinuePublish `json:"publish,omitempty"`
@@ -683,8 +1072,14 @@ type AdapterContinue struct {
 	// TargetModules Default: all. q, k and v are trained together, and gate and up.
 	TargetModules *[]AdapterContinueTargetModules `json:"target_modules,omitempty"`
 
+	// TrainingFile Instead of examples: an uploaded file.
+	TrainingFile *string `json:"training_file,omitempty"`
+
 	// Truncate Cut longer examples at their end; otherwise they are errors.
-	Truncate        *bool    `json:"truncate,omitempty"`
+	Truncate *bool `json:"truncate,omitempty"`
+
+	// ValidationFile An uploaded file to validate on.
+	ValidationFile  *string  `json:"validation_file,omitempty"`
 	ValidationSplit *float32 `json:"validation_split,omitempty"`
 	WarmupRatio     *float32 `json:"warmup_ratio,omitempty"`
 	WarmupSteps     *int     `json:"warmup_steps,omitempty"`
@@ -734,15 +1129,16 @@ type AdapterCreate struct {
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
 	EvalSteps                 *int                          `json:"eval_steps,omitempty"`
-	Examples                  []Example                     `json:"examples"`
+	Examples                  *[]Example                    `json:"examples,omitempty"`
 	GradientAccumulationSteps *int                          `json:"gradient_accumulation_steps,omitempty"`
 	LearningRate              *AdapterCreate_LearningRate   `json:"learning_rate,omitempty"`
 	LrSchedulerType           *AdapterCreateLrSchedulerType `json:"lr_scheduler_type,omitempty"`
 	MaxGradNorm               *float32                      `json:"max_grad_norm,omitempty"`
 
 	// MaxLength Tokens of an example.
-	MaxLength *int `json:"max_length,omitempty"`
-	MaxSteps  *int `json:"max_steps,omitempty"`
+	MaxLength *int               `json:"max_length,omitempty"`
+	MaxSteps  *int               `json:"max_steps,omitempty"`
+	Metadata  *map[string]string `json:"metadata,omitempty"`
 
 	// Name Examples: pirate
 	Name AdapterName `json:"name"`
@@ -768,8 +1164,14 @@ type AdapterCreate struct {
 	// TargetModules Default: all. q, k and v are trained together, and gate and up.
 	TargetModules *[]AdapterCreateTargetModules `json:"target_modules,omitempty"`
 
+	// TrainingFile Instead of examples: an uploaded file.
+	TrainingFile *string `json:"training_file,omitempty"`
+
 	// Truncate Cut longer examples at their end; otherwise they are errors.
-	Truncate        *bool    `json:"truncate,omitempty"`
+	Truncate *bool `json:"truncate,omitempty"`
+
+	// ValidationFile An uploaded file to validate on.
+	ValidationFile  *string  `json:"validation_file,omitempty"`
 	ValidationSplit *float32 `json:"validation_split,omitempty"`
 	WarmupRatio     *float32 `json:"warmup_ratio,omitempty"`
 	WarmupSteps     *int     `json:"warmup_steps,omitempty"`
@@ -1074,6 +1476,166 @@ type Example struct {
 	Text       *string    `json:"text,omitempty"`
 }
 
+// File defines model for File.
+type File struct {
+	Bytes     int         `json:"bytes"`
+	CreatedAt int         `json:"created_at"`
+	Filename  string      `json:"filename"`
+	Id        string      `json:"id"`
+	Object    FileObject  `json:"object"`
+	Purpose   FilePurpose `json:"purpose"`
+	Status    FileStatus  `json:"status"`
+}
+
+// FileObject defines model for File.Object.
+type FileObject string
+
+// FilePurpose defines model for File.Purpose.
+type FilePurpose string
+
+// FileStatus defines model for File.Status.
+type FileStatus string
+
+// FileList defines model for FileList.
+type FileList struct {
+	Data    []File         `json:"data"`
+	FirstId *string        `json:"first_id,omitempty"`
+	HasMore bool           `json:"has_more"`
+	LastId  *string        `json:"last_id,omitempty"`
+	Object  FileListObject `json:"object"`
+}
+
+// FileListObject defines model for FileList.Object.
+type FileListObject string
+
+// FineTuningCheckpointList defines model for FineTuningCheckpointList.
+type FineTuningCheckpointList struct {
+	Data []struct {
+		CreatedAt int `json:"created_at"`
+
+		// FineTunedModelCheckpoint As `name@1`.
+		FineTunedModelCheckpoint string                             `json:"fine_tuned_model_checkpoint"`
+		FineTuningJobId          string                             `json:"fine_tuning_job_id"`
+		Id                       string                             `json:"id"`
+		Metrics                  map[string]interface{}             `json:"metrics"`
+		Object                   FineTuningCheckpointListDataObject `json:"object"`
+		StepNumber               int                                `json:"step_number"`
+	} `json:"data"`
+	HasMore bool                           `json:"has_more"`
+	Object  FineTuningCheckpointListObject `json:"object"`
+}
+
+// FineTuningCheckpointListDataObject defines model for FineTuningCheckpointList.Data.Object.
+type FineTuningCheckpointListDataObject string
+
+// FineTuningCheckpointListObject defines model for FineTuningCheckpointList.Object.
+type FineTuningCheckpointListObject string
+
+// FineTuningEventList defines model for FineTuningEventList.
+type FineTuningEventList struct {
+	Data []struct {
+		CreatedAt int                           `json:"created_at"`
+		Data      map[string]interface{}        `json:"data"`
+		Id        string                        `json:"id"`
+		Level     FineTuningEventListDataLevel  `json:"level"`
+		Message   string                        `json:"message"`
+		Object    FineTuningEventListDataObject `json:"object"`
+		Type      FineTuningEventListDataType   `json:"type"`
+	} `json:"data"`
+	HasMore bool                      `json:"has_more"`
+	Object  FineTuningEventListObject `json:"object"`
+}
+
+// FineTuningEventListDataLevel defines model for FineTuningEventList.Data.Level.
+type FineTuningEventListDataLevel string
+
+// FineTuningEventListDataObject defines model for FineTuningEventList.Data.Object.
+type FineTuningEventListDataObject string
+
+// FineTuningEventListDataType defines model for FineTuningEventList.Data.Type.
+type FineTuningEventListDataType string
+
+// FineTuningEventListObject defines model for FineTuningEventList.Object.
+type FineTuningEventListObject string
+
+// FineTuningJob defines model for FineTuningJob.
+type FineTuningJob struct {
+	CreatedAt int `json:"created_at"`
+	Error     *struct {
+		Code    string  `json:"code"`
+		Message string  `json:"message"`
+		Param   *string `json:"param"`
+	} `json:"error"`
+	EstimatedFinish *int `json:"estimated_finish,omitempty"`
+
+	// FineTunedModel The name of the adapter.
+	FineTunedModel *string `json:"fine_tuned_model"`
+	FinishedAt     *int    `json:"finished_at"`
+
+	// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
+	Hyperparameters Hyperparameters     `json:"hyperparameters"`
+	Id              string              `json:"id"`
+	Integrations    *[]string           `json:"integrations,omitempty"`
+	Metadata        *map[string]string  `json:"metadata,omitempty"`
+	Method          FineTuningMethod    `json:"method"`
+	Model           string              `json:"model"`
+	Object          FineTuningJobObject `json:"object"`
+
+	// OrganizationId The tenant.
+	OrganizationId string   `json:"organization_id"`
+	ResultFiles    []string `json:"result_files"`
+	Seed           int      `json:"seed"`
+	Status         JobState `json:"status"`
+	Suffix         *string  `json:"suffix,omitempty"`
+	TrainedTokens  *int     `json:"trained_tokens"`
+
+	// TrainingFile Empty for a job whose examples were inline.
+	TrainingFile   string  `json:"training_file"`
+	ValidationFile *string `json:"validation_file"`
+}
+
+// FineTuningJobObject defines model for FineTuningJob.Object.
+type FineTuningJobObject string
+
+// FineTuningJobList defines model for FineTuningJobList.
+type FineTuningJobList struct {
+	Data    []FineTuningJob         `json:"data"`
+	HasMore bool                    `json:"has_more"`
+	Object  FineTuningJobListObject `json:"object"`
+}
+
+// FineTuningJobListObject defines model for FineTuningJobList.Object.
+type FineTuningJobListObject string
+
+// FineTuningMethod defines model for FineTuningMethod.
+type FineTuningMethod struct {
+	Supervised *struct {
+		// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
+		Hyperparameters *Hyperparameters `json:"hyperparameters,omitempty"`
+	} `json:"supervised,omitempty"`
+	Type FineTuningMethodType `json:"type"`
+}
+
+// FineTuningMethodType defines model for FineTuningMethod.Type.
+type FineTuningMethodType string
+
+// FineTuningRequest defines model for FineTuningRequest.
+type FineTuningRequest struct {
+	// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
+	Hyperparameters *Hyperparameters   `json:"hyperparameters,omitempty"`
+	Metadata        *map[string]string `json:"metadata,omitempty"`
+	Method          *FineTuningMethod  `json:"method,omitempty"`
+
+	// Model The base, or an adapter or a version of one to go on from.
+	Model *string `json:"model,omitempty"`
+	Seed  *int    `json:"seed,omitempty"`
+
+	// Suffix Name of the new model, as AdapterName.
+	Suffix         *string `json:"suffix,omitempty"`
+	TrainingFile   string  `json:"training_file"`
+	ValidationFile *string `json:"validation_file,omitempty"`
+}
+
 // Geometry Sizes of a base that fix an adapter's shapes.
 type Geometry struct {
 	FeedForward int `json:"feed_forward"`
@@ -1090,6 +1652,48 @@ type Health struct {
 
 // HealthStatus defines model for Health.Status.
 type HealthStatus string
+
+// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
+type Hyperparameters struct {
+	BatchSize *Hyperparameters_BatchSize `json:"batch_size,omitempty"`
+
+	// LearningRateMultiplier Of the rate that `auto` stands for.
+	LearningRateMultiplier *Hyperparameters_LearningRateMultiplier `json:"learning_rate_multiplier,omitempty"`
+	NEpochs                *Hyperparameters_NEpochs                `json:"n_epochs,omitempty"`
+}
+
+// HyperparametersBatchSize0 defines model for Hyperparameters.BatchSize.0.
+type HyperparametersBatchSize0 = int
+
+// HyperparametersBatchSize1 defines model for Hyperparameters.BatchSize.1.
+type HyperparametersBatchSize1 string
+
+// Hyperparameters_BatchSize defines model for Hyperparameters.BatchSize.
+type Hyperparameters_BatchSize struct {
+	union json.RawMessage
+}
+
+// HyperparametersLearningRateMultiplier0 defines model for Hyperparameters.LearningRateMultiplier.0.
+type HyperparametersLearningRateMultiplier0 = float32
+
+// HyperparametersLearningRateMultiplier1 defines model for Hyperparameters.LearningRateMultiplier.1.
+type HyperparametersLearningRateMultiplier1 string
+
+// Hyperparameters_LearningRateMultiplier Of the rate that `auto` stands for.
+type Hyperparameters_LearningRateMultiplier struct {
+	union json.RawMessage
+}
+
+// HyperparametersNEpochs0 defines model for Hyperparameters.NEpochs.0.
+type HyperparametersNEpochs0 = float32
+
+// HyperparametersNEpochs1 defines model for Hyperparameters.NEpochs.1.
+type HyperparametersNEpochs1 string
+
+// Hyperparameters_NEpochs defines model for Hyperparameters.NEpochs.
+type Hyperparameters_NEpochs struct {
+	union json.RawMessage
+}
 
 // Job defines model for Job.
 type Job struct {
@@ -1291,8 +1895,9 @@ type TrainingFields struct {
 	MaxGradNorm               *float32                       `json:"max_grad_norm,omitempty"`
 
 	// MaxLength Tokens of an example.
-	MaxLength *int `json:"max_length,omitempty"`
-	MaxSteps  *int `json:"max_steps,omitempty"`
+	MaxLength *int               `json:"max_length,omitempty"`
+	MaxSteps  *int               `json:"max_steps,omitempty"`
+	Metadata  *map[string]string `json:"metadata,omitempty"`
 
 	// Publish Default: best with a validation split, else last.
 	Publish *TrainingFieldsPublish `json:"publish,omitempty"`
@@ -1312,8 +1917,14 @@ type TrainingFields struct {
 	// TargetModules Default: all. q, k and v are trained together, and gate and up.
 	TargetModules *[]TrainingFieldsTargetModules `json:"target_modules,omitempty"`
 
+	// TrainingFile Instead of examples: an uploaded file.
+	TrainingFile *string `json:"training_file,omitempty"`
+
 	// Truncate Cut longer examples at their end; otherwise they are errors.
-	Truncate        *bool    `json:"truncate,omitempty"`
+	Truncate *bool `json:"truncate,omitempty"`
+
+	// ValidationFile An uploaded file to validate on.
+	ValidationFile  *string  `json:"validation_file,omitempty"`
 	ValidationSplit *float32 `json:"validation_split,omitempty"`
 	WarmupRatio     *float32 `json:"warmup_ratio,omitempty"`
 	WarmupSteps     *int     `json:"warmup_steps,omitempty"`
@@ -1439,6 +2050,68 @@ type ImportAdapterParams struct {
 	DryRun *bool `form:"dry_run,omitempty" json:"dry_run,omitempty"`
 }
 
+// DetokenizeJSONBody defines parameters for Detokenize.
+type DetokenizeJSONBody struct {
+	Model  *string `json:"model,omitempty"`
+	Tokens []int   `json:"tokens"`
+}
+
+// TokenizeJSONBody defines parameters for Tokenize.
+type TokenizeJSONBody struct {
+	AddGenerationPrompt *bool `json:"add_generation_prompt,omitempty"`
+
+	// AddSpecialTokens Default: true for a prompt, false for messages, whose template writes them.
+	AddSpecialTokens   *bool                   `json:"add_special_tokens,omitempty"`
+	ChatTemplateKwargs *map[string]interface{} `json:"chat_template_kwargs,omitempty"`
+	Messages           *[]Message              `json:"messages,omitempty"`
+	Model              *string                 `json:"model,omitempty"`
+	Prompt             *string                 `json:"prompt,omitempty"`
+	ReturnTokenStrs    *bool                   `json:"return_token_strs,omitempty"`
+}
+
+// ListFilesParams defines parameters for ListFiles.
+type ListFilesParams struct {
+	Purpose *string               `form:"purpose,omitempty" json:"purpose,omitempty"`
+	Order   *ListFilesParamsOrder `form:"order,omitempty" json:"order,omitempty"`
+
+	// After The last id of the page before.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListFilesParamsOrder defines parameters for ListFiles.
+type ListFilesParamsOrder string
+
+// CreateFileMultipartBody defines parameters for CreateFile.
+type CreateFileMultipartBody struct {
+	File    openapi_types.File             `json:"file"`
+	Purpose CreateFileMultipartBodyPurpose `json:"purpose"`
+}
+
+// CreateFileMultipartBodyPurpose defines parameters for CreateFile.
+type CreateFileMultipartBodyPurpose string
+
+// ListFineTuningJobsParams defines parameters for ListFineTuningJobs.
+type ListFineTuningJobsParams struct {
+	// After The last id of the page before.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListFineTuningCheckpointsParams defines parameters for ListFineTuningCheckpoints.
+type ListFineTuningCheckpointsParams struct {
+	// After The last id of the page before.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// ListFineTuningEventsParams defines parameters for ListFineTuningEvents.
+type ListFineTuningEventsParams struct {
+	// After The last id of the page before.
+	After *string `form:"after,omitempty" json:"after,omitempty"`
+	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // LoadLoraAdapterJSONBody defines parameters for LoadLoraAdapter.
 type LoadLoraAdapterJSONBody struct {
 	// LoadInplace Publish the next version where the name exists.
@@ -1469,11 +2142,26 @@ type AddAdapterExamplesJSONRequestBody = AdapterContinue
 // RollbackAdapterJSONRequestBody defines body for RollbackAdapter for application/json ContentType.
 type RollbackAdapterJSONRequestBody = Rollback
 
+// CreateAPIKeyJSONRequestBody defines body for CreateAPIKey for application/json ContentType.
+type CreateAPIKeyJSONRequestBody = APIKeyCreate
+
+// DetokenizeJSONRequestBody defines body for Detokenize for application/json ContentType.
+type DetokenizeJSONRequestBody DetokenizeJSONBody
+
+// TokenizeJSONRequestBody defines body for Tokenize for application/json ContentType.
+type TokenizeJSONRequestBody TokenizeJSONBody
+
 // CreateChatCompletionJSONRequestBody defines body for CreateChatCompletion for application/json ContentType.
 type CreateChatCompletionJSONRequestBody = ChatCompletionRequest
 
 // CreateCompletionJSONRequestBody defines body for CreateCompletion for application/json ContentType.
 type CreateCompletionJSONRequestBody = CompletionRequest
+
+// CreateFileMultipartRequestBody defines body for CreateFile for multipart/form-data ContentType.
+type CreateFileMultipartRequestBody CreateFileMultipartBody
+
+// CreateFineTuningJobJSONRequestBody defines body for CreateFineTuningJob for application/json ContentType.
+type CreateFineTuningJobJSONRequestBody = FineTuningRequest
 
 // LoadLoraAdapterJSONRequestBody defines body for LoadLoraAdapter for application/json ContentType.
 type LoadLoraAdapterJSONRequestBody LoadLoraAdapterJSONBody
@@ -1839,6 +2527,192 @@ func (t CompletionRequest_Stop) MarshalJSON() ([]byte, error) {
 }
 
 func (t *CompletionRequest_Stop) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsHyperparametersBatchSize0 returns the union data inside the Hyperparameters_BatchSize as a HyperparametersBatchSize0
+func (t Hyperparameters_BatchSize) AsHyperparametersBatchSize0() (HyperparametersBatchSize0, error) {
+	var body HyperparametersBatchSize0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromHyperparametersBatchSize0 overwrites any union data inside the Hyperparameters_BatchSize as the provided HyperparametersBatchSize0
+func (t *Hyperparameters_BatchSize) FromHyperparametersBatchSize0(v HyperparametersBatchSize0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeHyperparametersBatchSize0 performs a merge with any union data inside the Hyperparameters_BatchSize, using the provided HyperparametersBatchSize0
+func (t *Hyperparameters_BatchSize) MergeHyperparametersBatchSize0(v HyperparametersBatchSize0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsHyperparametersBatchSize1 returns the union data inside the Hyperparameters_BatchSize as a HyperparametersBatchSize1
+func (t Hyperparameters_BatchSize) AsHyperparametersBatchSize1() (HyperparametersBatchSize1, error) {
+	var body HyperparametersBatchSize1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromHyperparametersBatchSize1 overwrites any union data inside the Hyperparameters_BatchSize as the provided HyperparametersBatchSize1
+func (t *Hyperparameters_BatchSize) FromHyperparametersBatchSize1(v HyperparametersBatchSize1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeHyperparametersBatchSize1 performs a merge with any union data inside the Hyperparameters_BatchSize, using the provided HyperparametersBatchSize1
+func (t *Hyperparameters_BatchSize) MergeHyperparametersBatchSize1(v HyperparametersBatchSize1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Hyperparameters_BatchSize) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *Hyperparameters_BatchSize) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsHyperparametersLearningRateMultiplier0 returns the union data inside the Hyperparameters_LearningRateMultiplier as a HyperparametersLearningRateMultiplier0
+func (t Hyperparameters_LearningRateMultiplier) AsHyperparametersLearningRateMultiplier0() (HyperparametersLearningRateMultiplier0, error) {
+	var body HyperparametersLearningRateMultiplier0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromHyperparametersLearningRateMultiplier0 overwrites any union data inside the Hyperparameters_LearningRateMultiplier as the provided HyperparametersLearningRateMultiplier0
+func (t *Hyperparameters_LearningRateMultiplier) FromHyperparametersLearningRateMultiplier0(v HyperparametersLearningRateMultiplier0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeHyperparametersLearningRateMultiplier0 performs a merge with any union data inside the Hyperparameters_LearningRateMultiplier, using the provided HyperparametersLearningRateMultiplier0
+func (t *Hyperparameters_LearningRateMultiplier) MergeHyperparametersLearningRateMultiplier0(v HyperparametersLearningRateMultiplier0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsHyperparametersLearningRateMultiplier1 returns the union data inside the Hyperparameters_LearningRateMultiplier as a HyperparametersLearningRateMultiplier1
+func (t Hyperparameters_LearningRateMultiplier) AsHyperparametersLearningRateMultiplier1() (HyperparametersLearningRateMultiplier1, error) {
+	var body HyperparametersLearningRateMultiplier1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromHyperparametersLearningRateMultiplier1 overwrites any union data inside the Hyperparameters_LearningRateMultiplier as the provided HyperparametersLearningRateMultiplier1
+func (t *Hyperparameters_LearningRateMultiplier) FromHyperparametersLearningRateMultiplier1(v HyperparametersLearningRateMultiplier1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeHyperparametersLearningRateMultiplier1 performs a merge with any union data inside the Hyperparameters_LearningRateMultiplier, using the provided HyperparametersLearningRateMultiplier1
+func (t *Hyperparameters_LearningRateMultiplier) MergeHyperparametersLearningRateMultiplier1(v HyperparametersLearningRateMultiplier1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Hyperparameters_LearningRateMultiplier) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *Hyperparameters_LearningRateMultiplier) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsHyperparametersNEpochs0 returns the union data inside the Hyperparameters_NEpochs as a HyperparametersNEpochs0
+func (t Hyperparameters_NEpochs) AsHyperparametersNEpochs0() (HyperparametersNEpochs0, error) {
+	var body HyperparametersNEpochs0
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromHyperparametersNEpochs0 overwrites any union data inside the Hyperparameters_NEpochs as the provided HyperparametersNEpochs0
+func (t *Hyperparameters_NEpochs) FromHyperparametersNEpochs0(v HyperparametersNEpochs0) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeHyperparametersNEpochs0 performs a merge with any union data inside the Hyperparameters_NEpochs, using the provided HyperparametersNEpochs0
+func (t *Hyperparameters_NEpochs) MergeHyperparametersNEpochs0(v HyperparametersNEpochs0) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsHyperparametersNEpochs1 returns the union data inside the Hyperparameters_NEpochs as a HyperparametersNEpochs1
+func (t Hyperparameters_NEpochs) AsHyperparametersNEpochs1() (HyperparametersNEpochs1, error) {
+	var body HyperparametersNEpochs1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromHyperparametersNEpochs1 overwrites any union data inside the Hyperparameters_NEpochs as the provided HyperparametersNEpochs1
+func (t *Hyperparameters_NEpochs) FromHyperparametersNEpochs1(v HyperparametersNEpochs1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeHyperparametersNEpochs1 performs a merge with any union data inside the Hyperparameters_NEpochs, using the provided HyperparametersNEpochs1
+func (t *Hyperparameters_NEpochs) MergeHyperparametersNEpochs1(v HyperparametersNEpochs1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Hyperparameters_NEpochs) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *Hyperparameters_NEpochs) UnmarshalJSON(b []byte) error {
 	err := t.union.UnmarshalJSON(b)
 	return err
 }
