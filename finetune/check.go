@@ -10,8 +10,8 @@ import (
 
 // check validates a spec against the model, the store and the parent, and fills in what they decide.
 func (m *Manager) check(ctx context.Context, spec *JobSpec) error {
-	if info := m.d.Model.Backend.Info(); info.NoTraining {
-		return fmt.Errorf("%w (%s)", ErrDevice, info.Device)
+	if m.noTraining != nil {
+		return m.noTraining
 	}
 	if err := spec.Validate(); err != nil {
 		return err

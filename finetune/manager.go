@@ -27,6 +27,8 @@ type ListOptions struct {
 // Manager owns the jobs. Their states change on the goroutine of Run alone; device work happens in Slice, on the engine's.
 // A tenant sees only its own jobs ("" is adapters.DefaultTenant); adapters.AllTenants, for administrators, sees all.
 type Manager struct {
+	noTraining error // why the device cannot train, or nil; asked once, since the backend belongs to the engine's goroutine
+
 	c   Config
 	d   Deps
 	st  adapters.Store
@@ -62,7 +64,11 @@ func New(c Config, d Deps) (*Manager, error) {
 	if d.Wake == nil {
 		d.Wake = func() {}
 	}
-	return &Manager{c: c, d: d, st: d.Registry.Store, log: d.Log, jobs: map[string]*job{}, changed: make(chan struct{}),
+	var noTraining error
+	if info := d.Model.Backend.Info(); info.NoTraining {
+		noTraining = fmt.Errorf("%w (%s)", ErrDevice, info.Device)
+	}
+	return &Manager{noTraining: noTraining, c: c, d: d, st: d.Registry.Store, log: d.Log, jobs: map[string]*job{}, changed: make(chan struct{}),
 		signal: make(chan struct{}, 1), stopped: make(chan struct{})}, nil
 }
 
