@@ -25,7 +25,7 @@ test-race: redis-server ## the concurrent packages under the race detector
 	$(GO) test -race -short ./adapters/... ./finetune ./infer ./server
 
 test-smollm2: ## golden references of SmolLM2; skipped with a reason where they or the model are absent
-	BHIVE_SMOLLM2=1 $(GO) test -run SmolLM2 -v ./infer/... ./finetune/...
+	BHIVE_SMOLLM2=1 $(GO) test -count=1 -run SmolLM2 -v ./infer/... ./finetune/...
 
 bench: build ## speed of the engine on this machine; of SmolLM2 where make smollm2 has been run
 	bin/bhive bench
