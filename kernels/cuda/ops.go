@@ -26,9 +26,11 @@ var functionShared = map[string]int{
 	"linear64_bf16": skinnyShared(64, 8), "linear64_bf16_f32": skinnyShared(64, 8),
 	"linear128_bf16": skinnyShared(128, 6), "linear128_bf16_f32": skinnyShared(128, 6),
 	"few8_bf16": fewShared(8, 11), "few8_bf16_f32": fewShared(8, 11), "few16_bf16": fewShared(16, 9), "few16_bf16_f32": fewShared(16, 9),
+	"linear_skinny_8": ringShared(8), "linear_skinny_16": ringShared(16), "linear_skinny_32": ringShared(32), "linear_skinny_64": ringShared(64),
+	"linear_skinny_128": ringShared(128), "linear_skinny_pair_128": ringShared(128),
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
-	"decode128_bf16": decodeShared(128), "decode64_bf16": decodeShared(64),
+	"attention_decode_128": 0, "attention_decode_64": 0,
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
