@@ -24,6 +24,7 @@ type Backend struct {
 	processors int    // multiprocessors
 	overlap    bool
 	hopper     bool   // of compute capability 9: it has the kernels of hopper.cuh
+	only       *way   // of all linears, in benchmarks
 	lt         string // "", or why cuBLASLt is not used
 	ltUsed     bool
 	closed     bool

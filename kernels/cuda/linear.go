@@ -104,6 +104,8 @@ const (
 // route says how m tokens meet a weight [n, k]; kernels/BENCHMARKS.md has the times.
 func (b *Backend) route(m, n, k int, wide bool) way {
 	switch {
+	case b.only != nil:
+		return *b.only
 	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && !wide && n*k >= 32<<20):
 		return bySkinny
 	case b.lt == "" && m > fewTokens:
