@@ -10,9 +10,8 @@ import (
 	"bhive/kernels"
 )
 
-var testRanks = []int{4, 8, 3, 16}
-
-const testR = 16
+// testRanks are the ranks of four adapters, by the rows of A.
+var testRanks = map[int][]int{0: {0, 0, 0, 0}, 16: {4, 8, 3, 16}, 64: {64, 16, 40, 32}}
 
 func TestRowOps(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
@@ -92,8 +91,9 @@ func TestEpilogues(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
 		b := p.step(9, seqs...)
 		m := b.gpu.Bucket.Tokens
-		for _, h := range []int{72, 600} {
-			table := p.adapters(3+2*h, testRanks...)
+		for _, shape := range [][2]int{{72, 16}, {600, 16}, {136, 64}, {72, 0}} {
+			h, testR := shape[0], shape[1]
+			table := p.adapters(3+2*h, testRanks[testR]...)
 			yz, x := p.act(m, h+testR, p.normal(m*(h+testR), 1)), p.act(m, h, p.normal(m*h, 1))
 			out, normed, rstd := p.garbage(m, h), p.garbage(m, h), p.f32(1, m, nans(m))
 			w, bias := p.f32(1, h, p.normal(h, 1)), p.f32(1, 2*h, p.normal(2*h, 1))
@@ -215,13 +215,17 @@ func TestAttention(t *testing.T) {
 
 func TestQKV(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
-		for _, shape := range heads[:3] {
+		for _, shape := range heads[:4] {
 			for _, norms := range []bool{false, true} {
+				testR := 16
+				if norms {
+					testR = 64
+				}
 				b := p.step(9, seqs...)
 				hq, kv, d := shape[0], shape[1], shape[2]
 				g, c := p.cache(b, kv, d)
 				m, out := b.gpu.Bucket.Tokens, (hq+2*kv)*d
-				table := p.adapters(3+out, testRanks...)
+				table := p.adapters(3+out, testRanks[testR]...)
 				gb, cb := table.ref(3, out)
 				yz, q, pre := p.act(m, out+testR, p.normal(m*(out+testR), 1)), p.garbage(m, hq*d), p.garbage(m, (hq+kv)*d)
 				bias, rope := p.f32(1, out, p.normal(out, 1)), p.rope(800, d)
