@@ -290,15 +290,7 @@ func (b *DeviceBench) Ceilings() (bandwidth, flops float64, err error) {
 	return bandwidth, 2 * m * float64(w.In()) * float64(w.Out()+w.R()) / t.Seconds(), nil
 }
 
-// StepBytes is the least that a decode step reads: weights without the untied embedding, B's of distinct adapters, K and V of the context.
+// StepBytes is the least that a decode step reads.
 func (b *DeviceBench) StepBytes(batch, distinct, context int) int64 {
-	var n int64
-	for _, w := range b.m.weights {
-		if w != b.m.Embed || b.m.Head == b.m.Embed {
-			n += w.Bytes()
-		}
-	}
-	work := int64(b.m.Backend.Info().Working.Size())
-	n += int64(distinct) * int64(b.rank) * int64(b.m.Geometry.OutTotal()) * work
-	return n + int64(batch)*int64(context)*b.m.KVTokenBytes()
+	return b.m.stepBytes(batch, distinct, b.rank, context)
 }
