@@ -131,6 +131,11 @@ func (h *hostArena) place(b []byte) (slab int, at int64) {
 	return -1, 0
 }
 
+// room is how many runs of n bytes fit in bytes of slabs.
+func (h *hostArena) room(bytes, n int64) int {
+	return int(bytes/hostSlab*(hostSlab/aligned(n)) + bytes%hostSlab/aligned(n))
+}
+
 func (h *hostArena) owns(b []byte) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
