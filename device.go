@@ -21,7 +21,11 @@ func openBackend(f *modelFlags, log *slog.Logger) (kernels.Backend, error) {
 		if f.Weights == "int8" {
 			return nil, fmt.Errorf("int8 weights are not on the GPU yet: %w", cuda.ErrUnavailable)
 		}
-		return cuda.Open(cuda.Config{Working: working, BatchInvariant: f.BatchInvariant})
+		c := cuda.Config{Working: working, BatchInvariant: f.BatchInvariant}
+		if f.GPU != nil {
+			f.GPU(&c)
+		}
+		return cuda.Open(c)
 	}
 	switch f.Device {
 	case "cpu":

@@ -20,6 +20,7 @@ import (
 	"bhive/infer/demo"
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
+	"bhive/kernels/cuda"
 
 	goredis "github.com/redis/go-redis/v9"
 )
@@ -33,6 +34,8 @@ type modelFlags struct {
 	Threads   int      `help:"CPU threads; default: all."`
 
 	BatchInvariant bool `help:"On a GPU, give a token the same bits in every batch, at some cost; the CPU always does."`
+
+	GPU func(*cuda.Config) `kong:"-"` // further settings of a GPU
 }
 
 // basisFlags say which A's a base gets the first time that it is served from a registry.
