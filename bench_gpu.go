@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"bhive/adapters"
 	"bhive/infer"
+	"bhive/kernels"
 	"bhive/kernels/cuda"
 )
 
@@ -90,7 +92,15 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 			}
 		}()
 	}
-	if err := c.withModel(ctx, log, true, false, func(l *loaded) error {
+	flags := modelFlags{Model: c.Model, ModelDirs: c.ModelDirs, Device: c.Device, Weights: "bfloat16", GPU: func(g *cuda.Config) { g.NoLt, g.NoOverlap = c.NoLt, c.NoOverlap }}
+	if slices.Contains(infer.RandomModels(), strings.SplitN(c.Model, ":", 2)[0]) {
+		flags.Model = "random:" + c.Model
+	}
+	if flags.Backend, err = openBackend(&flags, log); err != nil {
+		return err
+	}
+	defer func(b kernels.Backend) { err = errors.Join(err, b.Close()) }(flags.Backend)
+	if err := c.withModel(ctx, log, flags, true, func(l *loaded) error {
 		if err := c.stepRows(ctx, l, c.wants("steps"), true); err != nil {
 			return err
 		}
@@ -99,23 +109,19 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	if c.wants("plain") {
-		if err := c.withModel(ctx, log, false, false, func(l *loaded) error { return c.stepRows(ctx, l, true, false) }); err != nil {
+		if err := c.withModel(ctx, log, flags, false, func(l *loaded) error { return c.stepRows(ctx, l, true, false) }); err != nil {
 			return err
 		}
 	}
 	if c.wants("invariant") {
-		return c.withModel(ctx, log, true, true, func(l *loaded) error { return c.invariantRows(ctx, l) })
+		flags.BatchInvariant, flags.Backend = true, nil
+		return c.withModel(ctx, log, flags, true, func(l *loaded) error { return c.invariantRows(ctx, l) })
 	}
 	return nil
 }
 
 // withModel loads the model, with or without A's, for f.
-func (c *benchGPUCmd) withModel(ctx context.Context, log *slog.Logger, rows, invariant bool, f func(*loaded) error) error {
-	flags := modelFlags{Model: c.Model, ModelDirs: c.ModelDirs, Device: c.Device, Weights: "bfloat16", BatchInvariant: invariant,
-		GPU: func(g *cuda.Config) { g.NoLt, g.NoOverlap = c.NoLt, c.NoOverlap }}
-	if slices.Contains(infer.RandomModels(), strings.SplitN(c.Model, ":", 2)[0]) {
-		flags.Model = "random:" + c.Model
-	}
+func (c *benchGPUCmd) withModel(ctx context.Context, log *slog.Logger, flags modelFlags, rows bool, f func(*loaded) error) error {
 	basis := func(context.Context, string, adapters.Geometry, func() (*infer.Model, error)) (*adapters.Basis, error) {
 		return nil, nil
 	}

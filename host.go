@@ -35,7 +35,8 @@ type modelFlags struct {
 
 	BatchInvariant bool `help:"On a GPU, give a token the same bits in every batch, at some cost; the CPU always does."`
 
-	GPU func(*cuda.Config) `kong:"-"` // further settings of a GPU
+	GPU     func(*cuda.Config) `kong:"-"` // further settings of a GPU
+	Backend kernels.Backend    `kong:"-"` // an open device in place of one of its own
 }
 
 // basisFlags say which A's a base gets the first time that it is served from a registry.
@@ -50,6 +51,7 @@ type basisFlags struct {
 // loaded is a model ready to run, with its text side.
 type loaded struct {
 	backend    kernels.Backend
+	lent       bool // the backend outlives the model
 	model      *infer.Model
 	tokenizer  *tokenizer.Tokenizer
 	template   *chat.Template
@@ -61,7 +63,7 @@ func (l *loaded) close() {
 	if l.model != nil {
 		l.model.Close()
 	}
-	if l.backend != nil {
+	if l.backend != nil && !l.lent {
 		l.backend.Close()
 	}
 }
@@ -95,7 +97,7 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 	if tokens != nil {
 		tokens(l.tokenizer)
 	}
-	if l.backend, err = openBackend(f, log); err != nil {
+	if l.backend, l.lent, err = openDevice(f, log); err != nil {
 		return nil, err
 	}
 	hash := infer.BaseHash(cp)

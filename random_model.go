@@ -44,7 +44,7 @@ func (f *modelFlags) loadRandom(ctx context.Context, log *slog.Logger, name stri
 	if tokens != nil {
 		tokens(l.tokenizer)
 	}
-	if l.backend, err = openBackend(f, log); err != nil {
+	if l.backend, l.lent, err = openDevice(f, log); err != nil {
 		return nil, err
 	}
 	rows := 64 // an estimate: the basis is not there yet

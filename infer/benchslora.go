@@ -48,7 +48,7 @@ const steadyShare = 0.7
 func (b *EngineBench) SLoRA(ctx context.Context, c SLoRAConfig) (s SLoRAResult, err error) {
 	w := c.Workload
 	s.Adapters, s.Popularity = w.Adapters, w.Popularity
-	r, err := b.start(Config{MaxSeqs: c.MaxSeqs, MaxContext: 2*w.Longest + 1}, b.c.DeviceBytes-b.c.DeviceBytes/8)
+	r, err := b.start(Config{MaxSeqs: c.MaxSeqs, MaxTokens: min(b.c.MaxTokens, 2048), MaxContext: 2*w.Longest + 1}, b.c.DeviceBytes-b.c.DeviceBytes/8)
 	if err != nil {
 		return s, err
 	}
