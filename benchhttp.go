@@ -126,39 +126,38 @@ func (b *benchHTTP) serve(ctx context.Context, f func(context.Context) error) (e
 	return errors.Join(err, parts.Wait())
 }
 
-// compare alternates rounds of streams and of bare steps over the same contexts.
+// compare alternates rounds of streams and of bare steps over the same contexts: each round of streams stands between two of the others.
 func (b *benchHTTP) compare(ctx context.Context) (httpResult, error) {
 	var over []float64
 	var steps, bare []time.Duration
+	before, err := b.alone(ctx)
+	if err != nil {
+		return httpResult{}, err
+	}
 	for round := -1; round < b.rounds; round++ { // the first one warms up
 		b.steps.took = b.steps.took[:0] // the engine is idle
 		if err := b.stream(ctx); err != nil {
 			return httpResult{}, err
 		}
-		var alone infer.BenchResult
-		err := b.engine.Do(ctx, func() (err error) { // where nothing else is on the device
-			alone, err = infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
-				Context: b.prompt + b.tokens/2, Steps: b.tokens})
-			return err
-		})
+		after, err := b.alone(ctx)
 		if err != nil {
 			return httpResult{}, err
 		}
 		if len(b.steps.took) == 0 {
 			return httpResult{}, fmt.Errorf("benchmark: the %d streams never ran in one step", b.clients)
 		}
-		if round < 0 {
-			continue
+		if round >= 0 {
+			step, between := median(b.steps.took), (before+after)/2
+			steps, bare = append(steps, step), append(bare, between)
+			over = append(over, float64(step)/float64(between)-1)
 		}
-		step := median(b.steps.took)
-		steps, bare = append(steps, step), append(bare, alone.Decode[0].Step)
-		over = append(over, float64(step)/float64(alone.Decode[0].Step)-1)
+		before = after
 	}
 	return httpResult{Clients: b.clients, Step: median(steps), Bare: median(bare), Overhead: median(over)}, nil
 }
 
-// alone runs what the clients ask for on the engine without HTTP.
-func (b *benchHTTP) alone(ctx context.Context) error {
+// within runs what the clients ask for on the engine without HTTP.
+func (b *benchHTTP) within(ctx context.Context) error {
 	var all errgroup.Group
 	random := rand.New(rand.NewPCG(1, 6))
 	for range b.clients {
@@ -185,28 +184,52 @@ func (b *benchHTTP) alone(ctx context.Context) error {
 	return all.Wait()
 }
 
-// turns lets the engine alone and the clients take turns, and gives the median times of all requests together, and of a round's ratio.
+// turns lets the engine alone and the clients take turns, each round of clients between two of the engine, and gives the median times of all
+// requests together, and of a round's ratio engine/clients.
 func (b *benchHTTP) turns(ctx context.Context) (bare, over time.Duration, ratio float64, err error) {
-	err = b.serve(ctx, func(ctx context.Context) error {
+	timed := func(f func(context.Context) error) (time.Duration, error) {
+		begin := time.Now()
+		err := f(ctx)
+		return time.Since(begin), err
+	}
+	err = b.serve(ctx, func(context.Context) error {
 		var bares, overs []time.Duration
 		var ratios []float64
+		before, err := timed(b.within)
+		if err != nil {
+			return err
+		}
 		for round := -1; round < b.rounds; round++ { // the first one warms up
-			var took [2]time.Duration
-			for i, f := range []func(context.Context) error{b.alone, b.stream} {
-				begin := time.Now()
-				if err := f(ctx); err != nil {
-					return err
-				}
-				took[i] = time.Since(begin)
+			through, err := timed(b.stream)
+			if err != nil {
+				return err
 			}
-			if round >= 0 {
-				bares, overs, ratios = append(bares, took[0]), append(overs, took[1]), append(ratios, took[0].Seconds()/took[1].Seconds())
+			after, err := timed(b.within)
+			if err != nil {
+				return err
 			}
+			if between := (before + after) / 2; round >= 0 {
+				bares, overs, ratios = append(bares, between), append(overs, through), append(ratios, between.Seconds()/through.Seconds())
+			}
+			before = after
 		}
 		bare, over, ratio = median(bares), median(overs), median(ratios)
 		return nil
 	})
 	return bare, over, ratio, err
+}
+
+// alone is the median time of bare steps, run where nothing else is on the device.
+func (b *benchHTTP) alone(ctx context.Context) (step time.Duration, err error) {
+	err = b.engine.Do(ctx, func() error {
+		r, err := infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
+			Context: b.prompt + b.tokens/2, Steps: b.tokens})
+		if err == nil {
+			step = r.Decode[0].Step
+		}
+		return err
+	})
+	return step, err
 }
 
 // stream runs all clients to their ends.
