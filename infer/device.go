@@ -124,5 +124,13 @@ func (d *Device) SetSlot(slot int, b adapters.Block, rank int) {
 	d.be.SetAdapter(d.serving, d.Table, slot, t, rank)
 }
 
-// Close frees what still waits to be freed. The pool must have been closed and the streams be empty.
-func (d *Device) Close() { d.reap(true) }
+// Close frees the table, the copy stream and what still waits to be freed; the serving stream is its maker's. The pool and the engine must
+// have been closed, and the streams be empty. It may be called twice.
+func (d *Device) Close() {
+	d.reap(true)
+	if d.Table != nil {
+		d.be.FreeAdapterTable(d.Table)
+		d.be.FreeStream(d.copies)
+		d.Table = nil
+	}
+}
