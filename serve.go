@@ -116,7 +116,11 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
+	defer func() {
+		err = errors.Join(err, pool.Close())
+		device.Close()
+		l.backend.FreeStream(stream)
+	}()
 	registry := adapters.NewRegistry(store, func(ch adapters.Change) {
 		if ch.Kind == adapters.VersionDeleted || ch.Kind == adapters.AdapterDeleted {
 			pool.Forget(ch.Tenant, ch.Name, ch.Number)

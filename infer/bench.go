@@ -250,4 +250,10 @@ func (b *benchRun) close() {
 		b.m.Backend.FreeKVCache(b.cache)
 	}
 	b.a.free()
+	if b.table != nil {
+		b.m.Backend.FreeAdapterTable(b.table)
+	}
+	if b.stream != nil {
+		b.m.Backend.FreeStream(b.stream)
+	}
 }

@@ -31,6 +31,7 @@ func NewDeviceBench(m *Model, kvTokens, slots, rank int) (*DeviceBench, error) {
 	b := &DeviceBench{m: m, stream: m.Backend.NewStream(), blocks: blocksOf(kvTokens), slots: slots, rank: rank, a: allocator{mem: m.Backend}}
 	var err error
 	if b.cache, err = m.Backend.NewKVCache(m.KVSpec(b.blocks, deviceBenchBlock)); err != nil {
+		b.Close()
 		return nil, err
 	}
 	if b.table, err = m.Backend.NewAdapterTable(max(1, slots)); err != nil {
@@ -73,6 +74,10 @@ func (b *DeviceBench) Close() {
 		b.m.Backend.FreeKVCache(b.cache)
 	}
 	b.a.free()
+	if b.table != nil {
+		b.m.Backend.FreeAdapterTable(b.table)
+	}
+	b.m.Backend.FreeStream(b.stream)
 }
 
 func blocksOf(tokens int) int { return (tokens + deviceBenchBlock - 1) / deviceBenchBlock }

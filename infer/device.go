@@ -180,7 +180,8 @@ func (d *Device) SetSlot(slot int, b adapters.Block, rank int) {
 	d.be.SetAdapter(d.serving, d.Table, slot, t, rank)
 }
 
-// Close frees what still waits to be freed and what was reserved. The pool must have been closed and the streams be empty.
+// Close frees the table, the copy stream, what still waits to be freed and what was reserved; the serving stream is its maker's. The pool and
+// the engine must have been closed, and the streams be empty. It may be called twice.
 func (d *Device) Close() {
 	d.reap(true)
 	if d.region.Present() {
@@ -188,4 +189,9 @@ func (d *Device) Close() {
 		d.region = kernels.Tensor{}
 	}
 	d.host.close()
+	if d.Table != nil {
+		d.be.FreeAdapterTable(d.Table)
+		d.be.FreeStream(d.copies)
+		d.Table = nil
+	}
 }

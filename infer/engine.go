@@ -91,6 +91,7 @@ func New(c Config, m *Model, pool *adapters.Pool, device *Device, t *tokenizer.T
 		if c.KVBlocks, c.KVBytes = c.kvBlocks(c.KVBytes, m.KVTokenBytes()); c.KVBlocks == 0 {
 			return nil, fmt.Errorf("engine configuration: KVBytes = %d is less than a block of %d tokens", c.KVBytes, c.BlockTokens)
 		}
+		c.MaxContext = min(c.MaxContext, c.KVBlocks*c.BlockTokens)
 	} // else Open sees what is free
 	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{},
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
@@ -139,7 +140,7 @@ func (e *Engine) Close() {
 }
 
 // Submit queues a request. It does not wait. ctx is the client's: when it is done, the request is cancelled and everything it holds is
-// freed. Errors: *ParamError, ErrPromptTooLong, ErrQueueFull, ErrClosed, and those of adapters.Pool.Acquire.
+// freed. Errors: *ParamError, ErrPromptTooLong, ErrMaxTokens, ErrQueueFull, ErrClosed, and those of adapters.Pool.Acquire.
 func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	vocab := e.model.Config.Vocab
 	if err := r.Params.Validate(vocab); err != nil {
@@ -151,12 +152,16 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	if r.Mask != nil && r.Params.N > 1 {
 		return nil, &ParamError{Param: "n", Message: "must be 1 where the text is constrained"}
 	}
-	limit := min(e.config.MaxContext, e.config.KVBlocks*e.config.BlockTokens)
-	if limit == 0 { // the KV cache is sized by Open
+	limit := e.config.MaxContext
+	if e.config.KVBlocks == 0 { // the KV cache is sized by Open
 		return nil, fmt.Errorf("submitting before Open: %w", ErrClosed)
 	}
 	if len(r.Prompt) >= limit {
 		return nil, fmt.Errorf("%w: it has %d tokens, and prompt and text together have room for %d", ErrPromptTooLong, len(r.Prompt), limit)
+	}
+	if n := r.Params.MaxTokens; n > limit-len(r.Prompt) {
+		return nil, fmt.Errorf("%w: the model's maximum context length is %d tokens, the prompt has %d, and max_tokens asks for %d more", ErrMaxTokens, limit,
+			len(r.Prompt), n)
 	}
 	w := &work{Request: r, at: time.Now(), prompt: make([]int32, len(r.Prompt))}
 	for i, id := range r.Prompt {
@@ -308,7 +313,7 @@ func (e *Engine) Stats() Stats {
 	return s
 }
 
-// Config is the configuration with its defaults filled in, MaxContext among them.
+// Config is the configuration with its defaults filled in; MaxContext is at most what the KV cache holds.
 func (e *Engine) Config() Config {
 	c := e.config
 	c.EOS = slices.Clone(c.EOS)

@@ -9,6 +9,8 @@ import (
 var (
 	// ErrQueueFull is returned by Submit when QueueLimit requests wait already.
 	ErrQueueFull = errors.New("the queue is full")
+	// ErrMaxTokens is returned by Submit when the prompt and Params.MaxTokens together exceed the context or the KV cache.
+	ErrMaxTokens = errors.New("prompt and text together are too long")
 	// ErrPromptTooLong is returned by Submit when a prompt leaves no room for a token in the context or in the KV cache.
 	ErrPromptTooLong = errors.New("the prompt is too long")
 	// ErrClosed is returned by Submit and Do when the engine drains or does not run.

@@ -26,5 +26,6 @@ func (c Config) withFreeMemory(info kernels.Info, tokenBytes int64) (Config, err
 		return c, fmt.Errorf("the KV cache: of %d MiB on the device %d are free, %d of them reserved, and a utilization of %v leaves %d: %w",
 			info.MemoryTotal>>20, info.MemoryFree>>20, c.Reserve>>20, c.MemoryUtilization, left>>20, kernels.ErrNoMemory)
 	}
+	c.MaxContext = min(c.MaxContext, c.KVBlocks*c.BlockTokens)
 	return c, nil
 }

@@ -11,6 +11,7 @@ import (
 // runner is the engine's share of a device: KV cache, activations, step records, sampler state, and the steps under way.
 type runner struct {
 	model   *Model
+	own     bool // stream and table are not the adapters' device's
 	config  Config
 	vocab   int
 	mem     resources
@@ -61,7 +62,7 @@ func openRunner(c Config, m *Model, adapters *Device) (d *runner, err error) {
 	if adapters != nil {
 		d.stream, d.table = adapters.serving, adapters.Table
 	} else {
-		d.stream = m.Backend.NewStream()
+		d.stream, d.own = m.Backend.NewStream(), true
 		if d.table, err = m.Backend.NewAdapterTable(1); err != nil {
 			return d, err
 		}
@@ -129,6 +130,13 @@ func (d *runner) close() {
 		d.cache = nil
 	}
 	d.mem.free()
+	if d.own {
+		if d.table != nil {
+			d.model.Backend.FreeAdapterTable(d.table)
+		}
+		d.model.Backend.FreeStream(d.stream)
+		d.own, d.table = false, nil
+	}
 }
 
 // ops enqueues a bucket's ops: what a graph replays.

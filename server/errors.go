@@ -51,6 +51,7 @@ var table = []struct {
 	{infer.ErrQueueFull, http.StatusTooManyRequests, "rate_limit_error", "queue_full", "", 1},
 	{finetune.ErrBusy, http.StatusTooManyRequests, "rate_limit_error", "too_many_jobs", "", 30},
 	{infer.ErrPromptTooLong, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "prompt", 0},
+	{infer.ErrMaxTokens, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "max_tokens", 0},
 	{errDraining, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{infer.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},

@@ -1285,13 +1285,18 @@ type ChatCompletionRequest struct {
 	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
-	LogitBias           *map[string]float32 `json:"logit_bias,omitempty"`
-	Logprobs            *bool               `json:"logprobs,omitempty"`
-	MaxCompletionTokens *int                `json:"max_completion_tokens,omitempty"`
-	MaxTokens           *int                `json:"max_tokens,omitempty"`
-	Messages            []Message           `json:"messages"`
-	MinP                *float32            `json:"min_p,omitempty"`
-	MinTokens           *int                `json:"min_tokens,omitempty"`
+	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
+	Logprobs  *bool               `json:"logprobs,omitempty"`
+
+	// MaxCompletionTokens Tokens to generate at most, a choice. Messages and max_completion_tokens that together exceed the model's context are refused
+	// (400, context_length_exceeded); without it, as many as the context has room for.
+	MaxCompletionTokens *int `json:"max_completion_tokens,omitempty"`
+
+	// MaxTokens The older name of max_completion_tokens.
+	MaxTokens *int      `json:"max_tokens,omitempty"`
+	Messages  []Message `json:"messages"`
+	MinP      *float32  `json:"min_p,omitempty"`
+	MinTokens *int      `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model             *string  `json:"model,omitempty"`
@@ -1374,9 +1379,12 @@ type CompletionRequest struct {
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
 	Logprobs  *int                `json:"logprobs,omitempty"`
-	MaxTokens *int                `json:"max_tokens,omitempty"`
-	MinP      *float32            `json:"min_p,omitempty"`
-	MinTokens *int                `json:"min_tokens,omitempty"`
+
+	// MaxTokens Tokens to generate at most, a choice. A prompt and max_tokens that together exceed the model's context are refused (400,
+	// context_length_exceeded); without it, it is 16, or less where the context has less room. 0 is allowed with echo.
+	MaxTokens *int     `json:"max_tokens,omitempty"`
+	MinP      *float32 `json:"min_p,omitempty"`
+	MinTokens *int     `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model           *string  `json:"model,omitempty"`
