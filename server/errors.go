@@ -52,6 +52,7 @@ var table = []struct {
 	{finetune.ErrBusy, http.StatusTooManyRequests, "rate_limit_error", "too_many_jobs", "", 30},
 	{infer.ErrPromptTooLong, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "prompt", 0},
 	{errDraining, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
+	{errLoading, http.StatusServiceUnavailable, "server_error", "loading", "", 5},
 	{infer.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrDevice, http.StatusNotImplemented, "invalid_request_error", "no_training_on_device", "", 0},
@@ -141,6 +142,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if e.Status == http.StatusInternalServerError {
 		s.log.ErrorContext(r.Context(), "request failed", "request", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
+	writeError(w, e)
+}
+
+func writeError(w http.ResponseWriter, e *apiError) {
 	if e.Retry > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(e.Retry))
 	}
