@@ -32,16 +32,17 @@ func notFound(name string) *apiError {
 // adapter gathers what is known of a name: its live version and its latest job. A name with neither is a 404.
 func (s *Server) adapter(ctx context.Context, name string) (api.Adapter, error) {
 	a := api.Adapter{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name}
+	// The job before the version: what a job that has succeeded published is there then.
+	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 1})
+	if err != nil {
+		return a, err
+	}
 	v, err := s.d.Store.Get(ctx, tenant(ctx), name, 0)
 	switch {
 	case err == nil:
 		shown := shownVersion(v, v.Number)
 		a.LiveVersion, a.Version, a.Created = &v.Number, &shown, int(v.CreatedAt.Unix())
 	case !errors.Is(err, adapters.ErrNotFound):
-		return a, err
-	}
-	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 1})
-	if err != nil {
 		return a, err
 	}
 	if len(jobs) > 0 {
