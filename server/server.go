@@ -146,6 +146,7 @@ func (s *Server) routes() http.Handler {
 		r.Post("/cancel", s.handle(s.jobAction(s.d.Jobs.Cancel)))
 	})
 	r.Get("/basis", s.handle(s.getBasis))
+	r.Get("/basis/file", s.handle(s.basisFile))
 	r.Post("/tokenize", s.handle(s.tokenize))
 	r.Post("/detokenize", s.handle(s.detokenize))
 	r.Get("/health", s.handle(s.health))
