@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"time"
 
@@ -22,7 +23,7 @@ type refitFlags struct {
 	modelFlags
 	Refit      string `help:"JSONL file of examples, as for bhive tune: B is fitted to the LoRA's outputs on them, where a projection would keep of its weights what it can. The base model (--model) is run here." placeholder:"FILE"`
 	RefitCheck string `help:"With --refit: JSONL file of other examples to measure the loss on." placeholder:"FILE"`
-	RefitSkip  int    `hidden:"" default:"4"`
+	RefitSkip  int    `hidden:"" default:"-1"`
 }
 
 // refitting is what a refit reads.
@@ -32,13 +33,20 @@ type refitting struct {
 	names  []string        // of the files
 	texts  [][]infer.Sequence
 	tokens int // of the first file
+
+	sample   []int       // of the last file's sequences, on which distributions are compared
+	original [][]float32 // of the LoRA: log-probabilities at the sampled positions
 }
 
-// losses are the mean losses on each file, in nats a trained token.
+// losses are what was measured of one adapter, in nats a trained token.
 type losses struct {
 	how  string
-	mean []float64
+	mean []float64 // loss on each file
+	kl   float64   // mean KL divergence from the LoRA's distribution, on some of the last file
 }
+
+// maxCompared bounds the positions at which distributions are compared: each keeps a distribution of the LoRA's in memory.
+const maxCompared = 512
 
 // refit fits a LoRA anew over the server's basis and publishes it.
 func (c *importCmd) refit(ctx context.Context, log *slog.Logger) error {
@@ -77,7 +85,7 @@ func (c *importCmd) refit(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	more, err := score(ctx, l.model, r.texts, []string{"projected", "refit"}, []*adapters.Weights{projected, fitted})
+	more, err := r.score(ctx, l.model, []string{"projected", "refit"}, []*adapters.Weights{projected, fitted})
 	if err != nil {
 		return err
 	}
@@ -189,13 +197,13 @@ func (c *importCmd) original(ctx context.Context, log *slog.Logger, r *refitting
 		}
 		r.names, r.texts = append(r.names, name), append(r.texts, texts)
 	}
-	return score(ctx, l.model, r.texts, []string{"the base", how}, []*adapters.Weights{nil, w})
+	return r.score(ctx, l.model, []string{how, "the base"}, []*adapters.Weights{w, nil}) // the LoRA first: the others are compared with it
 }
 
-// score measures adapters on all texts; nil is the base.
-func score(ctx context.Context, m *infer.Model, texts [][]infer.Sequence, how []string, ws []*adapters.Weights) ([]losses, error) {
+// score measures adapters on all texts; nil is the base. The very first one is what the others are compared with.
+func (r *refitting) score(ctx context.Context, m *infer.Model, how []string, ws []*adapters.Weights) ([]losses, error) {
 	longest := 0
-	for _, file := range texts {
+	for _, file := range r.texts {
 		for _, s := range file {
 			longest = max(longest, len(s.Tokens))
 		}
@@ -214,7 +222,7 @@ func score(ctx context.Context, m *infer.Model, texts [][]infer.Sequence, how []
 			return nil, err
 		}
 		line := losses{how: how[i]}
-		for _, file := range texts {
+		for _, file := range r.texts {
 			for j := range file {
 				file[j].Adapter = slot
 			}
@@ -228,9 +236,73 @@ func score(ctx context.Context, m *infer.Model, texts [][]infer.Sequence, how []
 			}
 			line.mean = append(line.mean, total.Mean())
 		}
+		if line.kl, err = r.compare(ctx, s); err != nil {
+			return nil, err
+		}
 		out = append(out, line)
 	}
 	return out, nil
+}
+
+// compare is the mean of KL(LoRA ‖ adapter) at the sampled positions of the last file, whose sequences name the adapter; the first call remembers the LoRA.
+func (r *refitting) compare(ctx context.Context, s *infer.Scorer) (float64, error) {
+	file := r.texts[len(r.texts)-1]
+	first := r.original == nil
+	if first {
+		trained := 0
+		for i := 0; i < len(file) && trained < maxCompared; i++ {
+			r.sample = append(r.sample, i)
+			for _, label := range file[i].Labels {
+				if label >= 0 {
+					trained++
+				}
+			}
+		}
+		r.original = make([][]float32, 0, maxCompared)
+	}
+	var seqs []infer.Sequence
+	places := make([][]int, len(r.sample)) // position → index into original
+	n := 0
+	for i, at := range r.sample {
+		seqs = append(seqs, file[at])
+		places[i] = make([]int, len(file[at].Labels))
+		for t, label := range file[at].Labels {
+			if places[i][t] = -1; label >= 0 && n < maxCompared {
+				places[i][t] = n
+				n++
+			}
+		}
+	}
+	if first {
+		r.original = make([][]float32, n)
+	}
+	sum := 0.0
+	err := s.Logits(ctx, seqs, func(seq, position int, logits []float32) {
+		at := places[seq][position]
+		if at < 0 {
+			return
+		}
+		most, total := float64(logits[0]), 0.0
+		for _, v := range logits {
+			most = max(most, float64(v))
+		}
+		for _, v := range logits {
+			total += math.Exp(float64(v) - most)
+		}
+		log := most + math.Log(total)
+		if first {
+			r.original[at] = make([]float32, len(logits))
+			for i, v := range logits {
+				r.original[at][i] = float32(float64(v) - log)
+			}
+			return
+		}
+		for i, v := range logits {
+			was := float64(r.original[at][i])
+			sum += math.Exp(was) * (was - (float64(v) - log))
+		}
+	})
+	return sum / float64(max(n, 1)), err
 }
 
 func plainTokens(texts []infer.Sequence) (out [][]int32) {
@@ -261,11 +333,13 @@ func (c *importCmd) printRefit(r *refitting, projection, fit adapters.Projection
 	for _, name := range r.names {
 		fmt.Fprintf(w, "\t%s", name)
 	}
+	fmt.Fprint(w, "\tKL FROM THE LORA")
 	for _, l := range lines {
 		fmt.Fprintf(w, "\n%s", l.how)
 		for _, v := range l.mean {
 			fmt.Fprintf(w, "\t%.4f", v)
 		}
+		fmt.Fprintf(w, "\t%.4f", l.kl)
 	}
 	fmt.Fprintln(w)
 	_ = w.Flush() // to the standard output

@@ -1,10 +1,10 @@
 """Trains ordinary LoRAs on SmolLM2 with PEFT, for refit.py: one a task, each on 100 short examples for one epoch.
 
-usage: train.py GGUF DATA_DIR OUT_DIR SERVER_URL
+usage: train.py GGUF DATA_DIR OUT_DIR SERVER_URL TASK…
 
 DATA_DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl and HumanEval.jsonl.gz. Tokens come from a running `bhive serve --model smollm2`, so that both sides see
-the same. For each task OUT_DIR/TASK gets PEFT's two files, train.jsonl and held_out.jsonl (what bhive reads), and peft.json: the losses that PEFT measures on
-both files, of the base and of the LoRA.
+the same. For each task (solve, ask, answer, code) OUT_DIR/TASK gets PEFT's two files, train.jsonl and held_out.jsonl (what bhive reads), and peft.json: what
+PEFT measures of the LoRA on held_out.jsonl.
 """
 import gzip, json, os, sys, time, urllib.request
 
@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-GGUF, DATA, OUT, URL = sys.argv[1:]
+GGUF, DATA, OUT, URL, *TASKS = sys.argv[1:]
 TRAIN, HELD_OUT, LONGEST = 100, 50, 200  # examples, examples, tokens
 RANK, ALPHA, RATE, BATCH = 8, 16, 1e-3, 4
 END = "<|im_end|>"
@@ -84,7 +84,7 @@ def mean_loss(model, examples):
 def main():
     for name, train, held_out in tasks():
         folder = os.path.join(OUT, name)
-        if os.path.exists(os.path.join(folder, "peft.json")):
+        if name not in TASKS or os.path.exists(os.path.join(folder, "peft.json")):
             continue
         torch.manual_seed(0)
         os.makedirs(folder, exist_ok=True)
@@ -93,8 +93,7 @@ def main():
             with open(os.path.join(folder, file), "w") as f:
                 f.writelines(json.dumps({"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}) + "\n" for u, a, _, _ in examples)
         base = AutoModelForCausalLM.from_pretrained(os.path.dirname(GGUF), gguf_file=os.path.basename(GGUF), dtype=torch.float32)
-        said = {"train": len(train), "held_out": len(held_out), "tokens": sum(len(e[2]) for e in train),
-                "base": {"train": mean_loss(base, train), "held_out": mean_loss(base, held_out)}}
+        said = {"train": len(train), "held_out": len(held_out), "tokens": sum(len(e[2]) for e in train), "steps": []}
         model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, task_type="CAUSAL_LM",
                                target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)
@@ -105,11 +104,13 @@ def main():
         for s in range(steps):
             total, tokens = loss(model, [train[i] for i in order[s * BATCH : (s + 1) * BATCH]])
             (total / tokens).backward()
+            said["steps"].append(round((total / tokens).item(), 4))
+            print(name, s, said["steps"][-1], flush=True)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step(), schedule.step(), optimizer.zero_grad()
         said["seconds"] = time.time() - start
-        said["lora"] = {"train": mean_loss(model, train), "held_out": mean_loss(model, held_out)}
         model.save_pretrained(folder)
+        said["lora"] = mean_loss(model, held_out)
         with open(os.path.join(folder, "peft.json"), "w") as f:
             json.dump(said, f, indent=1)
         print(name, json.dumps(said), flush=True)
