@@ -22,27 +22,26 @@ import (
 type refitFlags struct {
 	modelFlags
 	Refit      string `help:"JSONL file of examples, as for bhive tune: B is fitted to the LoRA's outputs on them, where a projection would keep of its weights what it can. The base model (--model) is run here." placeholder:"FILE"`
-	RefitCheck string `help:"With --refit: JSONL file of other examples to measure the loss on." placeholder:"FILE"`
+	RefitCheck string `help:"With --refit: JSONL file of other examples to measure the losses on, in place of the same ones." placeholder:"FILE"`
 	RefitSkip  int    `hidden:"" default:"-1"`
 }
 
 // refitting is what a refit reads.
 type refitting struct {
-	peft   *adapters.PEFT
-	basis  *adapters.Basis // the server's
-	names  []string        // of the files
-	texts  [][]infer.Sequence
-	tokens int // of the first file
+	peft  *adapters.PEFT
+	basis *adapters.Basis  // the server's
+	texts []infer.Sequence // that B is fitted on
+	check []infer.Sequence // that the losses are measured on
 
-	sample   []int       // of the last file's sequences, on which distributions are compared
+	sample   []int       // of check, on which distributions are compared
 	original [][]float32 // of the LoRA: log-probabilities at the sampled positions
 }
 
 // losses are what was measured of one adapter, in nats a trained token.
 type losses struct {
 	how  string
-	mean []float64 // loss on each file
-	kl   float64   // mean KL divergence from the LoRA's distribution, on some of the last file
+	mean float64
+	kl   float64 // mean KL divergence from the LoRA's distribution, on some of the examples
 }
 
 // maxCompared bounds the positions at which distributions are compared: each keeps a distribution of the LoRA's in memory.
@@ -76,8 +75,8 @@ func (c *importCmd) refit(ctx context.Context, log *slog.Logger) error {
 	if projection.Exact {
 		return fmt.Errorf("%s needs no refit: its A's are the basis' own; import it as it is", c.Dirs[0])
 	}
-	log.Info("measuring the inputs of all layers", "tokens", r.tokens)
-	cov, err := infer.Calibrate(ctx, l.model, plainTokens(r.texts[0]), infer.CalibrateConfig{Skip: c.RefitSkip})
+	log.Info("measuring the inputs of all layers", "examples", len(r.texts))
+	cov, err := infer.Calibrate(ctx, l.model, plainTokens(r.texts), infer.CalibrateConfig{Skip: c.RefitSkip})
 	if err != nil {
 		return err
 	}
@@ -89,7 +88,7 @@ func (c *importCmd) refit(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	c.printRefit(&r, projection, report, append(table, more...))
+	c.printRefit(projection, report, append(table, more...))
 	if c.DryRun {
 		return nil
 	}
@@ -175,38 +174,40 @@ func (c *importCmd) original(ctx context.Context, log *slog.Logger, r *refitting
 	}
 	defer l.close()
 	encoder := finetune.NewEncoder(l.tokenizer, l.template, l.generation.EOS)
-	for _, name := range []string{c.Refit, c.RefitCheck} {
-		if name == "" {
-			continue
-		}
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, fmt.Errorf("reading examples: %w", err)
-		}
-		read, err := finetune.ReadExamples(ctx, f, encoder, finetune.ReadOptions{Param: name, MaxLength: l.model.Positions})
-		_ = f.Close() // was read only
-		if err != nil {
+	if r.texts, err = readTexts(ctx, c.Refit, encoder, l.model.Positions); err != nil {
+		return nil, err
+	}
+	if r.check = r.texts; c.RefitCheck != "" {
+		if r.check, err = readTexts(ctx, c.RefitCheck, encoder, l.model.Positions); err != nil {
 			return nil, err
 		}
-		var texts []infer.Sequence
-		for _, e := range read.Examples {
-			texts = append(texts, infer.Sequence{Tokens: e.IDs, Labels: e.Labels})
-		}
-		if len(r.texts) == 0 {
-			r.tokens = int(read.Tokens)
-		}
-		r.names, r.texts = append(r.names, name), append(r.texts, texts)
 	}
 	return r.score(ctx, l.model, []string{how, "the base"}, []*adapters.Weights{w, nil}) // the LoRA first: the others are compared with it
 }
 
-// score measures adapters on all texts; nil is the base. The very first one is what the others are compared with.
+// readTexts renders a file of examples.
+func readTexts(ctx context.Context, name string, encoder finetune.Encoder, longest int) ([]infer.Sequence, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("reading examples: %w", err)
+	}
+	defer f.Close()
+	read, err := finetune.ReadExamples(ctx, f, encoder, finetune.ReadOptions{Param: name, MaxLength: longest})
+	if err != nil {
+		return nil, err
+	}
+	var texts []infer.Sequence
+	for _, e := range read.Examples {
+		texts = append(texts, infer.Sequence{Tokens: e.IDs, Labels: e.Labels})
+	}
+	return texts, nil
+}
+
+// score measures adapters on the check; nil is the base. The very first one is what the others are compared with.
 func (r *refitting) score(ctx context.Context, m *infer.Model, how []string, ws []*adapters.Weights) ([]losses, error) {
 	longest := 0
-	for _, file := range r.texts {
-		for _, s := range file {
-			longest = max(longest, len(s.Tokens))
-		}
+	for _, q := range r.check {
+		longest = max(longest, len(q.Tokens))
 	}
 	s, err := infer.NewScorer(m, infer.ScorerConfig{KVTokens: max(2048, longest+16), Slots: 1})
 	if err != nil {
@@ -221,21 +222,18 @@ func (r *refitting) score(ctx context.Context, m *infer.Model, how []string, ws 
 		} else if err := s.SetAdapter(0, w); err != nil {
 			return nil, err
 		}
-		line := losses{how: how[i]}
-		for _, file := range r.texts {
-			for j := range file {
-				file[j].Adapter = slot
-			}
-			all, err := s.NLL(ctx, file)
-			if err != nil {
-				return nil, err
-			}
-			var total infer.Loss
-			for _, l := range all {
-				total.Sum, total.Tokens = total.Sum+l.Sum, total.Tokens+l.Tokens
-			}
-			line.mean = append(line.mean, total.Mean())
+		for j := range r.check {
+			r.check[j].Adapter = slot
 		}
+		all, err := s.NLL(ctx, r.check)
+		if err != nil {
+			return nil, err
+		}
+		var total infer.Loss
+		for _, l := range all {
+			total.Sum, total.Tokens = total.Sum+l.Sum, total.Tokens+l.Tokens
+		}
+		line := losses{how: how[i], mean: total.Mean()}
 		if line.kl, err = r.compare(ctx, s); err != nil {
 			return nil, err
 		}
@@ -244,15 +242,14 @@ func (r *refitting) score(ctx context.Context, m *infer.Model, how []string, ws 
 	return out, nil
 }
 
-// compare is the mean of KL(LoRA ‖ adapter) at the sampled positions of the last file, whose sequences name the adapter; the first call remembers the LoRA.
+// compare is the mean of KL(LoRA ‖ adapter) at the sampled positions of the check, whose sequences name the adapter; the first call remembers the LoRA.
 func (r *refitting) compare(ctx context.Context, s *infer.Scorer) (float64, error) {
-	file := r.texts[len(r.texts)-1]
 	first := r.original == nil
 	if first {
 		trained := 0
-		for i := 0; i < len(file) && trained < maxCompared; i++ {
+		for i := 0; i < len(r.check) && trained < maxCompared; i++ {
 			r.sample = append(r.sample, i)
-			for _, label := range file[i].Labels {
+			for _, label := range r.check[i].Labels {
 				if label >= 0 {
 					trained++
 				}
@@ -264,9 +261,9 @@ func (r *refitting) compare(ctx context.Context, s *infer.Scorer) (float64, erro
 	places := make([][]int, len(r.sample)) // position → index into original
 	n := 0
 	for i, at := range r.sample {
-		seqs = append(seqs, file[at])
-		places[i] = make([]int, len(file[at].Labels))
-		for t, label := range file[at].Labels {
+		seqs = append(seqs, r.check[at])
+		places[i] = make([]int, len(r.check[at].Labels))
+		for t, label := range r.check[at].Labels {
 			if places[i][t] = -1; label >= 0 && n < maxCompared {
 				places[i][t] = n
 				n++
@@ -312,7 +309,7 @@ func plainTokens(texts []infer.Sequence) (out [][]int32) {
 	return out
 }
 
-func (c *importCmd) printRefit(r *refitting, projection, fit adapters.Projection, lines []losses) {
+func (c *importCmd) printRefit(projection, fit adapters.Projection, lines []losses) {
 	w := table()
 	fmt.Fprintf(w, "MODULE\tKEPT OF THE WEIGHTS, PROJECTED\tKEPT OF THE OUTPUTS, REFIT\n")
 	for p := adapters.Q; p < adapters.NumProjs; p++ {
@@ -329,17 +326,13 @@ func (c *importCmd) printRefit(r *refitting, projection, fit adapters.Projection
 		}
 	}
 	fmt.Fprintf(w, "all\t%.2f %%\t%.2f %%\n", 100*projection.Kept, 100*fit.Kept)
-	fmt.Fprint(w, "\nLOSS")
-	for _, name := range r.names {
-		fmt.Fprintf(w, "\t%s", name)
+	on := c.Refit
+	if c.RefitCheck != "" {
+		on = c.RefitCheck
 	}
-	fmt.Fprint(w, "\tKL FROM THE LORA")
+	fmt.Fprintf(w, "\nON %s\tLOSS\tKL FROM THE LORA", on)
 	for _, l := range lines {
-		fmt.Fprintf(w, "\n%s", l.how)
-		for _, v := range l.mean {
-			fmt.Fprintf(w, "\t%.4f", v)
-		}
-		fmt.Fprintf(w, "\t%.4f", l.kl)
+		fmt.Fprintf(w, "\n%s\t%.4f\t%.4f", l.how, l.mean, l.kl)
 	}
 	fmt.Fprintln(w)
 	_ = w.Flush() // to the standard output

@@ -21,7 +21,7 @@ func TestRefitImport(t *testing.T) {
 	lines := strings.SplitAfter(string(raw), "\n")
 	dir := t.TempDir()
 	texts, check := filepath.Join(dir, "texts.jsonl"), filepath.Join(dir, "check.jsonl")
-	for name, part := range map[string][]string{texts: lines[:40], check: lines[40:]} {
+	for name, part := range map[string][]string{texts: lines[:30], check: lines[40:60]} {
 		if err := os.WriteFile(name, []byte(strings.Join(part, "")), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -31,9 +31,9 @@ func TestRefitImport(t *testing.T) {
 	distance := map[string]float64{}
 	for line := range strings.Lines(out) {
 		for _, how := range []string{"the base", "the LoRA", "projected", "refit"} {
-			var texts, check, kl float64
+			var loss, kl float64
 			if rest, ok := strings.CutPrefix(line, how); ok {
-				if n, _ := fmt.Sscan(rest, &texts, &check, &kl); n == 3 {
+				if n, _ := fmt.Sscan(rest, &loss, &kl); n == 2 {
 					distance[how] = kl
 				}
 			}
