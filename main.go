@@ -26,6 +26,7 @@ type cli struct {
 	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
 
 	Serve    serveCmd    `cmd:"" help:"Serve a model and its adapters over HTTP."`
+	Ready    readyCmd    `cmd:"" help:"Say whether a server is ready for requests; where it is not, say why and exit with 1."`
 	Chat     chatCmd     `cmd:"" help:"Talk to a model or an adapter of a running server."`
 	Tune     tuneCmd     `cmd:"" help:"Train an adapter on a running server; it ends live."`
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back, remove, import and export adapters of a running server."`

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"bhive/adapters"
@@ -92,6 +93,38 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
+	// The address answers from here on: alive, and not ready before the model is loaded.
+	config := server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}
+	front, err := server.NewFront(config, store, log)
+	if err != nil {
+		return err
+	}
+	listener, err := front.Listen(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("loading", "address", "http://"+listener.Addr().String(), "model", modelName(c.Model))
+	serving, stopServing := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() {
+		served <- front.Run(serving, listener)
+		stopServing()
+	}()
+	// Whatever ends this, nobody is served by what is closed.
+	drain := sync.OnceValue(func() error {
+		stopServing()
+		return <-served
+	})
+	defer func() { err = errors.Join(err, drain()) }()
+	err = c.serve(serving, log, store, config, front, listener.Addr().String(), drain)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) { // asked to end while it was loading
+		return nil
+	}
+	return err
+}
+
+// serve loads the model, lets front serve it until ctx ends, and ends everything when drain has returned.
+func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.Store, config server.Config, front *server.Front, address string, drain func() error) (err error) {
 	var encode func(string) []int
 	l, err := c.load(ctx, log, storedBasis(store, c.basisFlags, log, func(s string) []int { return encode(s) }),
 		func(t *tokenizer.Tokenizer) { encode = func(s string) []int { return t.Encode(s, true) } })
@@ -148,20 +181,13 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	info := l.backend.Info()
-	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
+	s, err := server.New(config, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
 		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})
 	if err != nil {
 		return err
 	}
-	listener, err := s.Listen(ctx)
-	if err != nil {
-		return err
-	}
-	log.Info("serving", "address", "http://"+listener.Addr().String(), "model", l.name)
-	c.hint(listener.Addr().String())
-
 	// The parts stop in this order: HTTP drains, then training is checkpointed, then the engine ends.
 	run, stopParts := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopParts()
@@ -190,10 +216,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return jobs.Run(ctx)
 	})
 	engine.SetBackground(jobs)
-	serving, stopServing := context.WithCancel(ctx)
-	defer stopServing()
-	context.AfterFunc(run, stopServing)
-	err = s.Run(serving, listener)
+	front.Serve(s)
+	log.Info("serving", "address", "http://"+address, "model", l.name)
+	c.hint(address)
+	select {
+	case <-ctx.Done():
+	case <-run.Done(): // the engine failed
+	}
+	err = drain()
 	stopParts()
 	return errors.Join(err, g.Wait())
 }

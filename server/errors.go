@@ -53,6 +53,7 @@ var table = []struct {
 	{infer.ErrPromptTooLong, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "prompt", 0},
 	{infer.ErrMaxTokens, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "max_tokens", 0},
 	{errDraining, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
+	{errLoading, http.StatusServiceUnavailable, "server_error", "loading", "", 5},
 	{infer.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{finetune.ErrDevice, http.StatusNotImplemented, "invalid_request_error", "no_training_on_device", "", 0},
@@ -146,6 +147,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if e.Status == http.StatusInternalServerError {
 		s.log.ErrorContext(r.Context(), "request failed", "request", requestID(r.Context()), "path", r.URL.Path, "error", err)
 	}
+	writeError(w, e)
+}
+
+func writeError(w http.ResponseWriter, e *apiError) {
 	if e.Retry > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(e.Retry))
 	}

@@ -832,6 +832,45 @@ func (e ModelListObject) Valid() bool {
 	}
 }
 
+// Defines values for ReadyReasonsCode.
+const (
+	Loading          ReadyReasonsCode = "loading"
+	ShuttingDown     ReadyReasonsCode = "shutting_down"
+	StoreUnavailable ReadyReasonsCode = "store_unavailable"
+)
+
+// Valid indicates whether the value is a known member of the ReadyReasonsCode enum.
+func (e ReadyReasonsCode) Valid() bool {
+	switch e {
+	case Loading:
+		return true
+	case ShuttingDown:
+		return true
+	case StoreUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReadyStatus.
+const (
+	ReadyStatusNotReady ReadyStatus = "not_ready"
+	ReadyStatusReady    ReadyStatus = "ready"
+)
+
+// Valid indicates whether the value is a known member of the ReadyStatus enum.
+func (e ReadyStatus) Valid() bool {
+	switch e {
+	case ReadyStatusNotReady:
+		return true
+	case ReadyStatusReady:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TrainingFieldsLearningRate1.
 const (
 	TrainingFieldsLearningRate1Auto TrainingFieldsLearningRate1 = "auto"
@@ -1810,6 +1849,21 @@ type ModelList struct {
 // ModelListObject defines model for ModelList.Object.
 type ModelListObject string
 
+// Ready defines model for Ready.
+type Ready struct {
+	Reasons *[]struct {
+		Code    ReadyReasonsCode `json:"code"`
+		Message string           `json:"message"`
+	} `json:"reasons,omitempty"`
+	Status ReadyStatus `json:"status"`
+}
+
+// ReadyReasonsCode defines model for Ready.Reasons.Code.
+type ReadyReasonsCode string
+
+// ReadyStatus defines model for Ready.Status.
+type ReadyStatus string
+
 // Rollback defines model for Rollback.
 type Rollback struct {
 	Version *int `json:"version,omitempty"`
@@ -2009,6 +2063,12 @@ type VersionListObject string
 // Error defines model for Error.
 type Error = ErrorResponse
 
+// ListAdaptersParams defines parameters for ListAdapters.
+type ListAdaptersParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
 // CreateAdapterParams defines parameters for CreateAdapter.
 type CreateAdapterParams struct {
 	// Name With an `application/x-ndjson` body.
@@ -2023,6 +2083,9 @@ type CreateAdapterParams struct {
 	BatchSize       *int     `form:"batch_size,omitempty" json:"batch_size,omitempty"`
 	Seed            *int     `form:"seed,omitempty" json:"seed,omitempty"`
 	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
+
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // StreamAdapterEventsParams defines parameters for StreamAdapterEvents.
@@ -2079,6 +2142,8 @@ type TokenizeJSONBody struct {
 
 // ListFilesParams defines parameters for ListFiles.
 type ListFilesParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant  *string               `form:"tenant,omitempty" json:"tenant,omitempty"`
 	Purpose *string               `form:"purpose,omitempty" json:"purpose,omitempty"`
 	Order   *ListFilesParamsOrder `form:"order,omitempty" json:"order,omitempty"`
 
@@ -2096,14 +2161,29 @@ type CreateFileMultipartBody struct {
 	Purpose CreateFileMultipartBodyPurpose `json:"purpose"`
 }
 
+// CreateFileParams defines parameters for CreateFile.
+type CreateFileParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
 // CreateFileMultipartBodyPurpose defines parameters for CreateFile.
 type CreateFileMultipartBodyPurpose string
 
 // ListFineTuningJobsParams defines parameters for ListFineTuningJobs.
 type ListFineTuningJobsParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+
 	// After The last id of the page before.
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// CreateFineTuningJobParams defines parameters for CreateFineTuningJob.
+type CreateFineTuningJobParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // ListFineTuningCheckpointsParams defines parameters for ListFineTuningCheckpoints.
@@ -2130,6 +2210,12 @@ type LoadLoraAdapterJSONBody struct {
 
 	// LoraPath Directory, relative to the root or with it.
 	LoraPath string `json:"lora_path"`
+}
+
+// ListModelsParams defines parameters for ListModels.
+type ListModelsParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // UnloadLoraAdapterJSONBody defines parameters for UnloadLoraAdapter.
