@@ -145,7 +145,7 @@ func (b *Bound) mask(c *config) []int32 {
 			}
 		}
 	}
-	if c.out {
+	if c.out && len(c.frames) > 0 {
 		for _, id := range b.v.ends {
 			dst[id/32] |= 1 << (id % 32)
 		}

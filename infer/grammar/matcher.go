@@ -40,8 +40,8 @@ type Matcher struct {
 	done bool
 }
 
-// Mask sets the bits of the tokens that may come next: a text's end where the grammar allows one, and each token with which the text
-// still is the beginning of one of the grammar's. dst is zero before.
+// Mask sets the bits of the tokens that may come next: each token with which the text still is the beginning of one of the grammar's, and
+// the tokens that end a text where it is one of the grammar's. Where nothing but the end may come no bit is set. dst is zero before.
 func (m *Matcher) Mask(dst []int32) {
 	if m.at == nil {
 		return
