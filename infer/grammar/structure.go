@@ -49,7 +49,7 @@ func (b *builder) literal(from int32, v *value) int32 {
 		}
 		return b.text(from, "false")
 	case number:
-		return b.text(from, v.literal)
+		return b.text(from, v.number())
 	case text:
 		return b.text(from, quoteJSON(v.str))
 	}

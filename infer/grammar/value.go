@@ -129,6 +129,14 @@ func readNumber(s, at string) (value, error) {
 	return value{kind: number, literal: s, rat: r}, nil
 }
 
+// number writes a number: an integer without a point, others as they were written.
+func (v *value) number() string {
+	if v.rat.IsInt() && v.rat.Num().BitLen() < 63 {
+		return v.rat.Num().String()
+	}
+	return v.literal
+}
+
 func escapePointer(key string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(key, "~", "~0"), "/", "~1")
 }
