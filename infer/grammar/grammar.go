@@ -44,11 +44,12 @@ func Object() *Grammar {
 
 // Regex is the grammar of the texts that match a regular expression as a whole. The expressions are those of the keyword pattern.
 func Regex(pattern string) (*Grammar, error) {
-	d, err := compilePattern(pattern, true, "")
+	w := newWork()
+	d, err := compilePattern(pattern, true, w, "")
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.bytes(false, "")
+	r, err := d.bytes(false, w, "")
 	if err != nil {
 		return nil, err
 	}
