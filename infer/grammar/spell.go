@@ -42,7 +42,7 @@ func (d *runeDFA) bytes(quoted bool, w *work, at string) (*rule, error) {
 		case quoted && n == 1:
 			final = true
 		default:
-			if err := w.spend(s.row(s.items[n], row)+64, at); err != nil {
+			if err := w.spend(s.row(s.items[n], row)+512, at); err != nil {
 				return nil, err
 			}
 			if q := s.of[n]; q >= 0 && d.final[q] {
