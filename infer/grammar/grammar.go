@@ -1,9 +1,6 @@
 package grammar
 
-import (
-	"encoding/json"
-	"slices"
-)
+import "encoding/json"
 
 // Grammar is a language of texts: a pushdown automaton over bytes. It is immutable, knows no vocabulary, and may be used from many
 // goroutines. A Vocabulary makes masks for it.
@@ -108,13 +105,4 @@ func (g *Grammar) Accepts(text []byte) bool {
 		}
 	}
 	return at.out
-}
-
-// states is the number of states of all automata.
-func (g *Grammar) states() int {
-	n := 0
-	for _, r := range slices.Clone(g.rules) {
-		n += int(r.states)
-	}
-	return n
 }
