@@ -62,6 +62,7 @@ var table = []struct {
 	{adapters.ErrStoreUnavailable, http.StatusServiceUnavailable, "server_error", "store_unavailable", "", 5},
 	{adapters.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{adapters.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_adapter_memory", "", 5},
+	{infer.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_gpu_memory", "", 5},
 	{adapters.ErrExists, http.StatusConflict, "conflict_error", "already_exists", "name", 0},
 	{adapters.ErrBasisMismatch, http.StatusConflict, "conflict_error", "basis_mismatch", "", 0},
 	{adapters.ErrBaseMismatch, http.StatusConflict, "conflict_error", "base_mismatch", "", 0},
@@ -104,6 +105,9 @@ func asAPIError(err error) *apiError {
 			continue
 		}
 		e := &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		if row.err == infer.ErrNoMemory {
+			e.Message = "no GPU memory for this request now"
+		}
 		if inField { // which of the fields is to blame, and in its words
 			e.Param, e.Message = field.Field, field.Error()
 		}
