@@ -149,9 +149,6 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	if len(r.Prompt) == 0 {
 		return nil, &ParamError{Param: "prompt", Message: "must have at least one token"}
 	}
-	if r.Mask != nil && r.Params.N > 1 {
-		return nil, &ParamError{Param: "n", Message: "must be 1 where the text is constrained"}
-	}
 	limit := e.config.MaxContext
 	if e.config.KVBlocks == 0 { // the KV cache is sized by Open
 		return nil, fmt.Errorf("submitting before Open: %w", ErrClosed)

@@ -111,6 +111,10 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 		p.Logprobs = 0
 		set(&p.Logprobs, q.TopLogprobs)
 	}
+	constrain, err := s.constraint(&q.formatFields)
+	if err != nil {
+		return err
+	}
 	text, err := s.renderChat(&q)
 	if err != nil {
 		return err
@@ -121,7 +125,7 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	}
 	// The template has written the beginning-of-text token where the model wants one.
 	g, err := s.submit(r.Context(), []infer.Request{{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: s.d.Tokenizer.Encode(text, false),
-		Adapter: target, Params: p}})
+		Adapter: target, Params: p, Constrain: constrain}})
 	switch {
 	case errors.Is(err, infer.ErrPromptTooLong):
 		e := asAPIError(err)

@@ -116,6 +116,10 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 		}
 		p.Logprobs, p.PromptLogprobs = *q.Logprobs, echo
 	}
+	constrain, err := s.constraint(&q.formatFields)
+	if err != nil {
+		return err
+	}
 	ids, texts, err := s.encodePrompts(q.Prompt)
 	if err != nil {
 		return err
@@ -129,7 +133,8 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 		if q.MaxTokens == nil { // what room there is, up to the default
 			p.MaxTokens = max(1, min(s.config.DefaultMaxTokens, s.d.Engine.Config().MaxContext-len(prompt)))
 		}
-		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p})
+		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p,
+			Constrain: constrain})
 	}
 	g, err := s.submit(r.Context(), requests)
 	if err != nil {
