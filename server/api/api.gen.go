@@ -1366,6 +1366,8 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
+	// BestOf Makes so many texts (at least `n`) and answers with the `n` of the highest mean logprob. Not with `stream`.
+	BestOf                 *int     `json:"best_of,omitempty"`
 	Echo                   *bool    `json:"echo,omitempty"`
 	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
 	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
@@ -1396,6 +1398,9 @@ type CompletionRequest struct {
 	StreamOptions     *struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
+
+	// Suffix Not supported.
+	Suffix *string `json:"suffix,omitempty"`
 
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
