@@ -94,6 +94,9 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	if q.Suffix != nil && *q.Suffix != "" {
 		return badField("suffix", "suffix: not supported, models served here do not fill in the middle")
 	}
+	if asks(q.Tools) {
+		return badField("tools", "tools: go with /v1/chat/completions")
+	}
 	p, err := q.params(s.d.Model.Defaults)
 	if err != nil {
 		return err

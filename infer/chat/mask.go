@@ -46,7 +46,7 @@ func (t *Template) RenderWithMask(in Input) (string, []Span, error) {
 		}
 		turn := through[len(before):]
 		end := len(strings.TrimRightFunc(turn, unicode.IsSpace))
-		if k := strings.LastIndex(turn, m.Content); k >= 0 { // white space of the content stays
+		if k := strings.LastIndex(turn, m.Content); k >= 0 && m.Content != "" { // white space of the content stays
 			end = max(end, k+len(m.Content))
 		}
 		if end > 0 {

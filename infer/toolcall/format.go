@@ -115,7 +115,7 @@ func (f Format) Prefix(name string) (prefix, key string) {
 		if err != nil {
 			panic(err) // strings marshal
 		}
-		prefix += fmt.Sprintf(`{"name": %s, "%s": `, quoted, key)
+		prefix += fmt.Sprintf(`{"name": %s, "%s":`, quoted, key)
 	}
 	return prefix, key
 }

@@ -227,61 +227,60 @@ func (p *Parser) gap() bool {
 	return true
 }
 
-// object reads a call.
+// object reads a call, to the end of what is there or of the call; before that to where it is sure to be one.
 func (p *Parser) object() bool {
 	for i := range len(p.buf) {
 		p.call.add(p.buf[i])
-		switch p.call.at {
-		case complete:
-			p.advance(i + 1)
-			if p.show(); p.state != inText {
-				p.done()
+		switch {
+		case p.call.at == broken:
+			p.advance(i)
+			if p.open { // what is known of it stays
+				p.give()
+				p.state, p.raw = inText, ""
+			} else {
+				p.refuse()
 			}
 			return true
-		case broken:
-			p.advance(i)
-			p.show()
-			if p.open { // what is known of it stays
-				p.state, p.raw = inText, ""
-			} else if p.state != inText {
-				p.refuse()
+		case p.call.at == complete && !p.call.named: // an object that is no call
+			p.advance(i + 1)
+			p.refuse()
+			return true
+		case !p.open && p.call.named && (p.call.given || p.call.at == complete) && !slices.Contains(p.names, p.call.name):
+			p.advance(i + 1)
+			p.refuse()
+			return true
+		case !p.open && p.call.named && (p.call.given || p.call.at == complete):
+			p.out = append(p.out, Piece{Call: p.calls, Name: p.call.name})
+			p.open = true
+			p.calls++
+		}
+		if p.call.at == complete {
+			p.advance(i + 1)
+			p.give()
+			p.state, p.some, p.open, p.raw = between, true, false, ""
+			if p.single {
+				p.state = finished
 			}
 			return true
 		}
 	}
 	p.advance(len(p.buf))
-	p.show()
-	return p.state == inText
+	if p.open {
+		p.give()
+	}
+	return false
 }
 
-func (p *Parser) advance(n int) { p.raw, p.buf = p.raw+p.buf[:n], p.buf[n:] }
-
-// done is told that a call is whole.
-func (p *Parser) done() {
-	if !p.open { // it has no name
-		p.refuse()
-		return
-	}
-	p.state, p.some, p.raw = between, true, ""
-	if p.single {
-		p.state = finished
-	}
-}
-
-// show gives what is new of a call whose name is known.
-func (p *Parser) show() {
-	if !p.call.named || p.call.at == broken && !p.open {
-		return
-	}
+// advance reads n bytes; those of a call that is sure to be one are never content again.
+func (p *Parser) advance(n int) {
 	if !p.open {
-		if !slices.Contains(p.names, p.call.name) {
-			p.refuse()
-			return
-		}
-		p.out = append(p.out, Piece{Call: p.calls, Name: p.call.name})
-		p.open = true
-		p.calls++
+		p.raw += p.buf[:n]
 	}
+	p.buf = p.buf[n:]
+}
+
+// give gives what is new of the arguments.
+func (p *Parser) give() {
 	if args := p.call.args.String(); len(args) > p.shown {
 		p.out = append(p.out, Piece{Call: p.calls - 1, Arguments: args[p.shown:]})
 		p.shown = len(args)
@@ -311,7 +310,6 @@ func (p *Parser) shortName() bool {
 		for _, c := range []byte(`{"name":"` + name + `","arguments":`) {
 			p.call.add(c)
 		}
-		p.show()
 		p.call.bare = true
 		return true
 	}
