@@ -141,9 +141,6 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	if len(r.Prompt) == 0 {
 		return nil, &ParamError{Param: "prompt", Message: "must have at least one token"}
 	}
-	if r.Mask != nil && r.Params.N > 1 {
-		return nil, &ParamError{Param: "n", Message: "must be 1 where the text is constrained"}
-	}
 	limit := min(e.config.MaxContext, e.config.KVBlocks*e.config.BlockTokens)
 	if len(r.Prompt) >= limit {
 		return nil, fmt.Errorf("%w: it has %d tokens, and prompt and text together have room for %d", ErrPromptTooLong, len(r.Prompt), limit)

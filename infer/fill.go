@@ -66,7 +66,7 @@ func (q *sequence) drawRow(r *kernels.Record, row, position int) {
 	if len(p.LogitBias) > 0 {
 		flags |= kernels.RowBias
 	}
-	if q.Mask != nil || position-len(q.prompt) < p.MinTokens {
+	if q.constraint != nil || position-len(q.prompt) < p.MinTokens {
 		flags |= kernels.RowMask
 	}
 	r.RowFlags[row], r.RowSampler[row], r.RowForced[row] = flags, int32(q.row), -1

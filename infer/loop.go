@@ -79,8 +79,10 @@ func (e *Engine) takeInbox() {
 	e.mu.Unlock()
 	for _, w := range inbox {
 		e.works[w] = struct{}{}
-		if w.Mask != nil && !w.seqs[0].constrain(e.run.vocab) {
-			e.end(w.seqs[0], FinishStop, "")
+		if w.Constrain != nil && !w.constrain(e.run.vocab) {
+			for _, q := range w.seqs {
+				e.end(q, FinishStop, "")
+			}
 			continue
 		}
 		e.sched.queue.aside = append(e.sched.queue.aside, w)
@@ -151,7 +153,7 @@ func (e *Engine) launch(p plan, start time.Time) {
 		if !q.prepared {
 			e.prepare(q, f)
 		}
-		if q.Mask != nil && it.draw {
+		if q.constraint != nil && it.draw {
 			f.keep = append(f.keep, e.run.uploadMask(q, e.config.EOS))
 		}
 	}

@@ -21,8 +21,8 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	e.mu.Lock()
 	e.stats.GeneratedTokens++
 	e.mu.Unlock()
-	if q.Mask != nil {
-		q.Mask.Accept(info.ID)
+	if q.constraint != nil {
+		q.constraint.Accept(info.ID)
 	}
 	check := q.generated() > p.MinTokens || p.MinTokens == 0
 	switch {
@@ -40,7 +40,7 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	case len(q.tokens) >= q.limit:
 		e.show(q, s, "", "")
 		e.end(q, FinishLength, "")
-	case q.Mask != nil && !q.constrain(e.run.vocab):
+	case q.constraint != nil && !q.constrain(e.run.vocab):
 		e.show(q, s, "", "")
 		e.end(q, FinishStop, "")
 	default:

@@ -82,7 +82,17 @@ func TestBadCompletions(t *testing.T) {
 		{"best_of of a stream", text, `{"model":"demo","prompt":"x","best_of":2,"stream":true}`, 400, "best_of", "", "stream"},
 		{"suffix", text, `{"model":"demo","prompt":"x","suffix":"y"}`, 400, "suffix", "", ""},
 		{"functions", chat, `{"model":"demo","messages":[{"role":"user","content":"x"}],"functions":[{"name":"f"}]}`, 400, "functions", "", ""},
-		{"response_format", chat, `{"model":"demo","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}}`, 400, "response_format", "", ""},
+		{"response_format", chat, `{"model":"demo","messages":[{"role":"user","content":"x"}],"response_format":{"type":"xml"}}`, 400, "response_format.type", "", ""},
+		{"response_format shape", chat, `{"messages":[{"role":"user","content":"x"}],"response_format":"json"}`, 400, "response_format", "", "must be an object"},
+		{"no json_schema", chat, `{"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema"}}`, 400, "response_format.json_schema", "", "missing"},
+		{"no schema name", chat, `{"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":{"schema":{}}}}`, 400, "response_format.json_schema.name", "", ""},
+		{"schema keyword", chat, `{"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{"properties":{"b":{"not":{}}}}}}}`,
+			400, "response_format.json_schema.schema", "", "at /properties/b/not: is not supported"},
+		{"schema without value", text, `{"prompt":"x","guided_json":{"type":"object","required":["a"],"properties":{"a":false}}}`, 400, "guided_json", "", "no value"},
+		{"guided_regex", text, `{"prompt":"x","guided_regex":"a(?=b)"}`, 400, "guided_regex", "", "not supported"},
+		{"guided_choice", text, `{"prompt":"x","guided_choice":[]}`, 400, "guided_choice", "", "at least one"},
+		{"guided twice", text, `{"prompt":"x","guided_choice":["a"],"guided_regex":"a"}`, 400, "guided_choice", "", "cannot be combined"},
+		{"guided_grammar", text, `{"prompt":"x","guided_grammar":"root ::= a"}`, 400, "guided_grammar", "", "not supported"},
 		{"oversize", text, `{"model":"demo","prompt":"` + strings.Repeat("a", 9<<20) + `"}`, 413, "", "too_large", ""},
 	} {
 		t.Run(x.name, func(t *testing.T) {

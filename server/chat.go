@@ -133,6 +133,18 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	if tools != nil && tools.format.Special() {
 		p.SkipSpecial = false // calls begin with a special token
 	}
+	constrain, err := s.constraint(&q.formatFields)
+	if err != nil {
+		return err
+	}
+	if tools != nil {
+		if constrain != nil {
+			return badField("tools", "tools: cannot be combined with a response_format; tool_choice none leaves them out")
+		}
+		if constrain, err = s.callConstraint(tools); err != nil {
+			return err
+		}
+	}
 	text, err := s.renderChat(&q, tools)
 	if err != nil {
 		return err
@@ -143,7 +155,7 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	}
 	// The template has written the beginning-of-text token where the model wants one.
 	g, err := s.submit(r.Context(), []infer.Request{{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: s.d.Tokenizer.Encode(text, false),
-		Adapter: target, Params: p}})
+		Adapter: target, Params: p, Constrain: constrain}})
 	if errors.Is(err, infer.ErrPromptTooLong) {
 		e := asAPIError(err)
 		e.Param = "messages"

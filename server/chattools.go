@@ -1,13 +1,16 @@
 package server
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
+	"bhive/infer"
 	"bhive/infer/toolcall"
 )
 
@@ -245,4 +248,76 @@ func (s *Server) checkCalls(m messages) error {
 		}
 	}
 	return nil
+}
+
+// callConstraint holds a forced call to the parameters of its tool; nil where none is forced. Behind the plan's prefix comes the arguments'
+// object, or for any of the tools the object that describes the call.
+func (s *Server) callConstraint(p *toolPlan) (func() infer.Constraint, error) {
+	if !p.must {
+		return nil, nil
+	}
+	_, key := p.format.Prefix(p.named)
+	var schemas []json.RawMessage
+	for i := range p.tools {
+		name := p.tools[i].Function.Name
+		if p.named != "" && name != p.named {
+			continue
+		}
+		parameters, err := s.parameters(i, &p.tools[i])
+		if err != nil {
+			return nil, err
+		}
+		if p.named == "" {
+			path := fmt.Sprintf("/anyOf/%d/properties/%s", len(schemas), key)
+			parameters = fmt.Appendf(nil, `{"type":"object","properties":{"name":{"const":%s},%s:%s},"required":["name",%[2]s],"additionalProperties":false}`,
+				quote(name), quote(key), rebase(parameters, path))
+		}
+		schemas = append(schemas, parameters)
+	}
+	schema := schemas[0]
+	if p.named == "" {
+		schema = mustJSON(map[string]any{"anyOf": schemas})
+	}
+	bound, err := s.grammars().Schema(schema)
+	if err != nil {
+		return nil, badField("tools", "tools: %s", err)
+	}
+	return func() infer.Constraint { return bound.New() }, nil
+}
+
+// anyObject are the parameters of a tool that names none.
+var anyObject = json.RawMessage(`{"type":"object"}`)
+
+// parameters is the schema of a tool's arguments: that of any object, where the tool's own cannot be compiled and need not be kept strictly.
+func (s *Server) parameters(i int, t *tool) (json.RawMessage, error) {
+	f := &t.Function
+	if !given(f.Parameters) {
+		return anyObject, nil
+	}
+	var b bytes.Buffer
+	var schema map[string]json.RawMessage
+	if err := errors.Join(json.Compact(&b, f.Parameters), json.Unmarshal(f.Parameters, &schema)); err != nil {
+		return nil, err
+	}
+	if len(schema) == 0 {
+		return anyObject, nil
+	}
+	raw := json.RawMessage(b.Bytes())
+	if _, said := schema["type"]; !said { // arguments are an object, whether the schema says so or not
+		raw = append(json.RawMessage(`{"type":"object",`), raw[1:]...)
+	}
+	_, err := s.grammars().Schema(raw)
+	switch {
+	case err == nil:
+		return raw, nil
+	case f.Strict != nil && *f.Strict:
+		param := fmt.Sprintf("tools[%d].function.parameters", i)
+		return nil, badField(param, "%s: %s", param, err)
+	}
+	return anyObject, nil
+}
+
+// rebase makes a compact schema fit for a place below another's root, which its references start from.
+func rebase(schema json.RawMessage, path string) json.RawMessage {
+	return bytes.ReplaceAll(schema, []byte(`"$ref":"#`), []byte(`"$ref":"#`+path))
 }

@@ -121,6 +121,10 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
+	constrain, err := s.constraint(&q.formatFields)
+	if err != nil {
+		return err
+	}
 	ids, texts, err := s.encodePrompts(q.Prompt)
 	if err != nil {
 		return err
@@ -131,7 +135,8 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	}
 	var requests []infer.Request
 	for _, prompt := range ids {
-		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p})
+		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p,
+			Constrain: constrain})
 	}
 	g, err := s.submit(r.Context(), requests)
 	if err != nil {

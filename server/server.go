@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/chat"
+	"bhive/infer/grammar"
 	"bhive/infer/tokenizer"
 	"bhive/infer/toolcall"
 	"bhive/server/keys"
@@ -58,7 +60,8 @@ type Server struct {
 	keys     *keys.Ring
 	metrics  *Metrics
 	handler  http.Handler
-	imports  chan struct{} // holds one for each import or sum at work
+	imports  chan struct{}         // holds one for each import or sum at work
+	grammars func() *grammar.Cache // made at the first call
 	draining atomic.Bool
 }
 
@@ -81,6 +84,7 @@ func New(c Config, d Deps) (*Server, error) {
 		s.d.ToolCalls = toolcall.Find(d.Template)
 	}
 	s.metrics.bind(d)
+	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })
 	s.handler = s.routes()
 	return s, nil
 }

@@ -373,6 +373,27 @@ func (e ChatCompletionObject) Valid() bool {
 	}
 }
 
+// Defines values for ChatCompletionRequestResponseFormatType.
+const (
+	ChatCompletionRequestResponseFormatTypeJsonObject ChatCompletionRequestResponseFormatType = "json_object"
+	ChatCompletionRequestResponseFormatTypeJsonSchema ChatCompletionRequestResponseFormatType = "json_schema"
+	ChatCompletionRequestResponseFormatTypeText       ChatCompletionRequestResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestResponseFormatType enum.
+func (e ChatCompletionRequestResponseFormatType) Valid() bool {
+	switch e {
+	case ChatCompletionRequestResponseFormatTypeJsonObject:
+		return true
+	case ChatCompletionRequestResponseFormatTypeJsonSchema:
+		return true
+	case ChatCompletionRequestResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ChatCompletionRequestToolChoice1.
 const (
 	ChatCompletionRequestToolChoice1Auto     ChatCompletionRequestToolChoice1 = "auto"
@@ -457,6 +478,27 @@ func (e CompletionChoiceFinishReason) Valid() bool {
 	case CompletionChoiceFinishReasonLessThannil:
 		return true
 	case CompletionChoiceFinishReasonStop:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompletionRequestResponseFormatType.
+const (
+	CompletionRequestResponseFormatTypeJsonObject CompletionRequestResponseFormatType = "json_object"
+	CompletionRequestResponseFormatTypeJsonSchema CompletionRequestResponseFormatType = "json_schema"
+	CompletionRequestResponseFormatTypeText       CompletionRequestResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the CompletionRequestResponseFormatType enum.
+func (e CompletionRequestResponseFormatType) Valid() bool {
+	switch e {
+	case CompletionRequestResponseFormatTypeJsonObject:
+		return true
+	case CompletionRequestResponseFormatTypeJsonSchema:
+		return true
+	case CompletionRequestResponseFormatTypeText:
 		return true
 	default:
 		return false
@@ -828,13 +870,13 @@ func (e KeptModuleModule) Valid() bool {
 
 // Defines values for MessageContent2Type.
 const (
-	Text MessageContent2Type = "text"
+	MessageContent2TypeText MessageContent2Type = "text"
 )
 
 // Valid indicates whether the value is a known member of the MessageContent2Type enum.
 func (e MessageContent2Type) Valid() bool {
 	switch e {
-	case Text:
+	case MessageContent2TypeText:
 		return true
 	default:
 		return false
@@ -898,6 +940,27 @@ const (
 func (e NamedToolType) Valid() bool {
 	switch e {
 	case NamedToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SamplingFieldsResponseFormatType.
+const (
+	SamplingFieldsResponseFormatTypeJsonObject SamplingFieldsResponseFormatType = "json_object"
+	SamplingFieldsResponseFormatTypeJsonSchema SamplingFieldsResponseFormatType = "json_schema"
+	SamplingFieldsResponseFormatTypeText       SamplingFieldsResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the SamplingFieldsResponseFormatType enum.
+func (e SamplingFieldsResponseFormatType) Valid() bool {
+	switch e {
+	case SamplingFieldsResponseFormatTypeJsonObject:
+		return true
+	case SamplingFieldsResponseFormatTypeJsonSchema:
+		return true
+	case SamplingFieldsResponseFormatTypeText:
 		return true
 	default:
 		return false
@@ -1383,9 +1446,18 @@ type ChatCompletionObject string
 
 // ChatCompletionRequest defines model for ChatCompletionRequest.
 type ChatCompletionRequest struct {
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias           *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1405,6 +1477,19 @@ type ChatCompletionRequest struct {
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type ChatCompletionRequestResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                        `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                       `json:"skip_special_tokens,omitempty"`
@@ -1414,6 +1499,16 @@ type ChatCompletionRequest struct {
 	StreamOptions     *struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
+
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
 
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
@@ -1430,6 +1525,9 @@ type ChatCompletionRequest struct {
 	TopP        *float32 `json:"top_p,omitempty"`
 	User        *string  `json:"user,omitempty"`
 }
+
+// ChatCompletionRequestResponseFormatType defines model for ChatCompletionRequest.ResponseFormat.Type.
+type ChatCompletionRequestResponseFormatType string
 
 // ChatCompletionRequestStop1 defines model for ChatCompletionRequest.Stop.1.
 type ChatCompletionRequestStop1 = string
@@ -1502,11 +1600,20 @@ type CompletionChoiceFinishReason string
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
 	// BestOf Makes so many texts (at least `n`) and answers with the `n` of the highest mean logprob. Not with `stream`.
-	BestOf                 *int     `json:"best_of,omitempty"`
-	Echo                   *bool    `json:"echo,omitempty"`
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	BestOf           *int     `json:"best_of,omitempty"`
+	Echo             *bool    `json:"echo,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1524,6 +1631,19 @@ type CompletionRequest struct {
 	Prompt            CompletionRequest_Prompt `json:"prompt"`
 	RepetitionPenalty *float32                 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type CompletionRequestResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                    `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                   `json:"skip_special_tokens,omitempty"`
@@ -1533,6 +1653,16 @@ type CompletionRequest struct {
 	StreamOptions     *struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
+
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
 
 	// Suffix Not supported.
 	Suffix *string `json:"suffix,omitempty"`
@@ -1562,6 +1692,9 @@ type CompletionRequestPrompt3 = [][]int
 type CompletionRequest_Prompt struct {
 	union json.RawMessage
 }
+
+// CompletionRequestResponseFormatType defines model for CompletionRequest.ResponseFormat.Type.
+type CompletionRequestResponseFormatType string
 
 // CompletionRequestStop1 defines model for CompletionRequest.Stop.1.
 type CompletionRequestStop1 = string
@@ -1966,9 +2099,18 @@ type Rollback struct {
 
 // SamplingFields defines model for SamplingFields.
 type SamplingFields struct {
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1981,6 +2123,19 @@ type SamplingFields struct {
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type SamplingFieldsResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                 `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                `json:"skip_special_tokens,omitempty"`
@@ -1991,6 +2146,16 @@ type SamplingFields struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
 
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
+
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
 
@@ -1999,6 +2164,9 @@ type SamplingFields struct {
 	TopP *float32 `json:"top_p,omitempty"`
 	User *string  `json:"user,omitempty"`
 }
+
+// SamplingFieldsResponseFormatType defines model for SamplingFields.ResponseFormat.Type.
+type SamplingFieldsResponseFormatType string
 
 // SamplingFieldsStop1 defines model for SamplingFields.Stop.1.
 type SamplingFieldsStop1 = string
