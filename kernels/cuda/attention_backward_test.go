@@ -50,9 +50,16 @@ func (p *pair) backward(b *batch, shape [3]int, window int) {
 	run()
 	p.cpu.AttentionBackward(p.cpu.s, kernels.AttentionBackwardArgs{DQ: dq.cpu, DK: dk.cpu, DV: dv.cpu, DO: do.cpu, O: o.cpu, Q: q.cpu, LSE: lse.cpu,
 		Cache: c, Layer: 1, Scale: scale, Window: window}, b.cpu)
-	p.same(name+"dq", dq, n, p.tol())
-	p.same(name+"dk", dk, n, p.tol())
-	p.same(name+"dv", dv, n, p.tol())
+	tol, whole := p.tol(), p.tol()
+	if p.dt == kernels.BF16 { // a key's sums have hundreds of rounded terms of about 1
+		tol, whole = 3e-2, 6e-3
+	}
+	p.near(name+"dv", dv, n, tol, whole)
+	if n == 1 { // one key has probability 1 whatever q and k are: what is left of dq and dk is noise
+		whole = math.Inf(1)
+	}
+	p.near(name+"dq", dq, n, tol, whole)
+	p.near(name+"dk", dk, n, tol, whole)
 	p.again(name, run, dq, dk, dv)
 }
 

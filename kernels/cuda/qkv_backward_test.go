@@ -51,7 +51,7 @@ func BenchmarkQKVBackward(b *testing.B) {
 	x := p.step(9, seq{n, 0, -1})
 	m := x.gpu.Bucket.Tokens
 	act := func(cols int) kernels.Tensor { return p.gpu.tensor(p.dt, m, cols, p.normal(m*cols, 1)) }
-	a := kernels.QKVBackwardArgs{DY: act(out + 64).ColRange(0, out), DQ: act(hq * d), DK: act(kv * d), DV: act(kv * d), Rope: p.rope(n, d).gpu, Eps: 1e-5, Heads: hq, KVHeads: kv}
+	a := kernels.QKVBackwardArgs{DY: act(out+64).ColRange(0, out), DQ: act(hq * d), DK: act(kv * d), DV: act(kv * d), Rope: p.rope(n, d).gpu, Eps: 1e-5, Heads: hq, KVHeads: kv}
 	b.Run("plain", func(b *testing.B) { p.timed(b, 2*2*n*out, 0, func() { p.gpu.QKVBackward(p.gpu.s, a, x.gpu) }) })
 	a.QNorm = p.gpu.tensor(kernels.F32, 1, d, p.normal(d, 1))
 	a.KNorm, a.Pre = a.QNorm, act((hq+kv)*d)
