@@ -80,7 +80,7 @@ func (c *benchCmd) Run(ctx context.Context, log *slog.Logger) error {
 		}
 	}
 	if c.wants("http") {
-		b := benchHTTP{l: l, clients: 8, prompt: 96, tokens: 64, rounds: 7}
+		b := benchHTTP{l: l, clients: 8, prompt: 96, tokens: 64, rounds: 15}
 		if room := l.model.Positions; b.prompt+b.tokens+1 > room {
 			return fmt.Errorf("benchmark: a context of %d tokens, the model has %d", b.prompt+b.tokens+1, room)
 		}

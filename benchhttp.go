@@ -115,35 +115,47 @@ func (b *benchHTTP) run(ctx context.Context) (r httpResult, err error) {
 	return r, errors.Join(err, parts.Wait())
 }
 
-// compare alternates rounds of streams and of bare steps over the same contexts.
+// compare alternates rounds of streams and of bare steps over the same contexts: each round of streams stands between two of the others.
 func (b *benchHTTP) compare(ctx context.Context) (httpResult, error) {
 	var over []float64
 	var steps, bare []time.Duration
+	before, err := b.alone(ctx)
+	if err != nil {
+		return httpResult{}, err
+	}
 	for round := -1; round < b.rounds; round++ { // the first one warms up
 		b.steps.took = b.steps.took[:0] // the engine is idle
 		if err := b.stream(ctx); err != nil {
 			return httpResult{}, err
 		}
-		var alone infer.BenchResult
-		err := b.engine.Do(ctx, func() (err error) { // where nothing else is on the device
-			alone, err = infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
-				Context: b.prompt + b.tokens/2, Steps: b.tokens})
-			return err
-		})
+		after, err := b.alone(ctx)
 		if err != nil {
 			return httpResult{}, err
 		}
 		if len(b.steps.took) == 0 {
 			return httpResult{}, fmt.Errorf("benchmark: the %d streams never ran in one step", b.clients)
 		}
-		if round < 0 {
-			continue
+		if round >= 0 {
+			step, between := median(b.steps.took), (before+after)/2
+			steps, bare = append(steps, step), append(bare, between)
+			over = append(over, float64(step)/float64(between)-1)
 		}
-		step := median(b.steps.took)
-		steps, bare = append(steps, step), append(bare, alone.Decode[0].Step)
-		over = append(over, float64(step)/float64(alone.Decode[0].Step)-1)
+		before = after
 	}
 	return httpResult{Clients: b.clients, Step: median(steps), Bare: median(bare), Overhead: median(over)}, nil
+}
+
+// alone is the median time of bare steps, run where nothing else is on the device.
+func (b *benchHTTP) alone(ctx context.Context) (step time.Duration, err error) {
+	err = b.engine.Do(ctx, func() error {
+		r, err := infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
+			Context: b.prompt + b.tokens/2, Steps: b.tokens})
+		if err == nil {
+			step = r.Decode[0].Step
+		}
+		return err
+	})
+	return step, err
 }
 
 // stream runs all clients to their ends.

@@ -163,6 +163,10 @@ func (b *benchRun) prepare(k *benchKind, perSeq int) (err error) {
 		return err
 	}
 	r := rand.New(rand.NewPCG(1, 4))
+	blocks := make([]int32, k.batch*perSeq) // in no order, as an engine's are after a while
+	for i, v := range r.Perm(len(blocks)) {
+		blocks[i] = int32(v)
+	}
 	for i := range k.batch {
 		q := StepSeq{Adapter: adapters.BaseSlot, Lane: -1, Rows: []Row{GreedyRow(n - 1)}}
 		if k.adapters > 0 {
@@ -171,9 +175,7 @@ func (b *benchRun) prepare(k *benchKind, perSeq int) (err error) {
 		for range n {
 			q.Tokens = append(q.Tokens, r.Int32N(int32(b.m.Config.Vocab)))
 		}
-		for j := range perSeq {
-			q.Blocks = append(q.Blocks, int32(i*perSeq+j))
-		}
+		q.Blocks = blocks[i*perSeq:][:perSeq]
 		if k.prefill == 0 {
 			q.Start = b.c.Context - b.c.Steps/2
 		}

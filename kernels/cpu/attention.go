@@ -102,7 +102,7 @@ func (t *attentionTask) part(worker, i int) {
 	q, o := q[:rows*d], q[rows*d:2*rows*d]
 	scores := grown(&s.b, max(tileScores, t.group*t.blocks*t.cache.spec.BlockTokens))
 	t.pack(q, t.q, tl, head)
-	t.scores(scores, q, tl.seq, base, end, rows, head, t.cache.k[t.layer], t.scale)
+	t.scores(s, scores, q, tl.seq, base, end, rows, head, t.cache.k[t.layer], t.scale)
 	sums := grown(&s.c, tileTokens*t.group)
 	for row := range rows {
 		token := int(tl.t0) + row/t.group
@@ -119,7 +119,7 @@ func (t *attentionTask) part(worker, i int) {
 		}
 	}
 	clear(o)
-	t.combine(o, scores, tl.seq, base, end, rows, head, t.cache.v[t.layer])
+	t.combine(s, o, scores, tl.seq, base, end, rows, head, t.cache.v[t.layer])
 	for row := range rows {
 		x := o[row*d:][:d]
 		t.b.k.Scale(x, sums[row])
@@ -136,32 +136,54 @@ func (t *attentionTask) pack(dst []float32, src mat, tl tile, head int) {
 	}
 }
 
-// scores: dst[row, p−base] = scale·q[row]·k[p], for the positions [base, end) of a sequence; dst has end−base columns.
-func (t *attentionTask) scores(dst, q []float32, seq int32, base, end, rows, head int, k working, scale float32) {
-	d, w, n := t.cache.spec.HeadDim, t.cache.width, end-base
-	at := 0
-	rs := t.runs(seq, base, end)
-	for slot, m := rs.next(); m > 0; slot, m = rs.next() {
-		if k.h != nil {
-			t.b.k.AttnScoresBF16(dst[at:], n, q, d, k.h[slot*w+head*d:], w, rows, m, d, scale)
-		} else {
-			t.b.k.AttnScoresF32(dst[at:], n, q, d, k.f[slot*w+head*d:], w, rows, m, d, scale)
+// gatherRows is how many positions are taken together: their rows of one head stay in the first-level cache.
+const gatherRows = 256
+
+// gathered is one head's rows of the cache at positions [lo, hi) of a sequence, and their stride: in place where the blocks follow each
+// other, else a copy in buf, since a product over every block of its own costs more than the copy.
+func gathered[E any](t *attentionTask, buf *[]E, from []E, seq int32, lo, hi, head int) (rows []E, stride int) {
+	d, w := t.cache.spec.HeadDim, t.cache.width
+	rs := t.runs(seq, lo, hi)
+	slot, n := rs.next()
+	if n == hi-lo {
+		return from[slot*w+head*d:], w
+	}
+	rows = grown(buf, gatherRows*d)
+	for at := 0; n > 0; slot, n = rs.next() {
+		for j := range n {
+			copy(rows[at:at+d], from[(slot+j)*w+head*d:])
+			at += d
 		}
-		at += m
+	}
+	return rows, d
+}
+
+// scores: dst[row, p−base] = scale·q[row]·k[p], for the positions [base, end) of a sequence; dst has end−base columns.
+func (t *attentionTask) scores(s *scratch, dst, q []float32, seq int32, base, end, rows, head int, k working, scale float32) {
+	d, n := t.cache.spec.HeadDim, end-base
+	for lo := base; lo < end; lo += gatherRows {
+		hi := min(lo+gatherRows, end)
+		if k.h != nil {
+			x, stride := gathered(t, &s.h, k.h, seq, lo, hi, head)
+			t.b.k.AttnScoresBF16(dst[lo-base:], n, q, d, x, stride, rows, hi-lo, d, scale)
+		} else {
+			x, stride := gathered(t, &s.f, k.f, seq, lo, hi, head)
+			t.b.k.AttnScoresF32(dst[lo-base:], n, q, d, x, stride, rows, hi-lo, d, scale)
+		}
 	}
 }
 
 // combine: o[row] += Σ p[row, p−base]·v[p], for the positions [base, end) of a sequence, ascending.
-func (t *attentionTask) combine(o, p []float32, seq int32, base, end, rows, head int, v working) {
-	d, w, n := t.cache.spec.HeadDim, t.cache.width, end-base
-	at := 0
-	rs := t.runs(seq, base, end)
-	for slot, m := rs.next(); m > 0; slot, m = rs.next() {
+func (t *attentionTask) combine(s *scratch, o, p []float32, seq int32, base, end, rows, head int, v working) {
+	d, n := t.cache.spec.HeadDim, end-base
+	for lo := base; lo < end; lo += gatherRows {
+		hi := min(lo+gatherRows, end)
 		if v.h != nil {
-			t.b.k.AttnCombineBF16(o, d, p[at:], n, v.h[slot*w+head*d:], w, rows, m, d)
+			x, stride := gathered(t, &s.h, v.h, seq, lo, hi, head)
+			t.b.k.AttnCombineBF16(o, d, p[lo-base:], n, x, stride, rows, hi-lo, d)
 		} else {
-			t.b.k.AttnCombineF32(o, d, p[at:], n, v.f[slot*w+head*d:], w, rows, m, d)
+			x, stride := gathered(t, &s.f, v.f, seq, lo, hi, head)
+			t.b.k.AttnCombineF32(o, d, p[lo-base:], n, x, stride, rows, hi-lo, d)
 		}
-		at += m
 	}
 }
