@@ -49,6 +49,7 @@ type serveCmd struct {
 	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
+	TrainMemory  string        `help:"What training recomputes to need less memory: none, mlp or layer; auto: as little as fits." default:"auto" enum:"auto,none,mlp,layer"`
 }
 
 // registry is the registry's directory or URL.
@@ -127,7 +128,7 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	defer engine.Close()
-	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
+	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens, MemoryPlan: c.TrainMemory}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
 		return err

@@ -37,6 +37,7 @@ type tuningJob struct {
 	ValidationFile  *string           `json:"validation_file"`
 	Integrations    []string          `json:"integrations"`
 	Metadata        map[string]string `json:"metadata"`
+	MemoryPlan      string            `json:"memory_plan,omitempty"`
 }
 
 type tuningError struct {
@@ -64,7 +65,8 @@ func unix(t time.Time) *int64 { n := t.Unix(); return &n }
 func (s *Server) shownTuning(j finetune.Job) tuningJob {
 	spec := j.Spec
 	out := tuningJob{ID: j.ID, Object: "fine_tuning.job", CreatedAt: j.Created.Unix(), Model: spec.Parent, OrganizationID: j.Tenant, ResultFiles: []string{}, Seed: spec.Seed,
-		Status: j.State, Suffix: spec.Name, TrainingFile: spec.TrainingFile, Integrations: []string{}, Metadata: spec.Metadata}
+		Status: j.State, Suffix: spec.Name, TrainingFile: spec.TrainingFile, Integrations: []string{}, Metadata: spec.Metadata,
+		MemoryPlan: j.MemoryPlan}
 	if out.Model == "" {
 		out.Model = s.d.Model.Name
 	}
