@@ -31,17 +31,22 @@ func (b *Backend) AttentionBackward(s kernels.Stream, a kernels.AttentionBackwar
 	la, ls := matrix(a.LSE, kernels.F32, m, heads, "attention backward: log-sum-exp")
 	own, ldr := s.(*stream), (m+1)&^1
 	rows := own.grow(&own.rows, int64(heads)*int64(ldr)*8)
-	launch := func(name string, gx, gy int) {
-		b.launch(s, name, gx, gy, 1, 128, functionShared[name], dq, dqs, dk, dks, dv, dvs, do, dos, oa, os, qa, qs, la, ls, c.k(a.Layer), c.v(a.Layer),
+	launch := func(name string, gx, gy, threads int) {
+		b.launch(s, name, gx, gy, 1, threads, functionShared[name], dq, dqs, dk, dks, dv, dvs, do, dos, oa, os, qa, qs, la, ls, c.k(a.Layer), c.v(a.Layer),
 			uint64(heads), uint64(kv), uint64(d), uint64(c.spec.BlockTokens), uint64(step.Bucket.Blocks), float(float64(a.Scale)), uint64(a.Window), rows, uint64(ldr),
 			r.at(atBlockTable), r.at(atPosition), r.at(atKVSlot), r.at(atSeq), r.at(atQueryStart), r.at(atHead))
 	}
 	group := heads / kv
 	if dt == kernels.BF16 && (d == 128 || d == 64) && group <= 16 && (qs|dos)%8 == 0 && (qa|do)%16 == 0 && (os|dqs|dks|dvs)%2 == 0 && (oa|dq|dk|dv)%4 == 0 {
-		launch(fmt.Sprintf("attention_backward_q%d_bf16", d), kv, parts(m, 64/group)+step.Bucket.Seqs)
-		launch(fmt.Sprintf("attention_backward_kv%d_bf16", d), kv, parts(m, 64)+step.Bucket.Seqs)
+		if b.warpgroups {
+			launch(fmt.Sprintf("attention_backward_q%d_warpgroups", d), kv, parts(m, 128/group)+step.Bucket.Seqs, 256)
+			launch(fmt.Sprintf("attention_backward_kv%d_warpgroups", d), kv, parts(m, 128)+step.Bucket.Seqs, 256)
+			return
+		}
+		launch(fmt.Sprintf("attention_backward_q%d_bf16", d), kv, parts(m, 64/group)+step.Bucket.Seqs, 128)
+		launch(fmt.Sprintf("attention_backward_kv%d_bf16", d), kv, parts(m, 64)+step.Bucket.Seqs, 128)
 		return
 	}
-	launch("attention_backward_plain_q"+b.suffix(), parts(m*heads, 4), 1)
-	launch("attention_backward_plain_kv"+b.suffix(), parts(m*kv, 4), 1)
+	launch("attention_backward_plain_q"+b.suffix(), parts(m*heads, 4), 1, 128)
+	launch("attention_backward_plain_kv"+b.suffix(), parts(m*kv, 4), 1, 128)
 }

@@ -11,7 +11,7 @@ import (
 )
 
 func TestAttentionBackward(t *testing.T) {
-	ragged(t, func(p *pair, b *batch) {
+	raggedOf(t, func(p *pair, b *batch) {
 		for _, shape := range trainingHeads {
 			if b.tokens() > 200 && shape[0] > 16 {
 				continue // the oracle's time
@@ -20,7 +20,7 @@ func TestAttentionBackward(t *testing.T) {
 				p.backward(b, shape, window)
 			}
 		}
-	})
+	}, Config{Working: kernels.F32}, Config{Working: kernels.BF16}, Config{Working: kernels.BF16, NoWarpgroups: true})
 }
 
 func (p *pair) backward(b *batch, shape [3]int, window int) {
@@ -73,31 +73,33 @@ func (p *pair) keys(b *batch, g, c kernels.KVCache, hq, kv, d int) {
 
 // BenchmarkAttentionBackward counts the 5 products that a backward needs, causal; the two kernels compute 7.
 func BenchmarkAttentionBackward(b *testing.B) {
-	for _, s := range []struct{ n, each, hq, kv, d int }{{4, 1024, 32, 8, 128}, {8, 512, 32, 8, 128}, {1, 4096, 32, 8, 128}, {5, 200, 9, 3, 64}, {4, 1024, 32, 8, 64}} {
+	for _, s := range []struct{ n, each, hq, kv, d int }{{4, 1024, 32, 8, 128}, {4, 2048, 32, 8, 128}, {8, 512, 32, 8, 128}, {1, 4096, 32, 8, 128}, {5, 200, 9, 3, 64}, {4, 1024, 32, 8, 64}} {
 		var seqs []seq
 		for range s.n {
 			seqs = append(seqs, seq{s.each, 0, -1})
 		}
-		b.Run(fmt.Sprintf("%dx%d/%d-%d-%d", s.n, s.each, s.hq, s.kv, s.d), func(b *testing.B) {
-			p := newPair(b, Config{Working: kernels.BF16})
-			x := p.step(9, seqs...)
-			g, c := p.cache(x, s.kv, s.d)
-			p.keys(x, g, c, s.hq, s.kv, s.d)
-			m := x.gpu.Bucket.Tokens
-			act := func(heads int) kernels.Tensor { return p.gpu.tensor(p.dt, m, heads*s.d, p.normal(m*heads*s.d, 1)) }
-			scale := float32(1 / math.Sqrt(float64(s.d)))
-			q, o, do, lse, dq, dk, dv := act(s.hq), act(s.hq), act(s.hq), p.gpu.tensor(kernels.F32, m, s.hq, make([]float32, m*s.hq)), act(s.hq), act(s.kv), act(s.kv)
-			flops := 2 * float64(s.n) * float64(s.each) * float64(s.each+1) / 2 * float64(s.hq*s.d)
-			forward := func() {
-				p.gpu.Attention(p.gpu.s, kernels.AttentionArgs{Out: o, Q: q, Cache: g, Layer: 1, Scale: scale, LSE: lse}, x.gpu)
-			}
-			b.Run("forward", func(b *testing.B) { p.timed(b, 0, 2*flops, forward) })
-			b.Run("backward", func(b *testing.B) {
-				forward()
-				p.timed(b, 0, 5*flops, func() {
-					p.gpu.AttentionBackward(p.gpu.s, kernels.AttentionBackwardArgs{DQ: dq, DK: dk, DV: dv, DO: do, O: o, Q: q, LSE: lse, Cache: g, Layer: 1, Scale: scale}, x.gpu)
+		for _, warps := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%dx%d/%d-%d-%d/warps=%v", s.n, s.each, s.hq, s.kv, s.d, warps), func(b *testing.B) {
+				p := newPair(b, Config{Working: kernels.BF16, NoWarpgroups: warps})
+				x := p.step(9, seqs...)
+				g, c := p.cache(x, s.kv, s.d)
+				p.keys(x, g, c, s.hq, s.kv, s.d)
+				m := x.gpu.Bucket.Tokens
+				act := func(heads int) kernels.Tensor { return p.gpu.tensor(p.dt, m, heads*s.d, p.normal(m*heads*s.d, 1)) }
+				scale := float32(1 / math.Sqrt(float64(s.d)))
+				q, o, do, lse, dq, dk, dv := act(s.hq), act(s.hq), act(s.hq), p.gpu.tensor(kernels.F32, m, s.hq, make([]float32, m*s.hq)), act(s.hq), act(s.kv), act(s.kv)
+				flops := 2 * float64(s.n) * float64(s.each) * float64(s.each+1) / 2 * float64(s.hq*s.d)
+				forward := func() {
+					p.gpu.Attention(p.gpu.s, kernels.AttentionArgs{Out: o, Q: q, Cache: g, Layer: 1, Scale: scale, LSE: lse}, x.gpu)
+				}
+				b.Run("forward", func(b *testing.B) { p.timed(b, 0, 2*flops, forward) })
+				b.Run("backward", func(b *testing.B) {
+					forward()
+					p.timed(b, 0, 5*flops, func() {
+						p.gpu.AttentionBackward(p.gpu.s, kernels.AttentionBackwardArgs{DQ: dq, DK: dk, DV: dv, DO: do, O: o, Q: q, LSE: lse, Cache: g, Layer: 1, Scale: scale}, x.gpu)
+					})
 				})
 			})
-		})
+		}
 	}
 }

@@ -22,6 +22,7 @@ type Backend struct {
 	name       string // of the device
 	processors int    // multiprocessors
 	overlap    bool
+	warpgroups bool   // attention by Hopper's warpgroup products
 	lt         string // "", or why cuBLASLt is not used
 	ltUsed     bool
 	closed     bool
@@ -82,6 +83,7 @@ func open(c Config) (_ *Backend, err error) {
 	}
 	b.processors = attribute(c.Device, attributeProcessors)
 	b.overlap = !c.NoOverlap && attribute(c.Device, attributeMajor) >= 9
+	b.warpgroups = !c.NoWarpgroups && attribute(c.Device, attributeMajor) == 9
 	if b.module, err = cu.LoadData(fatbin); err != nil {
 		return nil, fmt.Errorf("%w: loading the kernels: %w", ErrUnavailable, err)
 	}

@@ -37,14 +37,18 @@ func sameBits(a, b []float32) bool {
 
 // ragged runs f for both dtypes and ragged steps without adapters or contexts.
 func ragged(t *testing.T, f func(p *pair, b *batch)) {
-	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
+	raggedOf(t, f, Config{Working: kernels.F32}, Config{Working: kernels.BF16})
+}
+
+func raggedOf(t *testing.T, f func(p *pair, b *batch), configs ...Config) {
+	for _, c := range configs {
 		for n, ls := range lengths {
-			t.Run(fmt.Sprintf("%s/%d", d, n), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s/warps=%v/%d", c.Working, c.NoWarpgroups, n), func(t *testing.T) {
 				var seqs []seq
 				for _, l := range ls {
 					seqs = append(seqs, seq{l, 0, -1})
 				}
-				p := newPair(t, Config{Working: d})
+				p := newPair(t, c)
 				f(p, p.step(9, seqs...))
 			})
 		}

@@ -35,6 +35,9 @@ var functionShared = map[string]int{
 	"attention_backward_plain_q_f32": 0, "attention_backward_plain_q_bf16": 0, "attention_backward_plain_kv_f32": 0, "attention_backward_plain_kv_bf16": 0,
 	"attention_backward_q128_bf16": 4 * 64 * 128 * 2, "attention_backward_q64_bf16": 4 * 64 * 64 * 2,
 	"attention_backward_kv128_bf16": keysShared(128), "attention_backward_kv64_bf16": keysShared(64),
+	"prefill128_warpgroups": warpgroupsShared(128, 0, 4), "prefill64_warpgroups": warpgroupsShared(64, 0, 4),
+	"attention_backward_q128_warpgroups": warpgroupsShared(128, 1, 4), "attention_backward_q64_warpgroups": warpgroupsShared(64, 1, 4),
+	"attention_backward_kv128_warpgroups": warpgroupsShared(128, 2, 4), "attention_backward_kv64_warpgroups": warpgroupsShared(64, 2, 4),
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
