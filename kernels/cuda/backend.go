@@ -24,6 +24,7 @@ type Backend struct {
 	processors int    // multiprocessors
 	overlap    bool
 	hopper     bool   // of compute capability 9: it has the kernels of hopper.cuh
+	warpgroups bool   // prefill attention and its backward by warpgroup products
 	only       *way   // of all linears, in benchmarks
 	lt         string // "", or why cuBLASLt is not used
 	ltUsed     bool
@@ -87,6 +88,7 @@ func open(c Config) (_ *Backend, err error) {
 	b.processors = attribute(c.Device, attributeProcessors)
 	b.overlap = !c.NoOverlap && attribute(c.Device, attributeMajor) >= 9
 	b.hopper = attribute(c.Device, attributeMajor) == 9
+	b.warpgroups = b.hopper && !c.NoWarpgroups
 	if b.module, err = cu.LoadData(fatbin); err != nil {
 		return nil, fmt.Errorf("%w: loading the kernels: %w", ErrUnavailable, err)
 	}

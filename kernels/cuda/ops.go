@@ -31,6 +31,15 @@ var functionShared = map[string]int{
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
 	"attention_decode_128": 0, "attention_decode_64": 0,
+	"norm_backward_f32": 0, "norm_backward_bf16": 0, "norm_backward8_bf16": 0,
+	"mlp_backward_f32": 0, "mlp_backward_bf16": 0, "mlp_backward8_bf16": 0, "mlp_forward_f32": 0, "mlp_forward_bf16": 0, "mlp_forward8_bf16": 0,
+	"qkv_backward_f32": 0, "qkv_backward_bf16": 0, "qkv_backward8_bf16": 0,
+	"attention_backward_plain_q_f32": 0, "attention_backward_plain_q_bf16": 0, "attention_backward_plain_kv_f32": 0, "attention_backward_plain_kv_bf16": 0,
+	"attention_backward_q128_bf16": 4 * 64 * 128 * 2, "attention_backward_q64_bf16": 4 * 64 * 64 * 2,
+	"attention_backward_kv128_bf16": keysShared(128), "attention_backward_kv64_bf16": keysShared(64),
+	"prefill128_warpgroups": warpgroupsShared(128, 0, 4), "prefill64_warpgroups": warpgroupsShared(64, 0, 4),
+	"attention_backward_q128_warpgroups": warpgroupsShared(128, 1, 4), "attention_backward_q64_warpgroups": warpgroupsShared(64, 1, 4),
+	"attention_backward_kv128_warpgroups": warpgroupsShared(128, 2, 4), "attention_backward_kv64_warpgroups": warpgroupsShared(64, 2, 4),
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
