@@ -23,7 +23,7 @@ const ltWorkspace = 32 << 20
 
 type ltKey struct {
 	n, m, k, ldx, ldy int
-	wide              bool
+	wide, back        bool
 }
 
 // Linear: yz[t] = [x[t]·Wᵀ, round(x[t]·Aᵀ)].
@@ -87,15 +87,19 @@ func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count
 
 // linearLt multiplies by cuBLASLt, on all the bucket's rows; those past the count hold no numbers of meaning. It reports whether it can.
 func (b *Backend) linearLt(s *stream, y, x kernels.Tensor, w *weight, m int, wide bool) bool {
-	key := ltKey{w.rows(), m, w.in, x.Stride, y.Stride, wide}
+	return b.multiplyLt(s, ltKey{n: w.rows(), m: m, k: w.in, ldx: x.Stride, ldy: y.Stride, wide: wide}, uint64(w.at), address(x), address(y), 0)
+}
+
+// multiplyLt multiplies by cuBLASLt, y ← product + beta·y, and reports whether it can.
+func (b *Backend) multiplyLt(s *stream, key ltKey, w, x, y uint64, beta float32) bool {
 	p, ok := b.plans[key]
 	if !ok {
-		p = ltMake(key.n, key.m, key.k, key.ldx, key.ldy, wide, ltWorkspace)
+		p = ltMake(key, ltWorkspace)
 		b.plans[key] = p
 	}
 	if p == nil {
 		return false
 	}
-	b.keep(ltRun(p, uint64(w.at), address(x), address(y), s.grow(&s.workspace, ltWorkspace), ltWorkspace, s.s))
+	b.keep(ltRun(p, w, x, y, beta, s.grow(&s.workspace, ltWorkspace), ltWorkspace, s.s))
 	return true
 }

@@ -29,6 +29,11 @@ var functionShared = map[string]int{
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
 	"decode128_bf16": decodeShared(128), "decode64_bf16": decodeShared(64),
+	"copy_wide": 0, "set_lane": 0, "linear_backward_plain_f32": 0, "linear_backward_plain_bf16": 0, "linear_backward_bf16": linearBackwardShared,
+	"shrink_plain_f32": 0, "shrink_plain_bf16": 0, "gradient_plain_f32": 0, "gradient_plain_bf16": 0, "shrink_bf16": shrinkShared,
+	"gradient32_bf16": gradientShared(32), "gradient64_bf16": gradientShared(64), "chunk_counts": 0,
+	"cross_entropy1_f32": 0, "cross_entropy8_f32": 0, "cross_entropy1_bf16": 0, "cross_entropy8_bf16": 0,
+	"grad_squares": 0, "grad_norm": 0, "adamw_f32": 0, "adamw_bf16": 0, "gram_f32": 0, "gram_bf16": 0,
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
@@ -61,6 +66,8 @@ const (
 	atRowRepetition
 	atRowPresence
 	atRowFrequency
+	atLabel // of a training step, as is the next
+	atLoss
 )
 
 // record gives addresses of a step's fields.
@@ -260,6 +267,12 @@ func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
 	if n := src.Elements() * int64(src.DType.Size()); dst.DType == src.DType && dst.Contiguous() && src.Contiguous() && n > 0 {
 		defer b.enter()()
 		b.keep(cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, s.(*stream).s))
+		return
+	}
+	if size := src.DType.Size(); dst.DType == src.DType && (dst.Stride|src.Stride|src.Cols)*size%16 == 0 && (address(dst)|address(src))%16 == 0 && src.Elements() < 1<<32 {
+		each := 16 / size
+		b.launch(s, "copy_wide", parts(dst.Rows*dst.Cols/each, 1024), 1, 1, 256, 0,
+			address(dst), uint64(dst.Stride/each), address(src), uint64(src.Stride/each), uint64(dst.Rows), uint64(dst.Cols/each))
 		return
 	}
 	names := map[kernels.DType]string{kernels.F32: "_f32", kernels.BF16: "_bf16", kernels.I32: "_f32"}

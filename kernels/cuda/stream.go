@@ -20,6 +20,9 @@ type stream struct {
 	joined    scratch // its counters
 	logits    scratch // of sampling
 	workspace scratch // of cuBLASLt
+	losses    scratch // logits of a chunk of tokens, then their gradients
+	chunks    scratch // tokens of each chunk
+	norms     scratch // partial sums of gradient norms
 }
 
 // scratch grows to what is asked and is freed with the backend: a captured graph may still refer to what it was.
