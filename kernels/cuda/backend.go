@@ -150,7 +150,7 @@ func (b *Backend) Info() kernels.Info {
 	return kernels.Info{
 		Backend: "cuda", Device: fmt.Sprintf("%s, %d multiprocessors, %s: the GPU that the driver lists at %d", b.name, b.processors, lt, b.config.Device),
 		Working: b.config.Working, Activation: b.config.Working, BatchInvariant: b.config.BatchInvariant || b.config.Working == kernels.F32,
-		MemoryTotal: total, MemoryFree: free, NoTraining: true,
+		MemoryTotal: total, MemoryFree: free,
 	}
 }
 

@@ -151,7 +151,7 @@ template <int NT> __device__ __forceinline__ void shrink_tile(const ExpandBackwa
         ((bf16*)a.dyz)[(t0 + row) * a.ys + n + i0 + c] = to<bf16>(s);
     }
 }
-extern "C" __global__ void __launch_bounds__(256, 2) shrink_bf16(const __grid_constant__ ExpandBackwardArgs a) {
+__device__ __forceinline__ void shrink(const ExpandBackwardArgs& a) {
     extern __shared__ __align__(128) unsigned char smem[];
     wait_predecessor();
     allow_successor();
@@ -177,6 +177,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) shrink_bf16(const __grid_co
     else if (cols <= 32) shrink_tile<4>(a, e, t0, m, i0, cols, smem);
     else shrink_tile<8>(a, e, t0, m, i0, cols, smem);
 }
+extern "C" __global__ void __launch_bounds__(256, 2) shrink_bf16(const __grid_constant__ ExpandBackwardArgs a) { shrink(a); }
 
 // gradient: NB rows of dB a block, and 64 of its columns (blockIdx.y), over all tokens, segment by segment, 64 tokens a stage, 4 stages;
 // R and the strides are multiples of 8, N of 8. Warps share the rows, 16 each, and the tokens; the shares of a segment are added up in order.

@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256) linear_backward_plain_bf16(con
 // columns a block, 32 rows of w at a time, 4 copies under way; 8 warps of 64 tokens by 32 columns. A token's sum has one order in every
 // batch. Grid (⌈K/128⌉, ⌈T/128⌉).
 constexpr int lb_stages = 4, lb_stage = 128 * 64 + 32 * 256;
-extern "C" __global__ void __launch_bounds__(256, 2) linear_backward_bf16(const __grid_constant__ LinearBackwardArgs a) {
+__device__ __forceinline__ void linear_backward_tile(const LinearBackwardArgs& a) {
     extern __shared__ __align__(128) unsigned char smem[];
     const uint32_t base = shared_address(smem);
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, wm = warp & 1, wn = warp >> 1;
@@ -125,3 +125,4 @@ extern "C" __global__ void __launch_bounds__(256, 2) linear_backward_bf16(const 
                 *at = pack(x, y);
             }
 }
+extern "C" __global__ void __launch_bounds__(256, 2) linear_backward_bf16(const __grid_constant__ LinearBackwardArgs a) { linear_backward_tile(a); }
