@@ -24,6 +24,8 @@ type benchGPUCmd struct {
 	JSON      bool   `name:"json" help:"Print rows as JSON."`
 	NoLt      bool   `help:"Without cuBLASLt."`
 	NoOverlap bool   `help:"Start each kernel only when the one before it has ended."`
+	Only      string `help:"What to measure: ${enum}." enum:"all,serving,training" default:"all"`
+	Profile   bool   `help:"Which kernels the training steps' time goes to."`
 }
 
 // benchRow is one measurement.
@@ -33,6 +35,7 @@ type benchRow struct {
 	TokensPerSecond float64 `json:"tokens_per_second,omitempty"`
 	FloorMS         float64 `json:"floor_ms,omitempty"` // bytes or operations over the ceiling measured in the same run
 	AgainstBase     float64 `json:"against_base,omitempty"`
+	MemoryBytes     int64   `json:"memory_bytes,omitempty"` // over the base
 }
 
 // Run measures and prints as it goes.
@@ -65,6 +68,9 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) error {
 			if r.AgainstBase > 0 {
 				fmt.Printf("  %+.1f %% of the base", 100*(r.AgainstBase-1))
 			}
+			if r.MemoryBytes > 0 {
+				fmt.Printf("  %.2f GiB over the base", float64(r.MemoryBytes)/(1<<30))
+			}
 			fmt.Println()
 		}
 	}
@@ -92,7 +98,11 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
-		defer b.Close()
+		defer func() {
+			if b != nil {
+				b.Close()
+			}
+		}()
 		bandwidth, flops, err := b.Ceilings()
 		if err != nil {
 			return err
@@ -104,13 +114,23 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) error {
 		if !c.JSON {
 			fmt.Printf("ceilings: copy %.0f GB/s, product of 8,192 tokens %.0f TFLOP/s\n", bandwidth/1e9, flops/1e12)
 		}
+		weights := float64(b.StepBytes(0, 0, 0)) / 2 // elements; all but the head's multiply every token
+		if basis != nil && c.Only != "serving" {
+			b.Close()
+			b = nil
+			if err := c.training(m, flops, weights, add); err != nil || c.Only == "training" {
+				return err
+			}
+			if b, err = infer.NewDeviceBench(m, kvTokens, slots, c.Rank); err != nil {
+				return err
+			}
+		}
 		prefill := func(distinct int) (time.Duration, error) { return b.Prefill(ctx, 16, distinct, longest, c.Budget, 3) }
 		plain, err := prefill(0)
 		if err != nil {
 			return err
 		}
 		tokens := float64(16 * longest)
-		weights := float64(b.StepBytes(0, 0, 0)) / 2 // elements; all but the head's multiply every token
 		add(benchRow{Name: fmt.Sprintf("prefill 16 × %d, %s", longest, what), Milliseconds: ms(plain), TokensPerSecond: tokens / plain.Seconds(),
 			FloorMS: 1e3 * 2 * tokens * (weights - float64(config.Vocab*config.Hidden)) / flops})
 		if basis != nil {
@@ -160,8 +180,10 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) error {
 	if err := measure(basis); err != nil {
 		return err
 	}
-	if err := measure(nil); err != nil {
-		return err
+	if c.Only != "training" {
+		if err := measure(nil); err != nil {
+			return err
+		}
 	}
 	if c.JSON {
 		e := json.NewEncoder(os.Stdout)

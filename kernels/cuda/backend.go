@@ -37,6 +37,7 @@ type Backend struct {
 
 	owned []cu.DevicePtr // scratch, freed at Close
 	plans map[ltKey]ltPlan
+	marks *[]mark // of a profile under way
 }
 
 var _ kernels.Backend = (*Backend)(nil)

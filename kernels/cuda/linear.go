@@ -26,6 +26,14 @@ type ltKey struct {
 	wide, back        bool
 }
 
+// name of a product in a profile.
+func (k ltKey) name(b *Backend) string {
+	if b.marks == nil {
+		return ""
+	}
+	return fmt.Sprintf("cuBLASLt [%d, %d]·[%d, %d]", k.m, k.k, k.k, k.n)
+}
+
 // Linear: yz[t] = [x[t]·Wᵀ, round(x[t]·Aᵀ)].
 func (b *Backend) Linear(s kernels.Stream, yz, x kernels.Tensor, w kernels.Weight, step kernels.Step) {
 	own, m := w.(*weight), step.Bucket.Tokens
@@ -100,6 +108,7 @@ func (b *Backend) multiplyLt(s *stream, key ltKey, w, x, y uint64, beta float32)
 	if p == nil {
 		return false
 	}
-	b.keep(ltRun(p, w, x, y, beta, s.grow(&s.workspace, ltWorkspace), ltWorkspace, s.s))
+	workspace := s.grow(&s.workspace, ltWorkspace)
+	b.keep(b.timed(s.s, key.name(b), func() error { return ltRun(p, w, x, y, beta, workspace, ltWorkspace, s.s) }))
 	return true
 }

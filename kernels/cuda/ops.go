@@ -108,7 +108,7 @@ func (b *Backend) launchOn(s cu.Stream, name string, gx, gy, gz, threads, shared
 		panic("cuda: no kernel " + name)
 	}
 	b.args = append(b.args[:0], args...)
-	if err := launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap); err != nil {
+	if err := b.timed(s, name, func() error { return launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap) }); err != nil {
 		b.keep(fmt.Errorf("%s: %w", name, err))
 	}
 }
@@ -255,7 +255,10 @@ func (b *Backend) Zero(s kernels.Stream, t kernels.Tensor) {
 		return
 	}
 	for i := range rows {
-		b.keep(cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, s.(*stream).s))
+		own := s.(*stream).s
+		b.keep(b.timed(own, "zero", func() error {
+			return cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, own)
+		}))
 	}
 }
 
@@ -266,7 +269,10 @@ func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
 	}
 	if n := src.Elements() * int64(src.DType.Size()); dst.DType == src.DType && dst.Contiguous() && src.Contiguous() && n > 0 {
 		defer b.enter()()
-		b.keep(cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, s.(*stream).s))
+		own := s.(*stream).s
+		b.keep(b.timed(own, "copy", func() error {
+			return cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, own)
+		}))
 		return
 	}
 	if size := src.DType.Size(); dst.DType == src.DType && (dst.Stride|src.Stride|src.Cols)*size%16 == 0 && (address(dst)|address(src))%16 == 0 && src.Elements() < 1<<32 {
