@@ -5,8 +5,6 @@ package cuda
 import (
 	"fmt"
 	"testing"
-
-	"bhive/kernels"
 )
 
 func TestLinearBackward(t *testing.T) {
