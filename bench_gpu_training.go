@@ -22,7 +22,6 @@ func (c *benchGPUCmd) trainings() []trainingCase {
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 1024, Sequences: 4}},
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: 8, Length: 1024, Sequences: 4}},
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: 64, Length: 1024, Sequences: 4}},
-		{"8 × 1,024 tokens, layers recomputed", finetune.BenchConfig{Rank: c.Rank, Length: 1024, Sequences: 8, Recompute: true}},
 		{"8 × 512 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 512, Sequences: 8}},
 		{"8 tenants × 512 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 512, Sequences: 1, Tenants: 8}},
 	}
@@ -70,9 +69,6 @@ func (c *benchGPUCmd) trainingRow(m *infer.Model, k trainingCase, flops, weights
 	}
 	took, tokens := median(steps), float64(b.Tokens())
 	work := 4 * tokens * weights // a product forward and one backward
-	if k.config.Recompute {
-		work *= 1.5
-	}
 	add(benchRow{Name: fmt.Sprintf("training %s, rank %d", k.name, k.config.Rank), Milliseconds: ms(took), TokensPerSecond: tokens / took.Seconds(),
 		FloorMS: 1e3 * work / flops, MemoryBytes: memory})
 	if norm := b.GradNorm(); math.IsNaN(norm) || math.IsInf(norm, 0) {

@@ -10,11 +10,10 @@ import (
 
 // BenchConfig says what a Bench trains. The zero value of a field is its default.
 type BenchConfig struct {
-	Rank      int  // default 16, at most the model's R
-	Length    int  // tokens of an example, each of them trained; default 256, or the model's context where less
-	Sequences int  // examples of a tenant's optimizer step; default 4
-	Tenants   int  // that train in one batch; default 1
-	Recompute bool // as in TrainerConfig
+	Rank      int // default 16, at most the model's R
+	Length    int // tokens of an example, each of them trained; default 256, or the model's context where less
+	Sequences int // examples of a tenant's optimizer step; default 4
+	Tenants   int // that train in one batch; default 1
 }
 
 // Bench measures optimizer steps with every token trained: forward, losses, backward, correction, clipping and AdamW.
@@ -33,7 +32,7 @@ func OpenBench(m *infer.Model, c BenchConfig) (*Bench, error) {
 	setDefault(&c.Tenants, 1)
 	b := &Bench{tokens: c.Tenants * c.Sequences * c.Length}
 	var err error
-	t := TrainerConfig{Lanes: c.Tenants, BatchTokens: b.tokens, Seqs: max(64, c.Tenants*c.Sequences), Recompute: c.Recompute}
+	t := TrainerConfig{Lanes: c.Tenants, BatchTokens: b.tokens, Seqs: max(64, c.Tenants*c.Sequences)}
 	if b.trainer, err = NewTrainer(m, t); err != nil {
 		return nil, fmt.Errorf("benchmark: %w", err)
 	}

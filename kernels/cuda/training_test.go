@@ -4,7 +4,6 @@ package cuda
 
 import (
 	"math"
-	"testing"
 
 	"bhive/kernels"
 )
