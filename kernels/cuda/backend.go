@@ -41,7 +41,7 @@ type Backend struct {
 
 	owned []cu.DevicePtr // scratch, freed at Close
 	plans map[ltKey]ltPlan
-	maps  map[mapKey]tensorMap
+	marks *[]mark // of a profile under way
 }
 
 var _ kernels.Backend = (*Backend)(nil)
@@ -160,7 +160,7 @@ func (b *Backend) Info() kernels.Info {
 	return kernels.Info{
 		Backend: "cuda", Device: fmt.Sprintf("%s, %d multiprocessors, %s: the GPU that the driver lists at %d", b.name, b.processors, lt, b.config.Device),
 		Working: b.config.Working, Activation: b.config.Working, BatchInvariant: b.config.BatchInvariant || b.config.Working == kernels.F32,
-		MemoryTotal: total, MemoryFree: free, NoTraining: true,
+		MemoryTotal: total, MemoryFree: free,
 	}
 }
 

@@ -40,6 +40,11 @@ var functionShared = map[string]int{
 	"prefill128_warpgroups": warpgroupsShared(128, 0, 4), "prefill64_warpgroups": warpgroupsShared(64, 0, 4),
 	"attention_backward_q128_warpgroups": warpgroupsShared(128, 1, 4), "attention_backward_q64_warpgroups": warpgroupsShared(64, 1, 4),
 	"attention_backward_kv128_warpgroups": warpgroupsShared(128, 2, 4), "attention_backward_kv64_warpgroups": warpgroupsShared(64, 2, 4),
+	"copy_wide": 0, "set_lane": 0, "linear_backward_plain_f32": 0, "linear_backward_plain_bf16": 0, "linear_backward_bf16": linearBackwardShared,
+	"shrink_plain_f32": 0, "shrink_plain_bf16": 0, "gradient_plain_f32": 0, "gradient_plain_bf16": 0, "shrink_bf16": shrinkShared,
+	"gradient32_bf16": gradientShared(32), "gradient64_bf16": gradientShared(64), "chunk_counts": 0,
+	"cross_entropy1_f32": 0, "cross_entropy8_f32": 0, "cross_entropy1_bf16": 0, "cross_entropy8_bf16": 0,
+	"grad_squares": 0, "grad_norm": 0, "adamw_f32": 0, "adamw_bf16": 0, "gram_f32": 0, "gram_bf16": 0,
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
@@ -72,6 +77,8 @@ const (
 	atRowRepetition
 	atRowPresence
 	atRowFrequency
+	atLabel // of a training step, as is the next
+	atLoss
 )
 
 // record gives addresses of a step's fields.
@@ -112,7 +119,7 @@ func (b *Backend) launchOn(s cu.Stream, name string, gx, gy, gz, threads, shared
 		panic("cuda: no kernel " + name)
 	}
 	b.args = append(b.args[:0], args...)
-	if err := launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap); err != nil {
+	if err := b.timed(s, name, func() error { return launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap) }); err != nil {
 		b.keep(fmt.Errorf("%s: %w", name, err))
 	}
 }
@@ -263,7 +270,10 @@ func (b *Backend) Zero(s kernels.Stream, t kernels.Tensor) {
 		return
 	}
 	for i := range rows {
-		b.keep(cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, s.(*stream).s))
+		own := s.(*stream).s
+		b.keep(b.timed(own, "zero", func() error {
+			return cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, own)
+		}))
 	}
 }
 
@@ -274,7 +284,16 @@ func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
 	}
 	if n := src.Elements() * int64(src.DType.Size()); dst.DType == src.DType && dst.Contiguous() && src.Contiguous() && n > 0 {
 		defer b.enter()()
-		b.keep(cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, s.(*stream).s))
+		own := s.(*stream).s
+		b.keep(b.timed(own, "copy", func() error {
+			return cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, own)
+		}))
+		return
+	}
+	if size := src.DType.Size(); dst.DType == src.DType && (dst.Stride|src.Stride|src.Cols)*size%16 == 0 && (address(dst)|address(src))%16 == 0 && src.Elements() < 1<<32 {
+		each := 16 / size
+		b.launch(s, "copy_wide", parts(dst.Rows*dst.Cols/each, 1024), 1, 1, 256, 0,
+			address(dst), uint64(dst.Stride/each), address(src), uint64(src.Stride/each), uint64(dst.Rows), uint64(dst.Cols/each))
 		return
 	}
 	names := map[kernels.DType]string{kernels.F32: "_f32", kernels.BF16: "_bf16", kernels.I32: "_f32"}

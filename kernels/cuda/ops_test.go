@@ -289,3 +289,19 @@ func TestRandomWeight(t *testing.T) {
 		p.same("random rows", x, 50, map[kernels.DType]float64{kernels.F32: 5e-3, kernels.BF16: 0}[d])
 	}
 }
+
+func TestCopyWide(t *testing.T) {
+	p := newPair(t, Config{Working: kernels.BF16})
+	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
+		const rows, cols, from, to = 133, 88, 16, 80
+		x := p.normal(rows*cols, 1)
+		src, dst := p.gpu.tensor(d, rows, cols, x), p.gpu.tensor(d, rows, cols, nans(rows*cols))
+		p.gpu.Copy(p.gpu.s, dst.ColRange(from-8, to-8), src.ColRange(from, to))
+		for i, v := range p.gpu.values(dst) {
+			r, c := i/cols, i%cols
+			if in := c >= from-8 && c < to-8; in && v != x[r*cols+c+8] || !in && v == v {
+				t.Fatalf("%s [%d, %d] = %v", d, r, c, v)
+			}
+		}
+	}
+}
