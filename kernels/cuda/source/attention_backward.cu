@@ -19,6 +19,34 @@ struct AttentionBackwardArgs {
     const int *table, *position, *slot, *seq, *query_start, *head;
 };
 
+// key_tile_of is tile_of in the order of the tiles' place in their sequence, all sequences' first tiles first: they are seen by the most queries.
+__device__ __forceinline__ int key_tile_of(const int* query_start, int seqs, int per, int want, int& tile) {
+    constexpr int MOST = 4;
+    if (seqs > 32 * MOST) return tile_of(query_start, seqs, per, want, tile);
+    const int lane = threadIdx.x & 31;
+    int n[MOST]; // tiles of sequences lane, lane + 32, …
+#pragma unroll
+    for (int i = 0; i < MOST; i++) {
+        const int s = i * 32 + lane;
+        n[i] = s < seqs ? (query_start[s + 1] - query_start[s] + per - 1) / per : 0;
+    }
+    for (tile = 0;; tile++) {
+        bool any = false;
+#pragma unroll
+        for (int i = 0; i < MOST; i++) {
+            unsigned has = __ballot_sync(~0u, n[i] > tile);
+            const int count = __popc(has);
+            if (want < count) {
+                for (; want > 0; want--) has &= has - 1;
+                return i * 32 + __ffs(has) - 1;
+            }
+            want -= count;
+            any = any || count;
+        }
+        if (!any) return -1;
+    }
+}
+
 // plain: a warp a token and query head, keys one by one, in order. Grid ⌈T·Hq/4⌉, any D up to 256.
 template <class T> __device__ void attention_backward_plain_q(const AttentionBackwardArgs& a) {
     wait_predecessor();
@@ -281,7 +309,7 @@ template <int D> __device__ void attention_backward_kv(const AttentionBackwardAr
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int g = a.heads / a.kv, kvh = blockIdx.x;
     int tile;
-    const int s = tile_of(a.query_start, a.head[1], N, (int)blockIdx.y, tile); // long ones first
+    const int s = key_tile_of(a.query_start, a.head[1], N, (int)blockIdx.y, tile);
     if (s < 0) return;
     const int t0 = a.query_start[s] + tile * N, end = a.query_start[s + 1], keys = min(N, end - t0), window = (int)a.window;
     const int last = window > 0 ? min(end, t0 + keys - 1 + window) : end; // queries [t0, last) see some of the keys

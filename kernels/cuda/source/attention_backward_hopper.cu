@@ -153,7 +153,7 @@ template <int D> __device__ void backward_kv_warpgroups(const AttentionBackwardA
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int g = a.heads / a.kv, kvh = blockIdx.x, window = (int)a.window;
     int tile;
-    const int s = tile_of(a.query_start, a.head[1], KEYS, (int)blockIdx.y, tile); // long ones first
+    const int s = key_tile_of(a.query_start, a.head[1], KEYS, (int)blockIdx.y, tile);
     if (s < 0) return;
     const int t0 = a.query_start[s] + tile * KEYS, end = a.query_start[s + 1], keys = min(KEYS, end - t0);
     const int last = window > 0 ? min(end, t0 + keys - 1 + window) : end; // queries [t0, last) see some of the keys
