@@ -41,6 +41,9 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 		if seqs > 64 {
 			each = 2
 		}
+		if b.decodeBlocks > 0 {
+			each = b.decodeBlocks
+		}
 		runs := max(1, min(each*b.processors/kv, seqs*parts(step.Bucket.Blocks*c.spec.BlockTokens, 64)))
 		partial := own.grow(&own.splits, int64(2*runs*kv*group*(d+2)*4))
 		arrived := own.grow(&own.joined, int64(seqs*kv*4))

@@ -19,16 +19,17 @@ var fatbin string
 
 // Backend runs ops on one GPU.
 type Backend struct {
-	config     Config
-	name       string // of the device
-	processors int    // multiprocessors
-	overlap    bool
-	hopper     bool   // of compute capability 9: it has the kernels of hopper.cuh
-	warpgroups bool   // prefill attention and its backward by warpgroup products
-	only       *way   // of all linears, in benchmarks
-	lt         string // "", or why cuBLASLt is not used
-	ltUsed     bool
-	closed     bool
+	config       Config
+	name         string // of the device
+	processors   int    // multiprocessors
+	overlap      bool
+	hopper       bool   // of compute capability 9: it has the kernels of hopper.cuh
+	warpgroups   bool   // prefill attention and its backward by warpgroup products
+	only         *way   // of all linears, in benchmarks
+	decodeBlocks int    // of decode attention on a multiprocessor, in benchmarks
+	lt           string // "", or why cuBLASLt is not used
+	ltUsed       bool
+	closed       bool
 
 	module    cu.Module
 	functions map[string]cu.Function
@@ -41,6 +42,7 @@ type Backend struct {
 
 	owned []cu.DevicePtr // scratch, freed at Close
 	plans map[ltKey]ltPlan
+	maps  map[mapKey]tensorMap
 	marks *[]mark // of a profile under way
 }
 
@@ -93,7 +95,7 @@ func open(c Config) (_ *Backend, err error) {
 		return nil, fmt.Errorf("%w: loading the kernels: %w", ErrUnavailable, err)
 	}
 	for name, shared := range functionShared {
-		if strings.HasPrefix(name, "linear_skinny_") && !b.hopper {
+		if (strings.HasPrefix(name, "linear_skinny_") || strings.HasPrefix(name, "residual_cluster")) && !b.hopper {
 			continue
 		}
 		f, err := b.module.Function(name)

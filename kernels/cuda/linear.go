@@ -114,7 +114,9 @@ func (b *Backend) route(m, n, k int, wide bool) way {
 	switch {
 	case b.only != nil:
 		return *b.only
-	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && !wide && n*k >= 32<<20):
+	case b.hopper && b.lt == "" && m <= 8 && n*k < 32<<20: // it joins nothing between blocks
+		return byOwn
+	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && (wide && m > 96 || !wide && n*k >= 32<<20)):
 		return bySkinny
 	case b.lt == "" && m > fewTokens:
 		return byLt

@@ -91,7 +91,7 @@ func TestEpilogues(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
 		b := p.step(9, seqs...)
 		m := b.gpu.Bucket.Tokens
-		for _, shape := range [][2]int{{72, 16}, {600, 16}, {136, 64}, {72, 0}} {
+		for _, shape := range [][2]int{{72, 16}, {600, 16}, {2312, 64}, {136, 64}, {72, 0}} {
 			h, testR := shape[0], shape[1]
 			table := p.adapters(3+2*h, testRanks[testR]...)
 			yz, x := p.act(m, h+testR, p.normal(m*(h+testR), 1)), p.act(m, h, p.normal(m*h, 1))
@@ -102,6 +102,15 @@ func TestEpilogues(t *testing.T) {
 			p.cpu.ResidualNorm(p.cpu.s, kernels.ResidualNormArgs{Out: out.cpu, Normed: normed.cpu, X: x.cpu, YZ: yz.cpu, Bias: bias.cpu, Norm: w.cpu, Eps: 1e-5, B: cb, Rstd: rstd.cpu}, b.cpu)
 			p.same("residual", out, b.tokens(), p.tol())
 			p.same("normed", normed, b.tokens(), p.tol())
+			if be := p.gpu.Backend.(*Backend); be.hopper { // and as below Hopper
+				out, normed := p.garbage(m, h), p.garbage(m, h)
+				be.hopper = false
+				p.gpu.ResidualNorm(p.gpu.s, kernels.ResidualNormArgs{Out: out.gpu, Normed: normed.gpu, X: x.gpu, YZ: yz.gpu, Bias: bias.gpu, Norm: w.gpu, Eps: 1e-5, B: gb}, b.gpu)
+				be.hopper = true
+				p.cpu.ResidualNorm(p.cpu.s, kernels.ResidualNormArgs{Out: out.cpu, Normed: normed.cpu, X: x.cpu, YZ: yz.cpu, Bias: bias.cpu, Norm: w.cpu, Eps: 1e-5, B: cb}, b.cpu)
+				p.same("residual by one block", out, b.tokens(), p.tol())
+				p.same("normed by one block", normed, b.tokens(), p.tol())
+			}
 
 			gu, act, save := p.act(m, 2*h+testR, p.normal(m*(2*h+testR), 1)), p.garbage(m, h), p.garbage(m, 2*h)
 			gb, cb = table.ref(3, 2*h)

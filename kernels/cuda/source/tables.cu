@@ -4,8 +4,7 @@ struct SetArgs {
     const void* block; ll rank;
 };
 extern "C" __global__ void set_adapter(const __grid_constant__ SetArgs a) {
-    wait_predecessor();
-    allow_successor();
+    wait_predecessor(); // and no successor before the end: epilogues read the table before they wait
     a.table[a.slot] = {a.block, a.rank};
 }
 
