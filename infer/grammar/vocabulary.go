@@ -26,15 +26,16 @@ type Vocabulary struct {
 	texts [][]byte // by token, nil where it must not occur
 
 	mu     sync.Mutex
-	longs  map[int][]int32              // masks of the tokens of more than so many bytes
-	shared map[[sha256.Size]byte]*masks // of rules that call nothing, whatever grammar they are in
+	longs  map[int][]int32                 // masks of the tokens of more than so many bytes
+	shared map[[sha256.Size]byte]*identity // of rules that call nothing, whatever grammar they are in
+	store  *store
 }
 
 // NewVocabulary makes a vocabulary of the tokens 0 … size−1. text gives a token's bytes inside a text, nil for one that must not occur in
 // it (a special token, say); ends are the tokens that end a text.
 func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabulary {
 	v := &Vocabulary{size: size, words: (size + 31) / 32, ends: slices.Clone(ends), texts: make([][]byte, size),
-		longs: map[int][]int32{}, shared: map[[sha256.Size]byte]*masks{}}
+		longs: map[int][]int32{}, shared: map[[sha256.Size]byte]*identity{}, store: newStore(maxMaskBytes)}
 	type token struct {
 		text []byte
 		id   int32
@@ -99,10 +100,10 @@ func (v *Vocabulary) longer(n int) []int32 {
 	return mask
 }
 
-// masksOf finds the masks that a rule shares with equal rules.
-func (v *Vocabulary) masksOf(r *rule) *masks {
+// identify finds what a rule has in common with equal rules, so that they share masks.
+func (v *Vocabulary) identify(r *rule) *identity {
 	if r.calls != nil || r.states > 4096 {
-		return newMasks()
+		return new(identity)
 	}
 	h := sha256.New()
 	h.Write(r.class[:])
@@ -132,13 +133,13 @@ func (v *Vocabulary) masksOf(r *rule) *masks {
 		if len(v.shared) >= maxShared {
 			clear(v.shared)
 		}
-		m = newMasks()
+		m = new(identity)
 		v.shared[key] = m
 	}
 	return m
 }
 
-// maxShared is how many rules' masks a vocabulary keeps for grammars to come.
+// maxShared is how many rules a vocabulary knows for grammars to come.
 const maxShared = 1024
 
 func (v *Vocabulary) text(token int) ([]byte, bool) {
