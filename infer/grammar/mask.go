@@ -41,7 +41,8 @@ func (b *Bound) local(rule, state int32) *local {
 		return free
 	}
 	return b.v.store.get(key, func() *local {
-		l := &local{mask: slices.Clone(free.mask)}
+		l := &local{mask: slices.Clone(free.mask), work: free.work}
+		before := b.visits
 		for i, w := range b.v.longer(int(short)) {
 			l.mask[i] &^= w
 		}
@@ -51,6 +52,7 @@ func (b *Bound) local(rule, state int32) *local {
 			}
 		}
 		b.sweep(r, rule, state, 0, short, l.mask, func(node int32) { l.exits = append(l.exits, node) })
+		l.work += b.visits - before
 		return l
 	})
 }
@@ -84,7 +86,9 @@ func (b *Bound) without(rule int32, need bool) *unlimited {
 
 func (b *Bound) sweepAll(r *rule, rule, state int32) *local {
 	l := &local{mask: make([]int32, b.v.words)}
+	before := b.visits
 	b.sweep(r, rule, state, 0, 0, l.mask, func(node int32) { l.exits = append(l.exits, node) })
+	l.work = b.visits - before
 	return l
 }
 
@@ -102,6 +106,7 @@ func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit
 	base := v.depth[below] + 1
 	at := append(b.positions(), position{state: state})
 	for n := below + 1; n < v.skip[below]; {
+		b.visits++
 		if v.deep[n] <= over {
 			n = v.skip[n]
 			continue
@@ -167,8 +172,14 @@ func (b *Bound) follow(below int32, c *config, dst []int32) {
 func (b *Bound) mask(c *config) []int32 {
 	return b.v.store.get(maskKey{config: c}, func() *local {
 		dst := make([]int32, b.v.words)
+		work := 0 // that this mask is worth, whether or not a part of it was found before: the mask must not depend on that
 		for _, f := range c.frames {
+			if work > maxMaskWork {
+				break
+			}
 			l := b.local(f.rule, f.state)
+			work += l.work
+			before := b.visits
 			for i, w := range l.mask {
 				dst[i] |= w
 			}
@@ -177,6 +188,7 @@ func (b *Bound) mask(c *config) []int32 {
 					b.follow(node, f.parent, dst)
 				}
 			}
+			work += b.visits - before
 		}
 		if c.out && len(c.frames) > 0 {
 			for _, id := range b.v.ends {
@@ -186,3 +198,7 @@ func (b *Bound) mask(c *config) []int32 {
 		return &local{mask: dst}
 	}).mask
 }
+
+// maxMaskWork bounds a mask, in nodes: a dozen walks of the tree of 128,000 tokens. Where a text may stand in many places at once, those behind
+// the bound offer nothing; what is offered is right, and the text can go on.
+const maxMaskWork = 4_000_000

@@ -13,6 +13,7 @@ type Bound struct {
 	stacks    *stacks
 	first     *config
 	unlimited map[int32]*unlimited
+	visits    int // nodes, ever
 	spare     [][]position
 }
 

@@ -29,6 +29,7 @@ type identity struct{ _ byte }
 type local struct {
 	mask  []int32 // tokens that end within the rule, or at its end
 	exits []int32 // nodes at which the rule may end and longer tokens go on
+	work  int     // nodes that were visited for it
 }
 
 func (l *local) size() int { return 4*cap(l.mask) + 4*cap(l.exits) + 256 }
