@@ -102,11 +102,14 @@ type position struct {
 // more than over bytes only. r is the rule, or it without limits.
 func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit func(node int32)) {
 	v := b.v
-	quiet := b.quiet[rule]
-	base := v.depth[below] + 1
+	quiet, plain := b.quiet[rule], r.mark == nil
+	next, width := r.next, r.width
+	base, last := v.depth[below]+1, v.skip[below]
 	at := append(b.positions(), position{state: state})
-	for n := below + 1; n < v.skip[below]; {
-		b.visits++
+	loops := over == 0 && r.loops(state, quiet)
+	visits := 0
+	for n := below + 1; n < last; {
+		visits++
 		if v.deep[n] <= over {
 			n = v.skip[n]
 			continue
@@ -115,12 +118,26 @@ func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit
 		from := at[d]
 		var to position
 		if from.config == nil {
-			to.state = r.step(from.state, v.label[n])
+			if loops && from.state == state && v.tame[n] { // all that is below passes, too
+				for _, id := range v.ids[v.first[n]:v.first[v.skip[n]]] {
+					dst[id/32] |= 1 << (id % 32)
+				}
+				n = v.skip[n]
+				continue
+			}
+			calm := false
+			if plain {
+				if to.state = next[int(from.state)*width+int(r.class[v.label[n]])]; to.state >= 0 {
+					calm = quiet[to.state]
+				}
+			} else if to.state = r.step(from.state, v.label[n]); to.state >= 0 {
+				calm = quiet[to.state%r.states]
+			}
 			if to.state < 0 {
 				n = v.skip[n]
 				continue
 			}
-			if !quiet[to.state%r.states] {
+			if !calm {
 				to.config = b.stacks.top(rule, to.state)
 			}
 		} else if to.config = b.stacks.step(from.config, v.label[n]); to.config == nil {
@@ -145,6 +162,23 @@ func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit
 		n++
 	}
 	b.spare = append(b.spare, at[:0])
+	b.visits += visits
+}
+
+// tame reports whether a byte stands for itself in a string: ASCII without quote, backslash and control characters.
+func tame(b byte) bool { return b >= 0x20 && b < 0x7F && b != '"' && b != '\\' }
+
+// loops reports whether all tame bytes lead from a state back to it.
+func (r *rule) loops(state int32, quiet []bool) bool {
+	if !quiet[state%r.states] {
+		return false
+	}
+	for c := range 128 {
+		if tame(byte(c)) && r.step(state, byte(c)) != state {
+			return false
+		}
+	}
+	return true
 }
 
 // positions is a stack for sweep, which calls itself.

@@ -19,6 +19,7 @@ type Vocabulary struct {
 	label []byte
 	depth []int32
 	deep  []int32 // bytes of the longest text at or below a node
+	tame  []bool  // a node and all below are of tame bytes alone
 	skip  []int32 // the node behind a node's descendants
 	first []int32 // [nodes+1]: where a node's tokens begin in ids
 	ids   []int32
@@ -74,10 +75,12 @@ func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabular
 		v.skip[n] = int32(len(v.label))
 	}
 	v.first = append(v.first, int32(len(v.ids)))
-	v.deep = slices.Clone(v.depth)
+	v.deep, v.tame = slices.Clone(v.depth), make([]bool, len(v.depth))
 	for n := len(v.deep) - 1; n > 0; n-- { // descendants come behind
+		v.tame[n] = tame(v.label[n])
 		for m := int32(n) + 1; m < v.skip[n]; m = v.skip[m] {
 			v.deep[n] = max(v.deep[n], v.deep[m])
+			v.tame[n] = v.tame[n] && v.tame[m]
 		}
 	}
 	return v
