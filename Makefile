@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-smollm2 test-peft test-deploy bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients test-deploy bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -40,6 +40,9 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 	for round in 1 2 3; do \
 	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 --only model && \
 	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 --only model || exit 1; done
+
+test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
+	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)

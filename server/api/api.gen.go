@@ -324,6 +324,7 @@ const (
 	ChatCompletionChoicesFinishReasonLength      ChatCompletionChoicesFinishReason = "length"
 	ChatCompletionChoicesFinishReasonLessThannil ChatCompletionChoicesFinishReason = "<nil>"
 	ChatCompletionChoicesFinishReasonStop        ChatCompletionChoicesFinishReason = "stop"
+	ChatCompletionChoicesFinishReasonToolCalls   ChatCompletionChoicesFinishReason = "tool_calls"
 )
 
 // Valid indicates whether the value is a known member of the ChatCompletionChoicesFinishReason enum.
@@ -334,6 +335,8 @@ func (e ChatCompletionChoicesFinishReason) Valid() bool {
 	case ChatCompletionChoicesFinishReasonLessThannil:
 		return true
 	case ChatCompletionChoicesFinishReasonStop:
+		return true
+	case ChatCompletionChoicesFinishReasonToolCalls:
 		return true
 	default:
 		return false
@@ -385,6 +388,60 @@ func (e ChatCompletionRequestResponseFormatType) Valid() bool {
 	case ChatCompletionRequestResponseFormatTypeJsonSchema:
 		return true
 	case ChatCompletionRequestResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice1.
+const (
+	ChatCompletionRequestToolChoice1Auto     ChatCompletionRequestToolChoice1 = "auto"
+	ChatCompletionRequestToolChoice1None     ChatCompletionRequestToolChoice1 = "none"
+	ChatCompletionRequestToolChoice1Required ChatCompletionRequestToolChoice1 = "required"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice1 enum.
+func (e ChatCompletionRequestToolChoice1) Valid() bool {
+	switch e {
+	case ChatCompletionRequestToolChoice1Auto:
+		return true
+	case ChatCompletionRequestToolChoice1None:
+		return true
+	case ChatCompletionRequestToolChoice1Required:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice3AllowedToolsMode.
+const (
+	ChatCompletionRequestToolChoice3AllowedToolsModeAuto     ChatCompletionRequestToolChoice3AllowedToolsMode = "auto"
+	ChatCompletionRequestToolChoice3AllowedToolsModeRequired ChatCompletionRequestToolChoice3AllowedToolsMode = "required"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice3AllowedToolsMode enum.
+func (e ChatCompletionRequestToolChoice3AllowedToolsMode) Valid() bool {
+	switch e {
+	case ChatCompletionRequestToolChoice3AllowedToolsModeAuto:
+		return true
+	case ChatCompletionRequestToolChoice3AllowedToolsModeRequired:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice3Type.
+const (
+	AllowedTools ChatCompletionRequestToolChoice3Type = "allowed_tools"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice3Type enum.
+func (e ChatCompletionRequestToolChoice3Type) Valid() bool {
+	switch e {
+	case AllowedTools:
 		return true
 	default:
 		return false
@@ -874,6 +931,21 @@ func (e ModelListObject) Valid() bool {
 	}
 }
 
+// Defines values for NamedToolType.
+const (
+	NamedToolTypeFunction NamedToolType = "function"
+)
+
+// Valid indicates whether the value is a known member of the NamedToolType enum.
+func (e NamedToolType) Valid() bool {
+	switch e {
+	case NamedToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ReadyReasonsCode.
 const (
 	Loading          ReadyReasonsCode = "loading"
@@ -928,6 +1000,36 @@ func (e SamplingFieldsResponseFormatType) Valid() bool {
 	case SamplingFieldsResponseFormatTypeJsonSchema:
 		return true
 	case SamplingFieldsResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolType.
+const (
+	ToolTypeFunction ToolType = "function"
+)
+
+// Valid indicates whether the value is a known member of the ToolType enum.
+func (e ToolType) Valid() bool {
+	switch e {
+	case ToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolCallType.
+const (
+	ToolCallTypeFunction ToolCallType = "function"
+)
+
+// Valid indicates whether the value is a known member of the ToolCallType enum.
+func (e ToolCallType) Valid() bool {
+	switch e {
+	case ToolCallTypeFunction:
 		return true
 	default:
 		return false
@@ -1359,9 +1461,10 @@ type ChatCompletion struct {
 		Index        int                                `json:"index"`
 		Logprobs     *ChatLogprobs                      `json:"logprobs"`
 		Message      struct {
-			Content *string                          `json:"content"`
-			Refusal *string                          `json:"refusal,omitempty"`
-			Role    ChatCompletionChoicesMessageRole `json:"role"`
+			Content   *string                          `json:"content"`
+			Refusal   *string                          `json:"refusal,omitempty"`
+			Role      ChatCompletionChoicesMessageRole `json:"role"`
+			ToolCalls *[]ToolCall                      `json:"tool_calls,omitempty"`
 		} `json:"message"`
 	} `json:"choices"`
 	Created int                  `json:"created"`
@@ -1410,8 +1513,11 @@ type ChatCompletionRequest struct {
 	MinTokens *int      `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model             *string  `json:"model,omitempty"`
-	N                 *int     `json:"n,omitempty"`
+	Model *string `json:"model,omitempty"`
+	N     *int    `json:"n,omitempty"`
+
+	// ParallelToolCalls With false, the first call is the only one.
+	ParallelToolCalls *bool    `json:"parallel_tool_calls,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
 
@@ -1451,6 +1557,12 @@ type ChatCompletionRequest struct {
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
 
+	// ToolChoice `auto` (the default) leaves it to the model. `required` and a named function force one call, with arguments that satisfy its parameters.
+	ToolChoice *ChatCompletionRequest_ToolChoice `json:"tool_choice,omitempty"`
+
+	// Tools Functions that the model may call. Needs a chat template that defines tools, with calls in the form of Hermes and Qwen, Llama 3 or Mistral (`--tool-call-parser`).
+	Tools *[]Tool `json:"tools,omitempty"`
+
 	// TopK 0 or −1: all.
 	TopK        *int     `json:"top_k,omitempty"`
 	TopLogprobs *int     `json:"top_logprobs,omitempty"`
@@ -1469,6 +1581,29 @@ type ChatCompletionRequestStop2 = []string
 
 // ChatCompletionRequest_Stop defines model for ChatCompletionRequest.Stop.
 type ChatCompletionRequest_Stop struct {
+	union json.RawMessage
+}
+
+// ChatCompletionRequestToolChoice1 defines model for ChatCompletionRequest.ToolChoice.1.
+type ChatCompletionRequestToolChoice1 string
+
+// ChatCompletionRequestToolChoice3 defines model for ChatCompletionRequest.ToolChoice.3.
+type ChatCompletionRequestToolChoice3 struct {
+	AllowedTools struct {
+		Mode  ChatCompletionRequestToolChoice3AllowedToolsMode `json:"mode"`
+		Tools []NamedTool                                      `json:"tools"`
+	} `json:"allowed_tools"`
+	Type ChatCompletionRequestToolChoice3Type `json:"type"`
+}
+
+// ChatCompletionRequestToolChoice3AllowedToolsMode defines model for ChatCompletionRequest.ToolChoice.3.AllowedTools.Mode.
+type ChatCompletionRequestToolChoice3AllowedToolsMode string
+
+// ChatCompletionRequestToolChoice3Type defines model for ChatCompletionRequest.ToolChoice.3.Type.
+type ChatCompletionRequestToolChoice3Type string
+
+// ChatCompletionRequest_ToolChoice `auto` (the default) leaves it to the model. `required` and a named function force one call, with arguments that satisfy its parameters.
+type ChatCompletionRequest_ToolChoice struct {
 	union json.RawMessage
 }
 
@@ -1508,6 +1643,8 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
+	// BestOf Makes so many texts (at least `n`) and answers with the `n` of the highest mean logprob. Not with `stream`.
+	BestOf           *int     `json:"best_of,omitempty"`
 	Echo             *bool    `json:"echo,omitempty"`
 	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
 
@@ -1573,6 +1710,9 @@ type CompletionRequest struct {
 		JsonObject *bool       `json:"json_object,omitempty"`
 		Regex      *string     `json:"regex,omitempty"`
 	} `json:"structured_outputs,omitempty"`
+
+	// Suffix Not supported.
+	Suffix *string `json:"suffix,omitempty"`
 
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
@@ -1931,6 +2071,12 @@ type Message struct {
 	// Role Examples: user
 	Role string `json:"role"`
 
+	// ToolCallId With the role `tool`: the call that `content` answers.
+	ToolCallId *string `json:"tool_call_id,omitempty"`
+
+	// ToolCalls Of an assistant's message.
+	ToolCalls *[]ToolCall `json:"tool_calls,omitempty"`
+
 	// Weight In training examples, whether an assistant's message is trained.
 	Weight *MessageWeight `json:"weight,omitempty"`
 }
@@ -1981,6 +2127,17 @@ type ModelList struct {
 
 // ModelListObject defines model for ModelList.Object.
 type ModelListObject string
+
+// NamedTool defines model for NamedTool.
+type NamedTool struct {
+	Function struct {
+		Name string `json:"name"`
+	} `json:"function"`
+	Type NamedToolType `json:"type"`
+}
+
+// NamedToolType defines model for NamedTool.Type.
+type NamedToolType string
 
 // Ready defines model for Ready.
 type Ready struct {
@@ -2095,6 +2252,36 @@ type TokenLogprob struct {
 		Token   string  `json:"token"`
 	} `json:"top_logprobs"`
 }
+
+// Tool defines model for Tool.
+type Tool struct {
+	Function struct {
+		Description *string `json:"description,omitempty"`
+		Name        string  `json:"name"`
+
+		// Parameters JSON Schema of the arguments.
+		Parameters *map[string]interface{} `json:"parameters,omitempty"`
+		Strict     *bool                   `json:"strict,omitempty"`
+	} `json:"function"`
+	Type ToolType `json:"type"`
+}
+
+// ToolType defines model for Tool.Type.
+type ToolType string
+
+// ToolCall defines model for ToolCall.
+type ToolCall struct {
+	Function struct {
+		// Arguments JSON, as the model wrote it.
+		Arguments string `json:"arguments"`
+		Name      string `json:"name"`
+	} `json:"function"`
+	Id   string       `json:"id"`
+	Type ToolCallType `json:"type"`
+}
+
+// ToolCallType defines model for ToolCall.Type.
+type ToolCallType string
 
 // TrainingFields defines model for TrainingFields.
 type TrainingFields struct {
@@ -2613,6 +2800,94 @@ func (t ChatCompletionRequest_Stop) MarshalJSON() ([]byte, error) {
 }
 
 func (t *ChatCompletionRequest_Stop) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsChatCompletionRequestToolChoice1 returns the union data inside the ChatCompletionRequest_ToolChoice as a ChatCompletionRequestToolChoice1
+func (t ChatCompletionRequest_ToolChoice) AsChatCompletionRequestToolChoice1() (ChatCompletionRequestToolChoice1, error) {
+	var body ChatCompletionRequestToolChoice1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChatCompletionRequestToolChoice1 overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided ChatCompletionRequestToolChoice1
+func (t *ChatCompletionRequest_ToolChoice) FromChatCompletionRequestToolChoice1(v ChatCompletionRequestToolChoice1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChatCompletionRequestToolChoice1 performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided ChatCompletionRequestToolChoice1
+func (t *ChatCompletionRequest_ToolChoice) MergeChatCompletionRequestToolChoice1(v ChatCompletionRequestToolChoice1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsNamedTool returns the union data inside the ChatCompletionRequest_ToolChoice as a NamedTool
+func (t ChatCompletionRequest_ToolChoice) AsNamedTool() (NamedTool, error) {
+	var body NamedTool
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromNamedTool overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided NamedTool
+func (t *ChatCompletionRequest_ToolChoice) FromNamedTool(v NamedTool) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeNamedTool performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided NamedTool
+func (t *ChatCompletionRequest_ToolChoice) MergeNamedTool(v NamedTool) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChatCompletionRequestToolChoice3 returns the union data inside the ChatCompletionRequest_ToolChoice as a ChatCompletionRequestToolChoice3
+func (t ChatCompletionRequest_ToolChoice) AsChatCompletionRequestToolChoice3() (ChatCompletionRequestToolChoice3, error) {
+	var body ChatCompletionRequestToolChoice3
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChatCompletionRequestToolChoice3 overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided ChatCompletionRequestToolChoice3
+func (t *ChatCompletionRequest_ToolChoice) FromChatCompletionRequestToolChoice3(v ChatCompletionRequestToolChoice3) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChatCompletionRequestToolChoice3 performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided ChatCompletionRequestToolChoice3
+func (t *ChatCompletionRequest_ToolChoice) MergeChatCompletionRequestToolChoice3(v ChatCompletionRequestToolChoice3) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ChatCompletionRequest_ToolChoice) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ChatCompletionRequest_ToolChoice) UnmarshalJSON(b []byte) error {
 	err := t.union.UnmarshalJSON(b)
 	return err
 }
