@@ -51,8 +51,8 @@ func (p *pair) expandBackward(seqs []seq, out, r int, ranks []int) {
 
 func TestExpandBackward(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
-		p.expandBackward(seqs, 83, testR, testRanks)
-		p.expandBackward(seqs, 104, testR, testRanks)
+		p.expandBackward(seqs, 83, 16, testRanks[16])
+		p.expandBackward(seqs, 104, 16, testRanks[16])
 		p.expandBackward(seqs, 520, 64, []int{64, 16, 33, 40})
 	})
 }
