@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
+.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft test-clients test-deploy bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -48,11 +48,23 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 --only model && \
 	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 --only model || exit 1; done
 
+test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
+	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
+
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
 	test -d $(PEFT)/venv || python3 -m venv $(PEFT)/venv
 	$(PEFT)/venv/bin/pip install -q torch transformers peft==0.21.0
 	$(PEFT)/venv/bin/python bench/peft/verify.py bin/bhive infer/demo adapters/testdata
+
+PROMETHEUS := .cache/promtool
+test-deploy: redis-server $(PROMETHEUS)/prometheus ## deploy/: the servers of compose.yaml with Redis and Prometheus, and the Dockerfile's steps for both targets
+	BHIVE_DEPLOY=cpu,cuda BHIVE_PROMETHEUS=$(CURDIR)/$(PROMETHEUS)/prometheus $(GO) test -count=1 -v -timeout 30m ./deploy
+
+$(PROMETHEUS)/prometheus: ## Prometheus and promtool, from the Go module; without the discovery of clouds
+	mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && rm -f go.mod go.sum && printf 'module promtool\n\ngo 1.27.0\n' > go.mod && \
+	  $(GO) get -tool github.com/prometheus/prometheus/cmd/promtool@v0.316.0 github.com/prometheus/prometheus/cmd/prometheus@v0.316.0 && \
+	  $(GO) build -tags remove_all_sd -o . github.com/prometheus/prometheus/cmd/promtool github.com/prometheus/prometheus/cmd/prometheus
 
 sweep: ## the learning rates of docs/learning-rate.md: of the demo model, and with SWEEP=smollm2 of SmolLM2
 	BHIVE_SWEEP=$${SWEEP:-demo} $(GO) test ./finetune -run TestSweepLearningRate -v -timeout 120m

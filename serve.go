@@ -10,12 +10,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"bhive/adapters"
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/tokenizer"
+	"bhive/infer/toolcall"
 	"bhive/server"
 
 	"golang.org/x/sync/errgroup"
@@ -28,27 +30,30 @@ var openAPI []byte
 type serveCmd struct {
 	modelFlags
 	basisFlags
-	Addr         string        `help:"Address to listen on. Without API keys (bhive keys) it must be a loopback address." default:"127.0.0.1:8080"`
-	Data         string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
-	LoraRoot     string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
-	Registry     string        `help:"Registry in place of that directory: another directory, or a Redis that servers share, as redis://HOST:PORT, rediss://… (TLS), ?master=NAME (Sentinel), ?cluster=true." placeholder:"URL"`
-	Worker       string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
-	OpenMetrics  bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
-	DrainTimeout time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
+	Addr           string        `help:"Address to listen on. Without API keys (bhive keys) it must be a loopback address." default:"127.0.0.1:8080"`
+	Data           string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
+	LoraRoot       string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
+	Registry       string        `help:"Registry in place of that directory: another directory, or a Redis that servers share, as redis://HOST:PORT, rediss://… (TLS), ?master=NAME (Sentinel), ?cluster=true." placeholder:"URL"`
+	ToolCallParser string        `help:"How the model writes calls of tools: ${enum}. auto looks at its chat template." enum:"auto,hermes,llama3_json,mistral,none" default:"auto"`
+	Worker         string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
+	OpenMetrics    bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
+	DrainTimeout   time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
 
 	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
 	MaxTokens    int           `help:"Tokens of a step: decodes first, then chunks of prompts." default:"512"`
 	MaxContext   int           `help:"Longest prompt and text together, in tokens; default: the model's."`
 	BlockTokens  int           `help:"Tokens of a KV block." default:"16"`
-	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB." default:"512"`
+	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB; 0: what the device has left. Default: 0 on a GPU, 512 on the CPU." default:"-1"`
+	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9"`
 	QueueLimit   int           `help:"Requests that may wait." default:"1024"`
 	PrefixCache  bool          `help:"Reuse the K and V of common prefixes." default:"true" negatable:""`
 	TrainShare   float64       `help:"Share of the time that training may take while requests run." default:"0.2"`
 	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"20ms"`
 	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
-	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
+	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
+	TrainMemory  string        `help:"What training recomputes to need less memory: none, mlp or layer; auto: as little as fits." default:"auto" enum:"auto,none,mlp,layer"`
 }
 
 // registry is the registry's directory or URL.
@@ -91,6 +96,38 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
+	// The address answers from here on: alive, and not ready before the model is loaded.
+	config := server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}
+	front, err := server.NewFront(config, store, log)
+	if err != nil {
+		return err
+	}
+	listener, err := front.Listen(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("loading", "address", "http://"+listener.Addr().String(), "model", modelName(c.Model))
+	serving, stopServing := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() {
+		served <- front.Run(serving, listener)
+		stopServing()
+	}()
+	// Whatever ends this, nobody is served by what is closed.
+	drain := sync.OnceValue(func() error {
+		stopServing()
+		return <-served
+	})
+	defer func() { err = errors.Join(err, drain()) }()
+	err = c.serve(serving, log, store, config, front, listener.Addr().String(), drain)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) { // asked to end while it was loading
+		return nil
+	}
+	return err
+}
+
+// serve loads the model, lets front serve it until ctx ends, and ends everything when drain has returned.
+func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.Store, config server.Config, front *server.Front, address string, drain func() error) (err error) {
 	var encode func(string) []int
 	l, err := c.load(ctx, log, storedBasis(store, c.basisFlags, log, func(s string) []int { return encode(s) }),
 		func(t *tokenizer.Tokenizer) { encode = func(s string) []int { return t.Encode(s, true) } })
@@ -105,7 +142,12 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: l.model.Geometry, DType: device.DType(), Slots: c.AdapterSlots, DeviceBytes: c.DeviceMiB << 20,
+	defer device.Close()
+	memory := c.memory(l.backend.Info())
+	if err := device.Reserve(memory.adapters, c.HostMiB<<20); err != nil {
+		return fmt.Errorf("%w; see --adapter-mib and --adapter-host-mib", err)
+	}
+	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: l.model.Geometry, DType: device.DType(), Slots: c.AdapterSlots, DeviceBytes: memory.inUse,
 		HostBytes: c.HostMiB << 20, Wake: func() { engine.Wake() }, Check: adapters.CheckVersion(l.model.Basis)}, store, device)
 	if err != nil {
 		return err
@@ -121,36 +163,40 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		}
 	})
 	metrics := server.NewMetrics()
-	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
+	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: memory.kv, MemoryUtilization: memory.utilization, Reserve: memory.later,
 		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
 		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}
 	if err := engine.Open(); err != nil {
+		if errors.Is(err, infer.ErrNoMemory) {
+			err = fmt.Errorf("%w; see --kv-mib, --gpu-memory-utilization and --adapter-mib", err)
+		}
 		return err
 	}
 	defer engine.Close()
-	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
+	log.Info("memory", "kv_mib", engine.Config().KVBytes>>20, "kv_tokens", engine.Config().KVBlocks*engine.Config().BlockTokens, "adapter_mib", memory.inUse>>20,
+		"free_mib", l.backend.Info().MemoryFree>>20)
+	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens, MemoryPlan: c.TrainMemory}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
 		return err
 	}
 	info := l.backend.Info()
-	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
-		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, Metrics: metrics, OpenAPI: openAPI, Log: log,
+	calls := toolcall.Find(l.template)
+	if c.ToolCallParser != "auto" {
+		if calls, err = toolcall.ParseFormat(c.ToolCallParser); err != nil {
+			return err
+		}
+	}
+	s, err := server.New(config, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
+		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, ToolCalls: calls, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})
 	if err != nil {
 		return err
 	}
-	listener, err := s.Listen(ctx)
-	if err != nil {
-		return err
-	}
-	log.Info("serving", "address", "http://"+listener.Addr().String(), "model", l.name)
-	c.hint(listener.Addr().String())
-
 	// The parts stop in this order: HTTP drains, then training is checkpointed, then the engine ends.
 	run, stopParts := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopParts()
@@ -179,10 +225,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return jobs.Run(ctx)
 	})
 	engine.SetBackground(jobs)
-	serving, stopServing := context.WithCancel(ctx)
-	defer stopServing()
-	context.AfterFunc(run, stopServing)
-	err = s.Run(serving, listener)
+	front.Serve(s)
+	log.Info("serving", "address", "http://"+address, "model", l.name)
+	c.hint(address)
+	select {
+	case <-ctx.Done():
+	case <-run.Done(): // the engine failed
+	}
+	err = drain()
 	stopParts()
 	return errors.Join(err, g.Wait())
 }

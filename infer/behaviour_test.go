@@ -123,7 +123,7 @@ func TestRequests(t *testing.T) {
 	})
 	t.Run("constraint", func(t *testing.T) {
 		script := b.tok.Encode(" The quick fox", false)
-		got := generate(t, e, Request{Prompt: prompt, Params: greedily(24), Mask: &scripted{ids: script}})[0]
+		got := generate(t, e, Request{Prompt: prompt, Params: greedily(24), Constrain: func() Constraint { return &scripted{ids: script} }})[0]
 		if !slices.Equal(got.IDs, script) || got.Reason != FinishStop {
 			t.Errorf("%+v, want %v", got, script)
 		}
@@ -154,7 +154,6 @@ func TestRequests(t *testing.T) {
 		for field, r := range map[string]Request{
 			"prompt": {Params: greedily(1)},
 			"top_p":  {Prompt: prompt, Params: Params{Temperature: 1, RepetitionPenalty: 1, N: 1}},
-			"n":      {Prompt: prompt, Params: func() Params { p := greedily(1); p.N = 2; return p }(), Mask: &scripted{}},
 		} {
 			_, err := e.Submit(t.Context(), r)
 			var bad *ParamError

@@ -1,6 +1,10 @@
 package infer
 
-import "errors"
+import (
+	"errors"
+
+	"bhive/kernels"
+)
 
 var (
 	// ErrQueueFull is returned by Submit when QueueLimit requests wait already.
@@ -13,6 +17,9 @@ var (
 	ErrClosed = errors.New("the engine is shutting down")
 	// ErrStep is returned by Generation.Next when the step that computed the request failed.
 	ErrStep = errors.New("a step of the engine failed")
+	// ErrNoMemory is kernels.ErrNoMemory for those who do not see devices. It comes from Open, and wrapped with ErrStep or ErrAdapterLoad from
+	// Generation.Next, where the device's memory did not do for that one request.
+	ErrNoMemory = kernels.ErrNoMemory
 	// ErrAdapterLoad is returned by Generation.Next when the request's adapter could not be brought to the device.
 	ErrAdapterLoad = errors.New("the adapter could not be loaded")
 )

@@ -50,7 +50,7 @@ func (q *sequence) drawRow(token, position int) Row {
 	if len(p.LogitBias) > 0 {
 		flags |= kernels.RowBias
 	}
-	if q.Mask != nil || position-len(q.prompt) < p.MinTokens {
+	if q.constraint != nil || position-len(q.prompt) < p.MinTokens {
 		flags |= kernels.RowMask
 	}
 	return Row{Token: token, Sampler: q.row, Forced: -1, Flags: flags, TopK: max(p.TopK, 0), Top: max(p.Logprobs, 0), Seed: int64(q.seed),

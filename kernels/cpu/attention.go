@@ -159,7 +159,7 @@ func (t *attentionTask) whole(worker int, p piece) {
 	s := &t.b.scratch[worker]
 	q := t.queries(s, p)
 	scores := grown(&s.b, max(tileScores, t.group*t.blocks*t.cache.spec.BlockTokens))
-	t.scores(scores, p.n, q, p.seq, p.base, p.base+p.n, p.rows, p.head, t.cache.k[t.layer], t.scale)
+	t.scores(s, scores, p.n, q, p.seq, p.base, p.base+p.n, p.rows, p.head, t.cache.k[t.layer], t.scale)
 	sums := grown(&s.c, tileTokens*t.group)
 	t.softmax(scores, sums, p, true)
 	t.output(s, scores, sums, p, 0, t.cache.spec.HeadDim)
@@ -171,7 +171,7 @@ func (t *attentionTask) scoreShare(worker, i, share int) {
 	from, to := cut(p.n, t.b.pool.workers, share)
 	if from < to {
 		q := t.queries(&t.b.scratch[worker], p)
-		t.scores(t.scored[i*t.stride+from:], p.n, q, p.seq, p.base+from, p.base+to, p.rows, p.head, t.cache.k[t.layer], t.scale)
+		t.scores(&t.b.scratch[worker], t.scored[i*t.stride+from:], p.n, q, p.seq, p.base+from, p.base+to, p.rows, p.head, t.cache.k[t.layer], t.scale)
 	}
 }
 
@@ -228,7 +228,7 @@ func (t *attentionTask) output(s *scratch, scores, sums []float32, p piece, from
 	d, w := t.cache.spec.HeadDim, to-from
 	o := grown(&s.a, 2*tileTokens*t.group*d)[:p.rows*w]
 	clear(o)
-	t.combine(o, scores, p.seq, p.base, p.base+p.n, p.rows, p.head*d+from, w, t.cache.v[t.layer])
+	t.combine(s, o, scores, p.seq, p.base, p.base+p.n, p.rows, p.head*d+from, w, t.cache.v[t.layer])
 	for row := range p.rows {
 		x := o[row*w:][:w]
 		t.b.k.Scale(x, sums[row])
@@ -245,32 +245,54 @@ func (t *attentionTask) pack(dst []float32, src mat, tl tile, head int) {
 	}
 }
 
-// scores: dst[row, p−base] = scale·q[row]·k[p], for the positions [base, end) of a sequence; n is dst's columns.
-func (t *attentionTask) scores(dst []float32, n int, q []float32, seq int32, base, end, rows, head int, k working, scale float32) {
-	d, w := t.cache.spec.HeadDim, t.cache.width
-	at := 0
-	rs := t.runs(seq, base, end)
-	for slot, m := rs.next(); m > 0; slot, m = rs.next() {
-		if k.h != nil {
-			t.b.k.AttnScoresBF16(dst[at:], n, q, d, k.h[slot*w+head*d:], w, rows, m, d, scale)
-		} else {
-			t.b.k.AttnScoresF32(dst[at:], n, q, d, k.f[slot*w+head*d:], w, rows, m, d, scale)
+// gatherRows is how many positions are taken together: their rows of one head stay in the first-level cache.
+const gatherRows = 256
+
+// gathered is d columns, from one on, of the cache's rows at positions [lo, hi) of a sequence, and their stride: in place where the blocks
+// follow each other, else a copy in buf, since a product over every block of its own costs more than the copy.
+func gathered[E any](t *attentionTask, buf *[]E, from []E, seq int32, lo, hi, column, d int) (rows []E, stride int) {
+	w := t.cache.width
+	rs := t.runs(seq, lo, hi)
+	slot, n := rs.next()
+	if n == hi-lo {
+		return from[slot*w+column:], w
+	}
+	rows = grown(buf, gatherRows*d)
+	for at := 0; n > 0; slot, n = rs.next() {
+		for j := range n {
+			copy(rows[at:at+d], from[(slot+j)*w+column:])
+			at += d
 		}
-		at += m
+	}
+	return rows, d
+}
+
+// scores: dst[row, p−base] = scale·q[row]·k[p], for the positions [base, end) of a sequence; n is dst's columns.
+func (t *attentionTask) scores(s *scratch, dst []float32, n int, q []float32, seq int32, base, end, rows, head int, k working, scale float32) {
+	d := t.cache.spec.HeadDim
+	for lo := base; lo < end; lo += gatherRows {
+		hi := min(lo+gatherRows, end)
+		if k.h != nil {
+			x, stride := gathered(t, &s.h, k.h, seq, lo, hi, head*d, d)
+			t.b.k.AttnScoresBF16(dst[lo-base:], n, q, d, x, stride, rows, hi-lo, d, scale)
+		} else {
+			x, stride := gathered(t, &s.f, k.f, seq, lo, hi, head*d, d)
+			t.b.k.AttnScoresF32(dst[lo-base:], n, q, d, x, stride, rows, hi-lo, d, scale)
+		}
 	}
 }
 
 // combine: o[row] += Σ p[row, p−base]·v[p], for the positions [base, end) of a sequence, ascending; d columns of v from column on.
-func (t *attentionTask) combine(o, p []float32, seq int32, base, end, rows, column, d int, v working) {
-	w, n := t.cache.width, end-base
-	at := 0
-	rs := t.runs(seq, base, end)
-	for slot, m := rs.next(); m > 0; slot, m = rs.next() {
+func (t *attentionTask) combine(s *scratch, o, p []float32, seq int32, base, end, rows, column, d int, v working) {
+	n := end - base
+	for lo := base; lo < end; lo += gatherRows {
+		hi := min(lo+gatherRows, end)
 		if v.h != nil {
-			t.b.k.AttnCombineBF16(o, d, p[at:], n, v.h[slot*w+column:], w, rows, m, d)
+			x, stride := gathered(t, &s.h, v.h, seq, lo, hi, column, d)
+			t.b.k.AttnCombineBF16(o, d, p[lo-base:], n, x, stride, rows, hi-lo, d)
 		} else {
-			t.b.k.AttnCombineF32(o, d, p[at:], n, v.f[slot*w+column:], w, rows, m, d)
+			x, stride := gathered(t, &s.f, v.f, seq, lo, hi, column, d)
+			t.b.k.AttnCombineF32(o, d, p[lo-base:], n, x, stride, rows, hi-lo, d)
 		}
-		at += m
 	}
 }

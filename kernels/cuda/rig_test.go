@@ -28,6 +28,7 @@ type pair struct {
 	gpu, cpu *side
 	dt       kernels.DType
 	rng      *rand.Rand
+	block    int // tokens in a KV block
 }
 
 // hold keeps the device's context between tests: making one takes longer than most of them.
@@ -59,7 +60,7 @@ func newPair(t testing.TB, c Config) *pair {
 		}
 		o.Close()
 	})
-	return &pair{t, &side{t, g, g.NewStream(), c.Working}, &side{t, o, o.NewStream(), kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2))}
+	return &pair{t, &side{t, g, g.NewStream(), c.Working}, &side{t, o, o.NewStream(), kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2)), 16}
 }
 
 func round(x float32, d kernels.DType) float32 {
@@ -232,8 +233,6 @@ type batch struct {
 	gpu, cpu kernels.Step
 }
 
-const blockTokens = 8
-
 // blockOf scatters blocks.
 func blockOf(seq, j, blocks int) int { return seq*blocks + (j*7+3)%blocks }
 
@@ -243,7 +242,7 @@ func (p *pair) step(vocab int, seqs ...seq) *batch {
 	b := kernels.Bucket{Seqs: len(seqs) + 1}
 	for _, s := range seqs {
 		b.Tokens += s.n
-		b.Blocks = max(b.Blocks, (s.n+s.context+blockTokens-1)/blockTokens)
+		b.Blocks = max(b.Blocks, (s.n+s.context+p.block-1)/p.block)
 		b.MaxQuery = max(b.MaxQuery, s.n)
 	}
 	for b.Blocks%7 == 0 {
@@ -266,7 +265,7 @@ func (p *pair) step(vocab int, seqs ...seq) *batch {
 			at := s.context + j
 			rec.Token[t], rec.Feed[t], rec.Position[t] = int32(p.rng.IntN(vocab)), -1, int32(at)
 			rec.Seq[t], rec.Adapter[t] = int32(i), int32(s.adapter)
-			rec.KVSlot[t] = int32(blockOf(i, at/blockTokens, b.Blocks)*blockTokens + at%blockTokens)
+			rec.KVSlot[t] = int32(blockOf(i, at/p.block, b.Blocks)*p.block + at%p.block)
 			rec.RowToken[t] = int32(t)
 			t++
 		}
@@ -299,6 +298,12 @@ func (x *batch) tokens() int { return int(x.rec.Head[kernels.HeadTokens]) }
 // same compares the first n rows of a tensor of both sides, atol + rtol·|want|, and that the device wrote nothing past them.
 func (p *pair) same(name string, t both, n int, tol float64) {
 	p.Helper()
+	p.near(name, t, n, tol, tol)
+}
+
+// near is same with a tolerance of its own for the difference as a whole, relative to the values as a whole.
+func (p *pair) near(name string, t both, n int, tol, whole float64) {
+	p.Helper()
 	got, want := p.gpu.values(t.gpu), p.cpu.values(t.cpu)
 	cols := t.gpu.Cols
 	sum, ref := 0.0, 0.0
@@ -309,7 +314,7 @@ func (p *pair) same(name string, t both, n int, tol float64) {
 			p.Fatalf("%s[%d, %d] = %v, the oracle has %v", name, i/cols, i%cols, g, w)
 		}
 	}
-	if e := math.Sqrt(sum / ref); ref > 0 && !(e <= tol) {
+	if e := math.Sqrt(sum / ref); ref > 0 && !(e <= whole) {
 		p.Fatalf("%s differs by %.3g as a whole", name, e)
 	}
 	for i := n * cols; i < len(got); i++ {

@@ -22,6 +22,7 @@ type stream struct {
 	joined    scratch        // its counters
 	logits    scratch        // of sampling
 	workspace scratch        // of cuBLASLt
+	rows      scratch        // of attention backward: lse and delta
 }
 
 // scratch grows to what is asked and is freed with the stream or the backend: a captured graph may still refer to what it was.

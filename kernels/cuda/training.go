@@ -24,23 +24,12 @@ func (b *Backend) SetLane(kernels.Stream, kernels.LaneTable, int, kernels.Tensor
 func (b *Backend) CrossEntropy(_ kernels.Stream, _, _, _ kernels.Tensor, _ kernels.Weight, _ kernels.Step) {
 	panic(notYet)
 }
-func (b *Backend) NormBackward(_ kernels.Stream, _, _, _, _, _ kernels.Tensor, _ kernels.Step) {
-	panic(notYet)
-}
 func (b *Backend) ExpandBackward(kernels.Stream, kernels.ExpandBackwardArgs, kernels.Step) {
 	panic(notYet)
 }
 func (b *Backend) LinearBackward(_ kernels.Stream, _, _ kernels.Tensor, _ kernels.Weight, _ bool, _ kernels.Step) {
 	panic(notYet)
 }
-func (b *Backend) MLPBackward(_ kernels.Stream, _, _, _ kernels.Tensor, _ kernels.Step) {
-	panic(notYet)
-}
-func (b *Backend) MLPForward(_ kernels.Stream, _, _ kernels.Tensor, _ kernels.Step) { panic(notYet) }
-func (b *Backend) AttentionBackward(kernels.Stream, kernels.AttentionBackwardArgs, kernels.Step) {
-	panic(notYet)
-}
-func (b *Backend) QKVBackward(kernels.Stream, kernels.QKVBackwardArgs, kernels.Step) { panic(notYet) }
-func (b *Backend) GradNorm(kernels.Stream, kernels.Tensor, kernels.LaneTable)        { panic(notYet) }
-func (b *Backend) AdamW(kernels.Stream, kernels.AdamWArgs)                           { panic(notYet) }
-func (b *Backend) Gram(_ kernels.Stream, _, _ kernels.Tensor, _ kernels.Step)        { panic(notYet) }
+func (b *Backend) GradNorm(kernels.Stream, kernels.Tensor, kernels.LaneTable) { panic(notYet) }
+func (b *Backend) AdamW(kernels.Stream, kernels.AdamWArgs)                    { panic(notYet) }
+func (b *Backend) Gram(_ kernels.Stream, _, _ kernels.Tensor, _ kernels.Step) { panic(notYet) }

@@ -324,6 +324,7 @@ const (
 	ChatCompletionChoicesFinishReasonLength      ChatCompletionChoicesFinishReason = "length"
 	ChatCompletionChoicesFinishReasonLessThannil ChatCompletionChoicesFinishReason = "<nil>"
 	ChatCompletionChoicesFinishReasonStop        ChatCompletionChoicesFinishReason = "stop"
+	ChatCompletionChoicesFinishReasonToolCalls   ChatCompletionChoicesFinishReason = "tool_calls"
 )
 
 // Valid indicates whether the value is a known member of the ChatCompletionChoicesFinishReason enum.
@@ -334,6 +335,8 @@ func (e ChatCompletionChoicesFinishReason) Valid() bool {
 	case ChatCompletionChoicesFinishReasonLessThannil:
 		return true
 	case ChatCompletionChoicesFinishReasonStop:
+		return true
+	case ChatCompletionChoicesFinishReasonToolCalls:
 		return true
 	default:
 		return false
@@ -370,6 +373,81 @@ func (e ChatCompletionObject) Valid() bool {
 	}
 }
 
+// Defines values for ChatCompletionRequestResponseFormatType.
+const (
+	ChatCompletionRequestResponseFormatTypeJsonObject ChatCompletionRequestResponseFormatType = "json_object"
+	ChatCompletionRequestResponseFormatTypeJsonSchema ChatCompletionRequestResponseFormatType = "json_schema"
+	ChatCompletionRequestResponseFormatTypeText       ChatCompletionRequestResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestResponseFormatType enum.
+func (e ChatCompletionRequestResponseFormatType) Valid() bool {
+	switch e {
+	case ChatCompletionRequestResponseFormatTypeJsonObject:
+		return true
+	case ChatCompletionRequestResponseFormatTypeJsonSchema:
+		return true
+	case ChatCompletionRequestResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice1.
+const (
+	ChatCompletionRequestToolChoice1Auto     ChatCompletionRequestToolChoice1 = "auto"
+	ChatCompletionRequestToolChoice1None     ChatCompletionRequestToolChoice1 = "none"
+	ChatCompletionRequestToolChoice1Required ChatCompletionRequestToolChoice1 = "required"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice1 enum.
+func (e ChatCompletionRequestToolChoice1) Valid() bool {
+	switch e {
+	case ChatCompletionRequestToolChoice1Auto:
+		return true
+	case ChatCompletionRequestToolChoice1None:
+		return true
+	case ChatCompletionRequestToolChoice1Required:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice3AllowedToolsMode.
+const (
+	ChatCompletionRequestToolChoice3AllowedToolsModeAuto     ChatCompletionRequestToolChoice3AllowedToolsMode = "auto"
+	ChatCompletionRequestToolChoice3AllowedToolsModeRequired ChatCompletionRequestToolChoice3AllowedToolsMode = "required"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice3AllowedToolsMode enum.
+func (e ChatCompletionRequestToolChoice3AllowedToolsMode) Valid() bool {
+	switch e {
+	case ChatCompletionRequestToolChoice3AllowedToolsModeAuto:
+		return true
+	case ChatCompletionRequestToolChoice3AllowedToolsModeRequired:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice3Type.
+const (
+	AllowedTools ChatCompletionRequestToolChoice3Type = "allowed_tools"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice3Type enum.
+func (e ChatCompletionRequestToolChoice3Type) Valid() bool {
+	switch e {
+	case AllowedTools:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CompletionObject.
 const (
 	TextCompletion CompletionObject = "text_completion"
@@ -400,6 +478,27 @@ func (e CompletionChoiceFinishReason) Valid() bool {
 	case CompletionChoiceFinishReasonLessThannil:
 		return true
 	case CompletionChoiceFinishReasonStop:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompletionRequestResponseFormatType.
+const (
+	CompletionRequestResponseFormatTypeJsonObject CompletionRequestResponseFormatType = "json_object"
+	CompletionRequestResponseFormatTypeJsonSchema CompletionRequestResponseFormatType = "json_schema"
+	CompletionRequestResponseFormatTypeText       CompletionRequestResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the CompletionRequestResponseFormatType enum.
+func (e CompletionRequestResponseFormatType) Valid() bool {
+	switch e {
+	case CompletionRequestResponseFormatTypeJsonObject:
+		return true
+	case CompletionRequestResponseFormatTypeJsonSchema:
+		return true
+	case CompletionRequestResponseFormatTypeText:
 		return true
 	default:
 		return false
@@ -769,15 +868,36 @@ func (e KeptModuleModule) Valid() bool {
 	}
 }
 
+// Defines values for MemoryPlan.
+const (
+	MemoryPlanLayer MemoryPlan = "layer"
+	MemoryPlanMlp   MemoryPlan = "mlp"
+	MemoryPlanNone  MemoryPlan = "none"
+)
+
+// Valid indicates whether the value is a known member of the MemoryPlan enum.
+func (e MemoryPlan) Valid() bool {
+	switch e {
+	case MemoryPlanLayer:
+		return true
+	case MemoryPlanMlp:
+		return true
+	case MemoryPlanNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MessageContent2Type.
 const (
-	Text MessageContent2Type = "text"
+	MessageContent2TypeText MessageContent2Type = "text"
 )
 
 // Valid indicates whether the value is a known member of the MessageContent2Type enum.
 func (e MessageContent2Type) Valid() bool {
 	switch e {
-	case Text:
+	case MessageContent2TypeText:
 		return true
 	default:
 		return false
@@ -826,6 +946,111 @@ const (
 func (e ModelListObject) Valid() bool {
 	switch e {
 	case ModelListObjectList:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for NamedToolType.
+const (
+	NamedToolTypeFunction NamedToolType = "function"
+)
+
+// Valid indicates whether the value is a known member of the NamedToolType enum.
+func (e NamedToolType) Valid() bool {
+	switch e {
+	case NamedToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReadyReasonsCode.
+const (
+	Loading          ReadyReasonsCode = "loading"
+	ShuttingDown     ReadyReasonsCode = "shutting_down"
+	StoreUnavailable ReadyReasonsCode = "store_unavailable"
+)
+
+// Valid indicates whether the value is a known member of the ReadyReasonsCode enum.
+func (e ReadyReasonsCode) Valid() bool {
+	switch e {
+	case Loading:
+		return true
+	case ShuttingDown:
+		return true
+	case StoreUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReadyStatus.
+const (
+	ReadyStatusNotReady ReadyStatus = "not_ready"
+	ReadyStatusReady    ReadyStatus = "ready"
+)
+
+// Valid indicates whether the value is a known member of the ReadyStatus enum.
+func (e ReadyStatus) Valid() bool {
+	switch e {
+	case ReadyStatusNotReady:
+		return true
+	case ReadyStatusReady:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SamplingFieldsResponseFormatType.
+const (
+	SamplingFieldsResponseFormatTypeJsonObject SamplingFieldsResponseFormatType = "json_object"
+	SamplingFieldsResponseFormatTypeJsonSchema SamplingFieldsResponseFormatType = "json_schema"
+	SamplingFieldsResponseFormatTypeText       SamplingFieldsResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the SamplingFieldsResponseFormatType enum.
+func (e SamplingFieldsResponseFormatType) Valid() bool {
+	switch e {
+	case SamplingFieldsResponseFormatTypeJsonObject:
+		return true
+	case SamplingFieldsResponseFormatTypeJsonSchema:
+		return true
+	case SamplingFieldsResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolType.
+const (
+	ToolTypeFunction ToolType = "function"
+)
+
+// Valid indicates whether the value is a known member of the ToolType enum.
+func (e ToolType) Valid() bool {
+	switch e {
+	case ToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolCallType.
+const (
+	ToolCallTypeFunction ToolCallType = "function"
+)
+
+// Valid indicates whether the value is a known member of the ToolCallType enum.
+func (e ToolCallType) Valid() bool {
+	switch e {
+	case ToolCallTypeFunction:
 		return true
 	default:
 		return false
@@ -1257,9 +1482,10 @@ type ChatCompletion struct {
 		Index        int                                `json:"index"`
 		Logprobs     *ChatLogprobs                      `json:"logprobs"`
 		Message      struct {
-			Content *string                          `json:"content"`
-			Refusal *string                          `json:"refusal,omitempty"`
-			Role    ChatCompletionChoicesMessageRole `json:"role"`
+			Content   *string                          `json:"content"`
+			Refusal   *string                          `json:"refusal,omitempty"`
+			Role      ChatCompletionChoicesMessageRole `json:"role"`
+			ToolCalls *[]ToolCall                      `json:"tool_calls,omitempty"`
 		} `json:"message"`
 	} `json:"choices"`
 	Created int                  `json:"created"`
@@ -1280,9 +1506,18 @@ type ChatCompletionObject string
 
 // ChatCompletionRequest defines model for ChatCompletionRequest.
 type ChatCompletionRequest struct {
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1299,10 +1534,26 @@ type ChatCompletionRequest struct {
 	MinTokens *int      `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model             *string  `json:"model,omitempty"`
-	N                 *int     `json:"n,omitempty"`
+	Model *string `json:"model,omitempty"`
+	N     *int    `json:"n,omitempty"`
+
+	// ParallelToolCalls With false, the first call is the only one.
+	ParallelToolCalls *bool    `json:"parallel_tool_calls,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
+
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type ChatCompletionRequestResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
 
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                        `json:"seed,omitempty"`
@@ -1314,8 +1565,24 @@ type ChatCompletionRequest struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
 
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
+
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
+
+	// ToolChoice `auto` (the default) leaves it to the model. `required` and a named function force one call, with arguments that satisfy its parameters.
+	ToolChoice *ChatCompletionRequest_ToolChoice `json:"tool_choice,omitempty"`
+
+	// Tools Functions that the model may call. Needs a chat template that defines tools, with calls in the form of Hermes and Qwen, Llama 3 or Mistral (`--tool-call-parser`).
+	Tools *[]Tool `json:"tools,omitempty"`
 
 	// TopK 0 or −1: all.
 	TopK        *int     `json:"top_k,omitempty"`
@@ -1323,6 +1590,9 @@ type ChatCompletionRequest struct {
 	TopP        *float32 `json:"top_p,omitempty"`
 	User        *string  `json:"user,omitempty"`
 }
+
+// ChatCompletionRequestResponseFormatType defines model for ChatCompletionRequest.ResponseFormat.Type.
+type ChatCompletionRequestResponseFormatType string
 
 // ChatCompletionRequestStop1 defines model for ChatCompletionRequest.Stop.1.
 type ChatCompletionRequestStop1 = string
@@ -1332,6 +1602,29 @@ type ChatCompletionRequestStop2 = []string
 
 // ChatCompletionRequest_Stop defines model for ChatCompletionRequest.Stop.
 type ChatCompletionRequest_Stop struct {
+	union json.RawMessage
+}
+
+// ChatCompletionRequestToolChoice1 defines model for ChatCompletionRequest.ToolChoice.1.
+type ChatCompletionRequestToolChoice1 string
+
+// ChatCompletionRequestToolChoice3 defines model for ChatCompletionRequest.ToolChoice.3.
+type ChatCompletionRequestToolChoice3 struct {
+	AllowedTools struct {
+		Mode  ChatCompletionRequestToolChoice3AllowedToolsMode `json:"mode"`
+		Tools []NamedTool                                      `json:"tools"`
+	} `json:"allowed_tools"`
+	Type ChatCompletionRequestToolChoice3Type `json:"type"`
+}
+
+// ChatCompletionRequestToolChoice3AllowedToolsMode defines model for ChatCompletionRequest.ToolChoice.3.AllowedTools.Mode.
+type ChatCompletionRequestToolChoice3AllowedToolsMode string
+
+// ChatCompletionRequestToolChoice3Type defines model for ChatCompletionRequest.ToolChoice.3.Type.
+type ChatCompletionRequestToolChoice3Type string
+
+// ChatCompletionRequest_ToolChoice `auto` (the default) leaves it to the model. `required` and a named function force one call, with arguments that satisfy its parameters.
+type ChatCompletionRequest_ToolChoice struct {
 	union json.RawMessage
 }
 
@@ -1371,10 +1664,21 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
-	Echo                   *bool    `json:"echo,omitempty"`
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	// BestOf Makes so many texts (at least `n`) and answers with the `n` of the highest mean logprob. Not with `stream`.
+	BestOf           *int     `json:"best_of,omitempty"`
+	Echo             *bool    `json:"echo,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1395,6 +1699,19 @@ type CompletionRequest struct {
 	Prompt            CompletionRequest_Prompt `json:"prompt"`
 	RepetitionPenalty *float32                 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type CompletionRequestResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                    `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                   `json:"skip_special_tokens,omitempty"`
@@ -1404,6 +1721,19 @@ type CompletionRequest struct {
 	StreamOptions     *struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
+
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
+
+	// Suffix Not supported.
+	Suffix *string `json:"suffix,omitempty"`
 
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
@@ -1430,6 +1760,9 @@ type CompletionRequestPrompt3 = [][]int
 type CompletionRequest_Prompt struct {
 	union json.RawMessage
 }
+
+// CompletionRequestResponseFormatType defines model for CompletionRequest.ResponseFormat.Type.
+type CompletionRequestResponseFormatType string
 
 // CompletionRequestStop1 defines model for CompletionRequest.Stop.1.
 type CompletionRequestStop1 = string
@@ -1581,13 +1914,16 @@ type FineTuningJob struct {
 	FinishedAt     *int    `json:"finished_at"`
 
 	// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
-	Hyperparameters Hyperparameters     `json:"hyperparameters"`
-	Id              string              `json:"id"`
-	Integrations    *[]string           `json:"integrations,omitempty"`
-	Metadata        *map[string]string  `json:"metadata,omitempty"`
-	Method          FineTuningMethod    `json:"method"`
-	Model           string              `json:"model"`
-	Object          FineTuningJobObject `json:"object"`
+	Hyperparameters Hyperparameters `json:"hyperparameters"`
+	Id              string          `json:"id"`
+	Integrations    *[]string       `json:"integrations,omitempty"`
+
+	// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+	MemoryPlan *MemoryPlan         `json:"memory_plan,omitempty"`
+	Metadata   *map[string]string  `json:"metadata,omitempty"`
+	Method     FineTuningMethod    `json:"method"`
+	Model      string              `json:"model"`
+	Object     FineTuningJobObject `json:"object"`
 
 	// OrganizationId The tenant.
 	OrganizationId string   `json:"organization_id"`
@@ -1706,21 +2042,24 @@ type Hyperparameters_NEpochs struct {
 // Job defines model for Job.
 type Job struct {
 	// Config The settings in force, `auto` resolved.
-	Config          *map[string]interface{} `json:"config,omitempty"`
-	Created         int                     `json:"created"`
-	Epoch           *float32                `json:"epoch,omitempty"`
-	Error           *string                 `json:"error,omitempty"`
-	Finished        *int                    `json:"finished,omitempty"`
-	Id              string                  `json:"id"`
-	LearningRate    *float32                `json:"learning_rate,omitempty"`
-	Loss            *float32                `json:"loss,omitempty"`
-	SecondsLeft     *float32                `json:"seconds_left,omitempty"`
-	Started         *int                    `json:"started,omitempty"`
-	State           JobState                `json:"state"`
-	Step            *int                    `json:"step,omitempty"`
-	Steps           *int                    `json:"steps,omitempty"`
-	TokensPerSecond *float32                `json:"tokens_per_second,omitempty"`
-	ValidationLoss  *float32                `json:"validation_loss,omitempty"`
+	Config       *map[string]interface{} `json:"config,omitempty"`
+	Created      int                     `json:"created"`
+	Epoch        *float32                `json:"epoch,omitempty"`
+	Error        *string                 `json:"error,omitempty"`
+	Finished     *int                    `json:"finished,omitempty"`
+	Id           string                  `json:"id"`
+	LearningRate *float32                `json:"learning_rate,omitempty"`
+	Loss         *float32                `json:"loss,omitempty"`
+
+	// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+	MemoryPlan      *MemoryPlan `json:"memory_plan,omitempty"`
+	SecondsLeft     *float32    `json:"seconds_left,omitempty"`
+	Started         *int        `json:"started,omitempty"`
+	State           JobState    `json:"state"`
+	Step            *int        `json:"step,omitempty"`
+	Steps           *int        `json:"steps,omitempty"`
+	TokensPerSecond *float32    `json:"tokens_per_second,omitempty"`
+	ValidationLoss  *float32    `json:"validation_loss,omitempty"`
 
 	// Version The version that it published.
 	Version *int `json:"version,omitempty"`
@@ -1751,6 +2090,9 @@ type KeptModule struct {
 // KeptModuleModule defines model for KeptModule.Module.
 type KeptModuleModule string
 
+// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+type MemoryPlan string
+
 // Message defines model for Message.
 type Message struct {
 	Content *Message_Content `json:"content,omitempty"`
@@ -1758,6 +2100,12 @@ type Message struct {
 
 	// Role Examples: user
 	Role string `json:"role"`
+
+	// ToolCallId With the role `tool`: the call that `content` answers.
+	ToolCallId *string `json:"tool_call_id,omitempty"`
+
+	// ToolCalls Of an assistant's message.
+	ToolCalls *[]ToolCall `json:"tool_calls,omitempty"`
 
 	// Weight In training examples, whether an assistant's message is trained.
 	Weight *MessageWeight `json:"weight,omitempty"`
@@ -1810,6 +2158,32 @@ type ModelList struct {
 // ModelListObject defines model for ModelList.Object.
 type ModelListObject string
 
+// NamedTool defines model for NamedTool.
+type NamedTool struct {
+	Function struct {
+		Name string `json:"name"`
+	} `json:"function"`
+	Type NamedToolType `json:"type"`
+}
+
+// NamedToolType defines model for NamedTool.Type.
+type NamedToolType string
+
+// Ready defines model for Ready.
+type Ready struct {
+	Reasons *[]struct {
+		Code    ReadyReasonsCode `json:"code"`
+		Message string           `json:"message"`
+	} `json:"reasons,omitempty"`
+	Status ReadyStatus `json:"status"`
+}
+
+// ReadyReasonsCode defines model for Ready.Reasons.Code.
+type ReadyReasonsCode string
+
+// ReadyStatus defines model for Ready.Status.
+type ReadyStatus string
+
 // Rollback defines model for Rollback.
 type Rollback struct {
 	Version *int `json:"version,omitempty"`
@@ -1817,9 +2191,18 @@ type Rollback struct {
 
 // SamplingFields defines model for SamplingFields.
 type SamplingFields struct {
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1832,6 +2215,19 @@ type SamplingFields struct {
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type SamplingFieldsResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                 `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                `json:"skip_special_tokens,omitempty"`
@@ -1842,6 +2238,16 @@ type SamplingFields struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
 
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
+
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
 
@@ -1850,6 +2256,9 @@ type SamplingFields struct {
 	TopP *float32 `json:"top_p,omitempty"`
 	User *string  `json:"user,omitempty"`
 }
+
+// SamplingFieldsResponseFormatType defines model for SamplingFields.ResponseFormat.Type.
+type SamplingFieldsResponseFormatType string
 
 // SamplingFieldsStop1 defines model for SamplingFields.Stop.1.
 type SamplingFieldsStop1 = string
@@ -1873,6 +2282,36 @@ type TokenLogprob struct {
 		Token   string  `json:"token"`
 	} `json:"top_logprobs"`
 }
+
+// Tool defines model for Tool.
+type Tool struct {
+	Function struct {
+		Description *string `json:"description,omitempty"`
+		Name        string  `json:"name"`
+
+		// Parameters JSON Schema of the arguments.
+		Parameters *map[string]interface{} `json:"parameters,omitempty"`
+		Strict     *bool                   `json:"strict,omitempty"`
+	} `json:"function"`
+	Type ToolType `json:"type"`
+}
+
+// ToolType defines model for Tool.Type.
+type ToolType string
+
+// ToolCall defines model for ToolCall.
+type ToolCall struct {
+	Function struct {
+		// Arguments JSON, as the model wrote it.
+		Arguments string `json:"arguments"`
+		Name      string `json:"name"`
+	} `json:"function"`
+	Id   string       `json:"id"`
+	Type ToolCallType `json:"type"`
+}
+
+// ToolCallType defines model for ToolCall.Type.
+type ToolCallType string
 
 // TrainingFields defines model for TrainingFields.
 type TrainingFields struct {
@@ -2009,6 +2448,12 @@ type VersionListObject string
 // Error defines model for Error.
 type Error = ErrorResponse
 
+// ListAdaptersParams defines parameters for ListAdapters.
+type ListAdaptersParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
 // CreateAdapterParams defines parameters for CreateAdapter.
 type CreateAdapterParams struct {
 	// Name With an `application/x-ndjson` body.
@@ -2023,6 +2468,9 @@ type CreateAdapterParams struct {
 	BatchSize       *int     `form:"batch_size,omitempty" json:"batch_size,omitempty"`
 	Seed            *int     `form:"seed,omitempty" json:"seed,omitempty"`
 	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
+
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // StreamAdapterEventsParams defines parameters for StreamAdapterEvents.
@@ -2079,6 +2527,8 @@ type TokenizeJSONBody struct {
 
 // ListFilesParams defines parameters for ListFiles.
 type ListFilesParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant  *string               `form:"tenant,omitempty" json:"tenant,omitempty"`
 	Purpose *string               `form:"purpose,omitempty" json:"purpose,omitempty"`
 	Order   *ListFilesParamsOrder `form:"order,omitempty" json:"order,omitempty"`
 
@@ -2096,14 +2546,29 @@ type CreateFileMultipartBody struct {
 	Purpose CreateFileMultipartBodyPurpose `json:"purpose"`
 }
 
+// CreateFileParams defines parameters for CreateFile.
+type CreateFileParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
 // CreateFileMultipartBodyPurpose defines parameters for CreateFile.
 type CreateFileMultipartBodyPurpose string
 
 // ListFineTuningJobsParams defines parameters for ListFineTuningJobs.
 type ListFineTuningJobsParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+
 	// After The last id of the page before.
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// CreateFineTuningJobParams defines parameters for CreateFineTuningJob.
+type CreateFineTuningJobParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // ListFineTuningCheckpointsParams defines parameters for ListFineTuningCheckpoints.
@@ -2130,6 +2595,12 @@ type LoadLoraAdapterJSONBody struct {
 
 	// LoraPath Directory, relative to the root or with it.
 	LoraPath string `json:"lora_path"`
+}
+
+// ListModelsParams defines parameters for ListModels.
+type ListModelsParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // UnloadLoraAdapterJSONBody defines parameters for UnloadLoraAdapter.
@@ -2359,6 +2830,94 @@ func (t ChatCompletionRequest_Stop) MarshalJSON() ([]byte, error) {
 }
 
 func (t *ChatCompletionRequest_Stop) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsChatCompletionRequestToolChoice1 returns the union data inside the ChatCompletionRequest_ToolChoice as a ChatCompletionRequestToolChoice1
+func (t ChatCompletionRequest_ToolChoice) AsChatCompletionRequestToolChoice1() (ChatCompletionRequestToolChoice1, error) {
+	var body ChatCompletionRequestToolChoice1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChatCompletionRequestToolChoice1 overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided ChatCompletionRequestToolChoice1
+func (t *ChatCompletionRequest_ToolChoice) FromChatCompletionRequestToolChoice1(v ChatCompletionRequestToolChoice1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChatCompletionRequestToolChoice1 performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided ChatCompletionRequestToolChoice1
+func (t *ChatCompletionRequest_ToolChoice) MergeChatCompletionRequestToolChoice1(v ChatCompletionRequestToolChoice1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsNamedTool returns the union data inside the ChatCompletionRequest_ToolChoice as a NamedTool
+func (t ChatCompletionRequest_ToolChoice) AsNamedTool() (NamedTool, error) {
+	var body NamedTool
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromNamedTool overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided NamedTool
+func (t *ChatCompletionRequest_ToolChoice) FromNamedTool(v NamedTool) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeNamedTool performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided NamedTool
+func (t *ChatCompletionRequest_ToolChoice) MergeNamedTool(v NamedTool) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChatCompletionRequestToolChoice3 returns the union data inside the ChatCompletionRequest_ToolChoice as a ChatCompletionRequestToolChoice3
+func (t ChatCompletionRequest_ToolChoice) AsChatCompletionRequestToolChoice3() (ChatCompletionRequestToolChoice3, error) {
+	var body ChatCompletionRequestToolChoice3
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChatCompletionRequestToolChoice3 overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided ChatCompletionRequestToolChoice3
+func (t *ChatCompletionRequest_ToolChoice) FromChatCompletionRequestToolChoice3(v ChatCompletionRequestToolChoice3) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChatCompletionRequestToolChoice3 performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided ChatCompletionRequestToolChoice3
+func (t *ChatCompletionRequest_ToolChoice) MergeChatCompletionRequestToolChoice3(v ChatCompletionRequestToolChoice3) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ChatCompletionRequest_ToolChoice) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ChatCompletionRequest_ToolChoice) UnmarshalJSON(b []byte) error {
 	err := t.union.UnmarshalJSON(b)
 	return err
 }

@@ -9,7 +9,6 @@ struct AttentionArgs {
     ll window;
     float* lse; ll ls;
     const int *table, *position, *seq, *query_start, *head;
-    float* partial; unsigned* arrived; // decode with several splits
 };
 
 // plain: a warp a token and head, keys one by one. Grid ⌈T·Hq/4⌉, any D up to 256.
@@ -49,6 +48,29 @@ extern "C" __global__ void __launch_bounds__(128) attention_plain_bf16(const __g
 __device__ __forceinline__ ll slot_of(const AttentionArgs& a, const int* table, int pos) {
     const unsigned p = (unsigned)a.p, b = (unsigned)pos / p;
     return (ll)table[b] * p + (pos - b * p);
+}
+
+// tile_of finds the tile of that index among those of all sequences, of `per` tokens each: its sequence, or −1 past the last, and its place there.
+__device__ __forceinline__ int tile_of(const int* query_start, int seqs, int per, int want, int& tile) {
+    const int lane = threadIdx.x & 31;
+    for (int at = 0, before = 0; at < seqs; at += 32) { // the same in every warp
+        const int i = at + lane;
+        int n = i < seqs ? (query_start[i + 1] - query_start[i] + per - 1) / per : 0;
+        const int own = n;
+#pragma unroll
+        for (int o = 1; o < 32; o <<= 1) {
+            const int up = __shfl_up_sync(~0u, n, o);
+            if (lane >= o) n += up;
+        }
+        const unsigned hit = __ballot_sync(~0u, before + n > want);
+        if (hit) {
+            const int who = __ffs(hit) - 1;
+            tile = want - before - __shfl_sync(~0u, n - own, who);
+            return at + who;
+        }
+        before += __shfl_sync(~0u, n, 31);
+    }
+    return -1;
 }
 
 // A warp's 16 query rows against KEYS keys in shared memory: row i is token i/G, head i%G of the group.
@@ -127,26 +149,8 @@ template <int D> __device__ void attention_prefill(const AttentionArgs& a) {
     allow_successor();
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int g = a.heads / a.kv, per = 64 / g, kvh = blockIdx.x, seqs = a.head[1];
-    int s = -1, tile = 0;
-    for (int at = 0, before = 0; at < seqs; at += 32) { // the same in every warp
-        const int i = at + lane;
-        int n = i < seqs ? (a.query_start[i + 1] - a.query_start[i] + per - 1) / per : 0;
-        const int own = n;
-#pragma unroll
-        for (int o = 1; o < 32; o <<= 1) {
-            const int up = __shfl_up_sync(~0u, n, o);
-            if (lane >= o) n += up;
-        }
-        const int want = (int)(gridDim.y - 1 - blockIdx.y); // long ones first
-        const unsigned hit = __ballot_sync(~0u, before + n > want);
-        if (hit) {
-            const int who = __ffs(hit) - 1;
-            s = at + who;
-            tile = want - before - __shfl_sync(~0u, n - own, who);
-            break;
-        }
-        before += __shfl_sync(~0u, n, 31);
-    }
+    int tile;
+    const int s = tile_of(a.query_start, seqs, per, (int)(gridDim.y - 1 - blockIdx.y), tile); // long ones first
     if (s < 0) return;
     const int t0 = a.query_start[s] + tile * per, tokens = min(per, a.query_start[s + 1] - t0);
     const int first = a.position[t0], hi = first + tokens, lo = a.window > 0 ? max(0, first + 1 - (int)a.window) : 0;
@@ -225,155 +229,3 @@ template <int D> __device__ void attention_prefill(const AttentionArgs& a) {
 }
 extern "C" __global__ void __launch_bounds__(128) prefill128_bf16(const __grid_constant__ AttentionArgs a) { attention_prefill<128>(a); }
 extern "C" __global__ void __launch_bounds__(128) prefill64_bf16(const __grid_constant__ AttentionArgs a) { attention_prefill<64>(a); }
-
-// decode: one token a sequence. The group's heads are the rows of one tile of 16; each of 4 warps takes every fourth run of 16 keys,
-// with copies of its own under way. Grid (splits, Hkv, S); splits of a sequence are joined by the block that comes last, in order.
-//   partial [S, Hkv, splits, 16, D+2] F32; arrived [S, Hkv], zero.
-template <int D> __device__ void attention_decode(const AttentionArgs& a) {
-    constexpr int STAGES = 3, TILE = 16 * D * 2, CH = D / 8, WARP = STAGES * 2 * TILE;
-    extern __shared__ __align__(128) unsigned char smem[];
-    __shared__ int last;
-    wait_predecessor();
-    allow_successor();
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-    const int split = blockIdx.x, splits = gridDim.x, kvh = blockIdx.y, s = blockIdx.z, g = a.heads / a.kv;
-    if (s >= a.head[1]) return;
-    const int t = a.query_start[s], hi = a.position[t] + 1, lo = a.window > 0 ? max(0, hi - (int)a.window) : 0;
-    const int each = ((hi - lo + splits - 1) / splits + 15) & ~15, begin = lo + split * each, end = min(hi, begin + each);
-    const int* table = a.table + s * a.blocks;
-    const bf16 *kp = (const bf16*)a.k + (ll)kvh * D, *vp = (const bf16*)a.v + (ll)kvh * D;
-    const ll width = a.kv * D;
-    const uint32_t base = shared_address(smem) + warp * WARP;
-    const int runs = begin < end ? (end - begin + 15) / 16 : 0, mine = runs > warp ? (runs - warp + 3) / 4 : 0;
-
-    auto load = [&](int i) {
-        if (i < mine) {
-            const uint32_t dst = base + i % STAGES * 2 * TILE;
-            const int p0 = begin + (warp + 4 * i) * 16;
-#pragma unroll
-            for (int id = lane; id < 16 * CH; id += 32) {
-                const int r = id / CH, c = id % CH, pos = p0 + r;
-                const bool on = pos < end;
-                const ll at = on ? slot_of(a, table, pos) * width + c * 8 : 0;
-                copy16(dst + swizzle<D>(r, c), kp + at, on);
-                copy16(dst + TILE + swizzle<D>(r, c), vp + at, on);
-            }
-        }
-        copy_commit();
-    };
-    for (int i = 0; i < STAGES - 1; i++) load(i);
-    // Q's fragments straight from memory: rows past the group are zero.
-    uint32_t q[D / 16][4];
-    const bf16* qp = (const bf16*)a.q + t * a.qs + (ll)kvh * g * D;
-#pragma unroll
-    for (int kk = 0; kk < D / 16; kk++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int r = (lane >> 2) + (i & 1) * 8;
-            q[kk][i] = r < g ? *(const uint32_t*)(qp + r * D + kk * 16 + (i >> 1) * 8 + (lane & 3) * 2) : 0u;
-        }
-    float o[D / 8][4] = {}, m[2] = {-CUDART_INF_F, -CUDART_INF_F}, l[2] = {};
-    const float scale = (float)a.scale * 1.4426950408889634f;
-    for (int i = 0; i < mine; i++) {
-        load(i + STAGES - 1);
-        copy_wait<STAGES - 1>();
-        __syncwarp();
-        const uint32_t at = base + i % STAGES * 2 * TILE;
-        float sc[2][4];
-        scores<D, 16>(sc, q, at, lane);
-        const int p0 = begin + (warp + 4 * i) * 16;
-#pragma unroll
-        for (int j = 0; j < 2; j++)
-#pragma unroll
-            for (int x = 0; x < 4; x++) {
-                sc[j][x] *= scale;
-                if (p0 + j * 8 + (lane & 3) * 2 + (x & 1) >= end) sc[j][x] = -CUDART_INF_F;
-            }
-        absorb<D, 16>(sc, m, l, o, at + TILE, lane);
-        __syncwarp();
-    }
-    copy_wait<0>();
-    __syncthreads();
-    // The warps' shares, joined in order: [4][16][D+2] with m and l at the end of a row.
-    float* share = (float*)smem;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const int row = (lane >> 2) + r * 8;
-        if (row >= g) continue;
-        float* dst = share + (warp * 16 + row) * (D + 2);
-#pragma unroll
-        for (int j = 0; j < D / 8; j++) {
-            dst[j * 8 + (lane & 3) * 2] = o[j][2 * r];
-            dst[j * 8 + (lane & 3) * 2 + 1] = o[j][2 * r + 1];
-        }
-        if ((lane & 3) == 0) dst[D] = m[r], dst[D + 1] = l[r];
-    }
-    __syncthreads();
-    const ll group = (ll)s * a.kv + kvh;
-    float* partial = a.partial + (group * splits) * 16 * (D + 2);
-    // join sums n rows of shares, stride apart, for each head; to memory as a share again, or as the output.
-    auto join = [&](const float* src, ll stride, int n, float* out) {
-        for (int i = tid; i < g * D; i += 128) {
-            const int row = i / D, c = i % D;
-            float top = -CUDART_INF_F;
-            for (int w = 0; w < n; w++) top = fmaxf(top, __ldcg(src + w * stride + row * (D + 2) + D));
-            float sum = 0, x = 0;
-            if (top > -CUDART_INF_F)
-                for (int w = 0; w < n; w++) {
-                    const float* at = src + w * stride + row * (D + 2);
-                    const float e = exp2f(__ldcg(at + D) - top);
-                    sum = fmaf(e, __ldcg(at + D + 1), sum);
-                    x = fmaf(e, __ldcg(at + c), x);
-                }
-            if (out) {
-                __stcg(out + row * (D + 2) + c, x);
-                if (c == 0) __stcg(out + row * (D + 2) + D, top), __stcg(out + row * (D + 2) + D + 1, sum);
-            } else {
-                const int h = kvh * g + row;
-                ((bf16*)a.o)[t * a.os + h * D + c] = to<bf16>(x / sum);
-                if (a.lse && c == 0) a.lse[t * a.ls + h] = top * 0.6931471805599453f + logf(sum);
-            }
-        }
-    };
-    // The shares in shared memory are read by plain loads.
-    auto join_shared = [&](float* out) {
-        for (int i = tid; i < g * D; i += 128) {
-            const int row = i / D, c = i % D;
-            float top = -CUDART_INF_F, sum = 0, x = 0;
-#pragma unroll
-            for (int w = 0; w < 4; w++) top = fmaxf(top, share[(w * 16 + row) * (D + 2) + D]);
-            if (top > -CUDART_INF_F)
-#pragma unroll
-                for (int w = 0; w < 4; w++) {
-                    const float* at = share + (w * 16 + row) * (D + 2);
-                    const float e = exp2f(at[D] - top);
-                    sum = fmaf(e, at[D + 1], sum);
-                    x = fmaf(e, at[c], x);
-                }
-            if (out) {
-                __stcg(out + row * (D + 2) + c, x);
-                if (c == 0) __stcg(out + row * (D + 2) + D, top), __stcg(out + row * (D + 2) + D + 1, sum);
-            } else {
-                const int h = kvh * g + row;
-                ((bf16*)a.o)[t * a.os + h * D + c] = to<bf16>(x / sum);
-                if (a.lse && c == 0) a.lse[t * a.ls + h] = top * 0.6931471805599453f + logf(sum);
-            }
-        }
-    };
-    if (splits == 1) {
-        join_shared(nullptr);
-        return;
-    }
-    join_shared(partial + (ll)split * 16 * (D + 2));
-    __threadfence();
-    __syncthreads();
-    if (tid == 0) {
-        last = atomicAdd(a.arrived + group, 1u) == (unsigned)(splits - 1);
-        if (last) a.arrived[group] = 0;
-        __threadfence();
-    }
-    __syncthreads();
-    if (last) join(partial, 16 * (D + 2), splits, nullptr);
-}
-extern "C" __global__ void __launch_bounds__(128) decode128_bf16(const __grid_constant__ AttentionArgs a) { attention_decode<128>(a); }
-extern "C" __global__ void __launch_bounds__(128) decode64_bf16(const __grid_constant__ AttentionArgs a) { attention_decode<64>(a); }
