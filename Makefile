@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients test-langchain test-schemathesis bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -43,6 +43,9 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 
 test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
 	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
+
+test-langchain: ## LangChain's ChatOpenAI and LiteLLM against the running command
+	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestLangChain -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
