@@ -45,7 +45,7 @@ test-clients: ## OpenAI's clients for Python, JavaScript and Go against the runn
 	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
 
 test-langchain: ## LangChain's ChatOpenAI and LiteLLM against the running command
-	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestLangChain -v .
+	BHIVE_CLIENTS=required BHIVE_LANGCHAIN=1 $(GO) test -count=1 -run TestLangChain -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)

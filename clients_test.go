@@ -59,7 +59,7 @@ func TestClients(t *testing.T) {
 
 // TestLangChain runs LangChain's ChatOpenAI and LiteLLM against the running command. They are large, so only where they are asked for.
 func TestLangChain(t *testing.T) {
-	if os.Getenv("BHIVE_CLIENTS") != "required" {
+	if os.Getenv("BHIVE_LANGCHAIN") == "" {
 		t.Skip("make test-langchain runs it")
 	}
 	from := clientsFolder(t)
