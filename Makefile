@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients test-langchain test-schemathesis bench bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients test-deploy bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean test-langchain test-schemathesis
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -53,6 +53,15 @@ test-peft: build ## PEFT's logits of exported adapters against the server's (tor
 	$(PEFT)/venv/bin/pip install -q torch transformers peft==0.21.0
 	$(PEFT)/venv/bin/python bench/peft/verify.py bin/bhive infer/demo adapters/testdata
 
+PROMETHEUS := .cache/promtool
+test-deploy: redis-server $(PROMETHEUS)/prometheus ## deploy/: the servers of compose.yaml with Redis and Prometheus, and the Dockerfile's steps for both targets
+	BHIVE_DEPLOY=cpu,cuda BHIVE_PROMETHEUS=$(CURDIR)/$(PROMETHEUS)/prometheus $(GO) test -count=1 -v -timeout 30m ./deploy
+
+$(PROMETHEUS)/prometheus: ## Prometheus and promtool, from the Go module; without the discovery of clouds
+	mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) && rm -f go.mod go.sum && printf 'module promtool\n\ngo 1.27.0\n' > go.mod && \
+	  $(GO) get -tool github.com/prometheus/prometheus/cmd/promtool@v0.316.0 github.com/prometheus/prometheus/cmd/prometheus@v0.316.0 && \
+	  $(GO) build -tags remove_all_sd -o . github.com/prometheus/prometheus/cmd/promtool github.com/prometheus/prometheus/cmd/prometheus
+
 sweep: ## the learning rates of docs/learning-rate.md: of the demo model, and with SWEEP=smollm2 of SmolLM2
 	BHIVE_SWEEP=$${SWEEP:-demo} $(GO) test ./finetune -run TestSweepLearningRate -v -timeout 120m
 
@@ -62,8 +71,16 @@ vet:
 staticcheck:
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
-generate: ## server/api from openapi.yaml
-	$(GO) generate ./server/api
+generate: ## server/api from openapi.yaml, the assembly of kernels/cpu/simd
+	$(GO) generate ./server/api ./kernels/cpu/simd
+
+check-generated: ## what generate would write is what is there
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; mkdir -p "$$dir/server/api" "$$dir/kernels/cpu/simd"; \
+	cp openapi.yaml "$$dir/"; cp go.mod go.sum "$$dir/"; cp server/api/doc.go "$$dir/server/api/"; \
+	cp -r kernels/cpu/simd/gen kernels/cpu/simd/args_amd64.go "$$dir/kernels/cpu/simd/"; \
+	(cd "$$dir" && $(GO) generate ./server/api ./kernels/cpu/simd); \
+	for f in server/api/api.gen.go kernels/cpu/simd/*_amd64.s kernels/cpu/simd/asm_amd64.go; do diff -u "$$f" "$$dir/$$f" || exit 1; done; \
+	echo "generated files are current"
 
 SMOLLM2_GGUF   := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"strconv"
 	"text/tabwriter"
@@ -33,12 +34,19 @@ func size(n int) string {
 	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
 }
 
-type lsCmd struct{ remote }
+type lsCmd struct {
+	remote
+	Tenant string `help:"For administrators: another tenant's adapters, or with * all tenants'; they are then called tenant/name here and by the other verbs." placeholder:"NAME"`
+}
 
 // Run lists the adapters.
 func (c *lsCmd) Run(ctx context.Context) error {
 	var list api.AdapterList
-	if err := c.call(ctx, "GET", "/adapters", nil, &list); err != nil {
+	path := "/adapters"
+	if c.Tenant != "" {
+		path += "?tenant=" + url.QueryEscape(c.Tenant)
+	}
+	if err := c.call(ctx, "GET", path, nil, &list); err != nil {
 		return err
 	}
 	w := table()

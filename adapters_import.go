@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -57,6 +58,7 @@ func (c *exportCmd) Run(ctx context.Context) (err error) {
 
 type importCmd struct {
 	remote
+	refitFlags
 	Dirs     []string `arg:"" help:"PEFT adapters' directories; with --dry-run also folders of such." type:"path" name:"dir"`
 	Name     string   `help:"Adapter to publish it as; its next version where it exists." placeholder:"NAME"`
 	Rank     int      `help:"Rows to project onto; default: its own rank where it fits exactly, else all." placeholder:"N"`
@@ -67,7 +69,13 @@ type importCmd struct {
 }
 
 // Run imports an adapter, or reports over several.
-func (c *importCmd) Run(ctx context.Context) error {
+func (c *importCmd) Run(ctx context.Context, log *slog.Logger) error {
+	if c.Refit != "" {
+		if len(c.Dirs) != 1 || c.Name == "" && !c.DryRun {
+			return errRefitOne
+		}
+		return c.refit(ctx, log)
+	}
 	if c.DryRun {
 		return c.report(ctx)
 	}

@@ -1,12 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	"bhive/adapters"
-	"bhive/adapters/local"
 	"bhive/server/api"
 	"bhive/server/keys"
 )
@@ -15,26 +16,28 @@ import (
 type keysCmd struct {
 	Create createKeyCmd `cmd:"" help:"Make a key and print its secret, this once. The first must be an administrator's."`
 	Ls     lsKeysCmd    `cmd:"" help:"List keys."`
-	Rm     rmKeyCmd     `cmd:"" help:"Revoke a key."`
+	Revoke revokeKeyCmd `cmd:"" aliases:"rm" help:"Revoke a key."`
 }
 
 // keyHolder are the flags that say whose keys.
 type keyHolder struct {
 	remote
-	Data string `help:"Directory of an embedded registry, to work on it without a server; where a server holds it, that server is asked." placeholder:"DIR"`
+	Registry string `help:"Registry whose keys they are, to work on it without a server: a directory or redis://…, as of bhive serve. Where a server holds the directory, that server is asked." placeholder:"URL"`
+	Data     string `help:"The same, for a directory." placeholder:"DIR"`
 }
 
 // ring opens the registry and calls f with its keys. Where a server has it, or none was named, ok is false: the server is to be asked.
-func (h keyHolder) ring(f func(*keys.Ring) error) (ok bool, err error) {
-	if h.Data == "" {
+func (h keyHolder) ring(ctx context.Context, log *slog.Logger, f func(*keys.Ring) error) (ok bool, err error) {
+	name := cmp.Or(h.Registry, h.Data)
+	if name == "" {
 		return false, nil
 	}
-	store, err := local.Open(h.Data, local.Options{})
+	store, err := openStore(ctx, name, log)
 	if errors.Is(err, adapters.ErrStoreLocked) {
 		return false, nil
 	}
 	if err != nil {
-		return false, err
+		return true, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	return true, f(keys.New(store))
@@ -48,10 +51,10 @@ type createKeyCmd struct {
 }
 
 // Run makes a key.
-func (c *createKeyCmd) Run(ctx context.Context) error {
+func (c *createKeyCmd) Run(ctx context.Context, log *slog.Logger) error {
 	var made api.APIKey
 	var secret string
-	ok, err := c.ring(func(r *keys.Ring) (err error) {
+	ok, err := c.ring(ctx, log, func(r *keys.Ring) (err error) {
 		_, secret, err = r.Create(ctx, c.Tenant, keys.Role(c.Role), c.Name)
 		return err
 	})
@@ -71,9 +74,9 @@ func (c *createKeyCmd) Run(ctx context.Context) error {
 type lsKeysCmd struct{ keyHolder }
 
 // Run lists the keys.
-func (c *lsKeysCmd) Run(ctx context.Context) error {
+func (c *lsKeysCmd) Run(ctx context.Context, log *slog.Logger) error {
 	var list api.APIKeyList
-	ok, err := c.ring(func(r *keys.Ring) error {
+	ok, err := c.ring(ctx, log, func(r *keys.Ring) error {
 		all, err := r.List(ctx)
 		for _, k := range all {
 			list.Data = append(list.Data, api.APIKey{Id: k.ID, Tenant: k.Tenant, Role: api.APIKeyRole(k.Role), Created: int(k.Created.Unix()), Name: &k.Name})
@@ -98,14 +101,14 @@ func (c *lsKeysCmd) Run(ctx context.Context) error {
 	return w.Flush()
 }
 
-type rmKeyCmd struct {
+type revokeKeyCmd struct {
 	keyHolder
 	ID string `arg:"" help:"The key's id (see bhive keys ls)."`
 }
 
 // Run revokes a key.
-func (c *rmKeyCmd) Run(ctx context.Context) error {
-	ok, err := c.ring(func(r *keys.Ring) error { return r.Revoke(ctx, c.ID, false) })
+func (c *revokeKeyCmd) Run(ctx context.Context, log *slog.Logger) error {
+	ok, err := c.ring(ctx, log, func(r *keys.Ring) error { return r.Revoke(ctx, c.ID, false) })
 	if !ok && err == nil {
 		err = c.call(ctx, "DELETE", "/admin/keys/"+c.ID, nil, nil)
 	}

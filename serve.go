@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"bhive/adapters"
@@ -42,13 +43,14 @@ type serveCmd struct {
 	MaxTokens    int           `help:"Tokens of a step: decodes first, then chunks of prompts." default:"512"`
 	MaxContext   int           `help:"Longest prompt and text together, in tokens; default: the model's."`
 	BlockTokens  int           `help:"Tokens of a KV block." default:"16"`
-	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB." default:"512"`
+	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB; 0: what the device has left. Default: 0 on a GPU, 512 on the CPU." default:"-1"`
+	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9"`
 	QueueLimit   int           `help:"Requests that may wait." default:"1024"`
 	PrefixCache  bool          `help:"Reuse the K and V of common prefixes." default:"true" negatable:""`
 	TrainShare   float64       `help:"Share of the time that training may take while requests run." default:"0.2"`
 	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"20ms"`
 	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
-	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
+	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
 }
@@ -93,6 +95,38 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
+	// The address answers from here on: alive, and not ready before the model is loaded.
+	config := server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}
+	front, err := server.NewFront(config, store, log)
+	if err != nil {
+		return err
+	}
+	listener, err := front.Listen(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("loading", "address", "http://"+listener.Addr().String(), "model", modelName(c.Model))
+	serving, stopServing := context.WithCancel(ctx)
+	served := make(chan error, 1)
+	go func() {
+		served <- front.Run(serving, listener)
+		stopServing()
+	}()
+	// Whatever ends this, nobody is served by what is closed.
+	drain := sync.OnceValue(func() error {
+		stopServing()
+		return <-served
+	})
+	defer func() { err = errors.Join(err, drain()) }()
+	err = c.serve(serving, log, store, config, front, listener.Addr().String(), drain)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) { // asked to end while it was loading
+		return nil
+	}
+	return err
+}
+
+// serve loads the model, lets front serve it until ctx ends, and ends everything when drain has returned.
+func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.Store, config server.Config, front *server.Front, address string, drain func() error) (err error) {
 	var encode func(string) []int
 	l, err := c.load(ctx, log, storedBasis(store, c.basisFlags, log, func(s string) []int { return encode(s) }),
 		func(t *tokenizer.Tokenizer) { encode = func(s string) []int { return t.Encode(s, true) } })
@@ -107,28 +141,42 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: l.model.Geometry, DType: device.DType(), Slots: c.AdapterSlots, DeviceBytes: c.DeviceMiB << 20,
+	defer device.Close()
+	memory := c.memory(l.backend.Info())
+	if err := device.Reserve(memory.adapters, c.HostMiB<<20); err != nil {
+		return fmt.Errorf("%w; see --adapter-mib and --adapter-host-mib", err)
+	}
+	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: l.model.Geometry, DType: device.DType(), Slots: c.AdapterSlots, DeviceBytes: memory.inUse,
 		HostBytes: c.HostMiB << 20, Wake: func() { engine.Wake() }, Check: adapters.CheckVersion(l.model.Basis)}, store, device)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
+	defer func() {
+		err = errors.Join(err, pool.Close())
+		device.Close()
+		l.backend.FreeStream(stream)
+	}()
 	registry := adapters.NewRegistry(store, func(ch adapters.Change) {
 		if ch.Kind == adapters.VersionDeleted || ch.Kind == adapters.AdapterDeleted {
 			pool.Forget(ch.Tenant, ch.Name, ch.Number)
 		}
 	})
 	metrics := server.NewMetrics()
-	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
+	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: memory.kv, MemoryUtilization: memory.utilization, Reserve: memory.later,
 		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
 		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}
 	if err := engine.Open(); err != nil {
+		if errors.Is(err, infer.ErrNoMemory) {
+			err = fmt.Errorf("%w; see --kv-mib, --gpu-memory-utilization and --adapter-mib", err)
+		}
 		return err
 	}
 	defer engine.Close()
+	log.Info("memory", "kv_mib", engine.Config().KVBytes>>20, "kv_tokens", engine.Config().KVBlocks*engine.Config().BlockTokens, "adapter_mib", memory.inUse>>20,
+		"free_mib", l.backend.Info().MemoryFree>>20)
 	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
@@ -141,20 +189,13 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 			return err
 		}
 	}
-	s, err := server.New(server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
+	s, err := server.New(config, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
 		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, ToolCalls: calls, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})
 	if err != nil {
 		return err
 	}
-	listener, err := s.Listen(ctx)
-	if err != nil {
-		return err
-	}
-	log.Info("serving", "address", "http://"+listener.Addr().String(), "model", l.name)
-	c.hint(listener.Addr().String())
-
 	// The parts stop in this order: HTTP drains, then training is checkpointed, then the engine ends.
 	run, stopParts := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopParts()
@@ -183,10 +224,14 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return jobs.Run(ctx)
 	})
 	engine.SetBackground(jobs)
-	serving, stopServing := context.WithCancel(ctx)
-	defer stopServing()
-	context.AfterFunc(run, stopServing)
-	err = s.Run(serving, listener)
+	front.Serve(s)
+	log.Info("serving", "address", "http://"+address, "model", l.name)
+	c.hint(address)
+	select {
+	case <-ctx.Done():
+	case <-run.Done(): // the engine failed
+	}
+	err = drain()
 	stopParts()
 	return errors.Join(err, g.Wait())
 }

@@ -27,14 +27,8 @@ type ModuleKept struct {
 // ErrBaseMismatch where the geometries differ and ErrRank unless 1 ≤ r ≤ R.
 func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 	var report Projection
-	if p.Geometry != b.Geometry {
-		return nil, report, fmt.Errorf("projecting an adapter: %w", ErrBaseMismatch)
-	}
-	if err := b.ofBase(p); err != nil {
+	if err := b.canHold(p, r); err != nil {
 		return nil, report, fmt.Errorf("projecting an adapter: %w", err)
-	}
-	if r < 1 || r > b.R {
-		return nil, report, fmt.Errorf("projecting an adapter: %w: %d is not in 1 … %d", ErrRank, r, b.R)
 	}
 	w := NewWeights(b.Geometry, r, p.Scaling*float64(r))
 	w.Scaling = p.Scaling
@@ -72,6 +66,20 @@ func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 		report.Kept = kept / total
 	}
 	return w, report, nil
+}
+
+// canHold says why the first r rows cannot hold the adapter, whatever is lost of it.
+func (b *Basis) canHold(p *PEFT, r int) error {
+	if p.Geometry != b.Geometry {
+		return ErrBaseMismatch
+	}
+	if err := b.ofBase(p); err != nil {
+		return err
+	}
+	if r < 1 || r > b.R {
+		return fmt.Errorf("%w: %d is not in 1 … %d", ErrRank, r, b.R)
+	}
+	return nil
 }
 
 // ofBase says (ErrBaseMismatch) that an adapter was exported for another base than the basis'.

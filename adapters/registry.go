@@ -45,7 +45,8 @@ type Registry struct {
 	onChange func(Change)
 
 	mu         sync.Mutex
-	following  bool // Run sees all changes, so what is remembered is true
+	following  bool      // Run sees all changes, so what is remembered is true
+	away       time.Time // until then the store is not asked for what is remembered: it failed just now
 	generation uint64
 	names      map[nameKey]*remembered
 }
@@ -63,7 +64,10 @@ func NewRegistry(s Store, onChange func(Change)) *Registry {
 	return &Registry{Store: s, onChange: onChange, names: map[nameKey]*remembered{}}
 }
 
-const retryFeed = time.Second
+const (
+	retryFeed  = time.Second
+	leaveAlone = 2 * time.Second // how long a store that failed is not asked for what is remembered: a request for a loaded adapter must not wait for it each time
+)
 
 // Run follows the change feed until ctx ends, whatever the store's outages. Without it every Resolve asks the store.
 func (r *Registry) Run(ctx context.Context) error {
@@ -90,6 +94,11 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 		if err != nil {
 			r.setFollowing(false)
+			if errors.Is(err, ErrStoreUnavailable) {
+				r.mu.Lock()
+				r.away = time.Now().Add(leaveAlone)
+				r.mu.Unlock()
+			}
 			known = known && !errors.Is(err, ErrCursorLost)
 			if errors.Is(err, ErrClosed) {
 				return err
@@ -143,14 +152,17 @@ func (r *Registry) version(ctx context.Context, tenant, name string, number int)
 	key := nameKey{tenant, name}
 	r.mu.Lock()
 	have, ok := r.recall(key, number)
-	following, generation := r.following, r.generation
+	known, generation := r.following || time.Now().Before(r.away), r.generation
 	r.mu.Unlock()
-	if ok && following {
+	if ok && known {
 		return have, nil
 	}
 	v, err := r.Store.Get(ctx, tenant, name, number)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if errors.Is(err, ErrStoreUnavailable) {
+		r.away = time.Now().Add(leaveAlone)
+	}
 	switch {
 	case err == nil:
 		if r.generation == generation {

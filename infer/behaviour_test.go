@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -137,6 +138,16 @@ func TestRequests(t *testing.T) {
 		_, err := e.Submit(t.Context(), Request{Prompt: make([]int, 256), Params: p})
 		if !errors.Is(err, ErrPromptTooLong) || !strings.Contains(err.Error(), "256 tokens") {
 			t.Error(err)
+		}
+		p.MaxTokens = 6
+		if got := generate(t, e, Request{Prompt: long, Params: p})[0]; got.Usage.Completion != 6 {
+			t.Errorf("%+v", got)
+		}
+		for _, n := range []int{7, math.MaxInt} {
+			p.MaxTokens = n
+			if _, err := e.Submit(t.Context(), Request{Prompt: long, Params: p}); !errors.Is(err, ErrMaxTokens) || !strings.Contains(err.Error(), "256 tokens") {
+				t.Error(err)
+			}
 		}
 	})
 	t.Run("bad requests", func(t *testing.T) {

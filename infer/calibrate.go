@@ -29,7 +29,7 @@ func CalibrationTexts() []string {
 // CalibrateConfig says how inputs are measured. The zero value of a field is its default.
 type CalibrateConfig struct {
 	// Skip is the number of first tokens of each sequence that do not count: attention makes outliers of them that would
-	// hide everything else. Default 4.
+	// hide everything else. Default 4; below 0: all count.
 	Skip int
 	// Bytes bounds the memory of moments on the device; the model is run again for each group of layers that fits. Default 1 GiB.
 	Bytes  int64
@@ -42,6 +42,7 @@ func Calibrate(ctx context.Context, m *Model, sequences [][]int32, c CalibrateCo
 	if c.Skip == 0 {
 		c.Skip = 4
 	}
+	c.Skip = max(c.Skip, 0)
 	if c.Bytes == 0 {
 		c.Bytes = 1 << 30
 	}

@@ -20,7 +20,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	err := e.loop(ctx)
 	for _, f := range e.flights { // nothing may be under way when memory is freed
-		e.run.wait(f)
+		e.run.wait(f, nil)
 	}
 	e.flights = nil
 	cause := err
@@ -186,7 +186,7 @@ func (e *Engine) prepare(q *sequence, f *flight) {
 func (e *Engine) collect() error {
 	f := e.flights[0]
 	e.flights = e.flights[:copy(e.flights, e.flights[1:])]
-	err := e.run.wait(f)
+	err := e.run.wait(f, e.meanwhile)
 	read := time.Now()
 	if errors.Is(err, errSticky) {
 		return err

@@ -25,7 +25,7 @@ func (s *Server) withAccessLog(next http.Handler) http.Handler {
 			}
 			s.metrics.observeHTTP(r.Method, route, status, took)
 			log := s.log.InfoContext
-			if route == "/metrics" || route == "/health" || route == "/ping" {
+			if route == "/metrics" || route == "/health" || route == "/ready" || route == "/ping" {
 				log = s.log.DebugContext
 			}
 			log(r.Context(), "request", "request", requestID(r.Context()), "method", r.Method, "path", r.URL.Path, "status", status,

@@ -30,9 +30,13 @@ func notFound(name string) *apiError {
 }
 
 // adapter gathers what is known of a name: its live version and its latest job. A name with neither is a 404.
-func (s *Server) adapter(r *http.Request, name string) (api.Adapter, error) {
-	ctx := r.Context()
-	a := api.Adapter{Name: name, Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name}
+func (s *Server) adapter(ctx context.Context, name string) (api.Adapter, error) {
+	a := api.Adapter{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name}
+	// The job before the version: what a job that has succeeded published is there then.
+	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 1})
+	if err != nil {
+		return a, err
+	}
 	v, err := s.d.Store.Get(ctx, tenant(ctx), name, 0)
 	switch {
 	case err == nil:
@@ -41,19 +45,15 @@ func (s *Server) adapter(r *http.Request, name string) (api.Adapter, error) {
 	case !errors.Is(err, adapters.ErrNotFound):
 		return a, err
 	}
-	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 1})
-	if err != nil {
-		return a, err
-	}
 	if len(jobs) > 0 {
-		job := shownJob(jobs[0])
+		job := shownJob(ctx, jobs[0])
 		a.Job = &job
 		if a.Version == nil {
 			a.Created = job.Created
 		}
 	}
 	if a.Version == nil && (a.Job == nil || jobs[0].State == finetune.Succeeded) { // what it published was deleted
-		return a, notFound(name)
+		return a, notFound(a.Name)
 	}
 	return a, nil
 }
@@ -73,13 +73,14 @@ func shownVersion(v adapters.Version, live int) api.Version {
 
 func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
-	names := map[string]bool{}
+	type named struct{ tenant, name string }
+	names := map[named]bool{}
 	all, err := s.d.Store.List(ctx, tenant(ctx))
 	if err != nil {
 		return err
 	}
 	for _, a := range all {
-		names[a.Name] = true
+		names[named{a.Tenant, a.Name}] = true
 	}
 	// A job that has ended has left a version, or nothing worth a line.
 	jobs, err := s.d.Store.ListJobs(ctx, tenant(ctx), unfinished...)
@@ -87,18 +88,18 @@ func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	for _, record := range jobs {
-		j, err := s.d.Jobs.Get(ctx, tenant(ctx), record.ID)
+		j, err := s.d.Jobs.Get(ctx, record.Tenant, record.ID)
 		if errors.Is(err, finetune.ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		names[j.Spec.Name] = true
+		names[named{record.Tenant, j.Spec.Name}] = true
 	}
 	list := api.AdapterList{Object: api.AdapterListObjectList, Data: []api.Adapter{}}
-	for name := range names {
-		a, err := s.adapter(r, name)
+	for n := range names {
+		a, err := s.adapter(actFor(ctx, n.tenant), n.name)
 		var gone *apiError
 		if errors.As(err, &gone) && gone.Status == http.StatusNotFound {
 			continue
@@ -118,7 +119,7 @@ func (s *Server) getAdapter(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	a, err := s.adapter(r, name)
+	a, err := s.adapter(r.Context(), name)
 	if err != nil {
 		return err
 	}
@@ -135,7 +136,7 @@ func (s *Server) deleteAdapter(w http.ResponseWriter, r *http.Request) error {
 	if err := s.remove(r.Context(), tenant(r.Context()), name); err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, api.Deleted{Id: name, Object: "adapter", Deleted: true})
+	writeJSON(w, http.StatusOK, api.Deleted{Id: shownID(r.Context(), tenant(r.Context()), name), Object: "adapter", Deleted: true})
 	return nil
 }
 
@@ -236,7 +237,7 @@ func (s *Server) deleteVersion(w http.ResponseWriter, r *http.Request) error {
 	if err := s.d.Registry.Delete(r.Context(), tenant(r.Context()), name, n); err != nil {
 		return versionError(err, id)
 	}
-	writeJSON(w, http.StatusOK, api.Deleted{Id: id, Object: "adapter.version", Deleted: true})
+	writeJSON(w, http.StatusOK, api.Deleted{Id: shownID(r.Context(), tenant(r.Context()), id), Object: "adapter.version", Deleted: true})
 	return nil
 }
 
@@ -285,7 +286,7 @@ func (s *Server) rollback(w http.ResponseWriter, r *http.Request) error {
 	if _, err := s.d.Registry.SetLive(ctx, tenant(ctx), name, to.Number); err != nil {
 		return versionError(err, name)
 	}
-	a, err := s.adapter(r, name)
+	a, err := s.adapter(r.Context(), name)
 	if err != nil {
 		return err
 	}

@@ -102,7 +102,6 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	echo := q.Echo != nil && *q.Echo
-	p.MaxTokens = s.config.DefaultMaxTokens
 	set(&p.MaxTokens, q.MaxTokens)
 	only := p.MaxTokens == 0 && q.MaxTokens != nil // the prompt alone is wanted
 	if only {
@@ -135,6 +134,9 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	}
 	var requests []infer.Request
 	for _, prompt := range ids {
+		if q.MaxTokens == nil { // what room there is, up to the default
+			p.MaxTokens = max(1, min(s.config.DefaultMaxTokens, s.d.Engine.Config().MaxContext-len(prompt)))
+		}
 		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p,
 			Constrain: constrain})
 	}

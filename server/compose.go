@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/url"
 
 	"bhive/adapters"
 	"bhive/server/api"
@@ -59,7 +60,7 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		if weight := one.Parts[0].Weight; math.Abs(weight) > maxWeight {
 			return badField(field+".weight", "%s.weight: must be in −%g … %g, is %g", field, maxWeight, maxWeight, weight)
 		}
-		if _, err := s.d.Registry.Resolve(ctx, tenant(ctx), one, false); errors.Is(err, adapters.ErrNotFound) {
+		if _, err := s.d.Registry.Resolve(ctx, tenant(ctx), one, callerOf(ctx).admin); errors.Is(err, adapters.ErrNotFound) {
 			e := modelNotFound(*p.Model)
 			e.Param = field + ".model"
 			return e
@@ -73,7 +74,7 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	defer leave()
-	target, err := s.d.Registry.Resolve(ctx, tenant(ctx), ref, false)
+	target, err := s.d.Registry.Resolve(ctx, tenant(ctx), ref, callerOf(ctx).admin)
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	shown := shownVersion(v, v.Number)
-	w.Header().Set("Location", "/adapters/"+name)
-	writeJSON(w, http.StatusCreated, api.Adapter{Name: name, Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name, Created: int(v.CreatedAt.Unix()), LiveVersion: &v.Number, Version: &shown})
+	w.Header().Set("Location", "/adapters/"+url.PathEscape(shownID(ctx, tenant(ctx), name)))
+	writeJSON(w, http.StatusCreated, api.Adapter{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name, Created: int(v.CreatedAt.Unix()), LiveVersion: &v.Number, Version: &shown})
 	return nil
 }

@@ -28,8 +28,8 @@ const (
 	formBytes   = 1 << 20     // of a multipart body beside its file
 )
 
-func shownFile(f adapters.File) api.File {
-	return api.File{Id: f.ID, Object: "file", Bytes: int(f.Bytes), CreatedAt: int(f.CreatedAt.Unix()), Filename: f.Name,
+func shownFile(ctx context.Context, f adapters.File) api.File {
+	return api.File{Id: shownID(ctx, f.Tenant, f.ID), Object: "file", Bytes: int(f.Bytes), CreatedAt: int(f.CreatedAt.Unix()), Filename: f.Name,
 		Purpose: api.FilePurpose(f.Purpose), Status: "processed"}
 }
 
@@ -119,7 +119,7 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, shownFile(f))
+	writeJSON(w, http.StatusOK, shownFile(r.Context(), f))
 	return nil
 }
 
@@ -215,10 +215,10 @@ func (s *Server) listFiles(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return badField("order", "order: must be asc or desc, is %q", order)
 	}
-	part, more := page(all, func(f adapters.File) string { return f.ID }, query.Get("after"), limit)
+	part, more := page(all, func(f adapters.File) string { return f.ID }, bareID(query.Get("after")), limit)
 	list := api.FileList{Object: "list", Data: []api.File{}, HasMore: more}
 	for _, f := range part {
-		list.Data = append(list.Data, shownFile(f))
+		list.Data = append(list.Data, shownFile(r.Context(), f))
 	}
 	if n := len(list.Data); n > 0 {
 		list.FirstId, list.LastId = &list.Data[0].Id, &list.Data[n-1].Id
@@ -232,7 +232,7 @@ func (s *Server) retrieveFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, shownFile(f))
+	writeJSON(w, http.StatusOK, shownFile(r.Context(), f))
 	return nil
 }
 
@@ -266,6 +266,6 @@ func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request) error {
 	} else if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, api.Deleted{Id: f.ID, Object: "file", Deleted: true})
+	writeJSON(w, http.StatusOK, api.Deleted{Id: shownID(r.Context(), f.Tenant, f.ID), Object: "file", Deleted: true})
 	return nil
 }

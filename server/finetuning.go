@@ -236,7 +236,7 @@ func (s *Server) createFineTuningJob(w http.ResponseWriter, r *http.Request) err
 	if err != nil {
 		return q.rename(err)
 	}
-	writeJSON(w, http.StatusOK, s.shownTuning(job))
+	writeJSON(w, http.StatusOK, s.shownTuning(r.Context(), job))
 	return nil
 }
 
@@ -245,13 +245,13 @@ func (s *Server) listFineTuningJobs(w http.ResponseWriter, r *http.Request) erro
 	if err != nil {
 		return err
 	}
-	jobs, more, err := s.d.Jobs.List(r.Context(), tenant(r.Context()), finetune.ListOptions{After: r.URL.Query().Get("after"), Limit: limit})
+	jobs, more, err := s.d.Jobs.List(r.Context(), tenant(r.Context()), finetune.ListOptions{After: bareID(r.URL.Query().Get("after")), Limit: limit})
 	if err != nil {
 		return err
 	}
 	list := []tuningJob{}
 	for _, j := range jobs {
-		list = append(list, s.shownTuning(j))
+		list = append(list, s.shownTuning(r.Context(), j))
 	}
 	writeJSON(w, http.StatusOK, tuningList{"list", list, more})
 	return nil
@@ -262,7 +262,7 @@ func (s *Server) retrieveFineTuningJob(w http.ResponseWriter, r *http.Request) e
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, s.shownTuning(job))
+	writeJSON(w, http.StatusOK, s.shownTuning(r.Context(), job))
 	return nil
 }
 
@@ -273,7 +273,7 @@ func (s *Server) tuningAction(act func(context.Context, string, string) (finetun
 		if err != nil {
 			return err
 		}
-		writeJSON(w, http.StatusOK, s.shownTuning(job))
+		writeJSON(w, http.StatusOK, s.shownTuning(r.Context(), job))
 		return nil
 	}
 }
@@ -309,7 +309,7 @@ func (s *Server) listTuningCheckpoints(w http.ResponseWriter, r *http.Request) e
 	}
 	all := []tuningCheckpoint{}
 	if job.Result != nil {
-		all = append(all, shownCheckpoint(job))
+		all = append(all, shownCheckpoint(r.Context(), job))
 	}
 	part, more := page(all, func(c tuningCheckpoint) string { return c.ID }, r.URL.Query().Get("after"), limit)
 	writeJSON(w, http.StatusOK, tuningList{"list", append([]tuningCheckpoint{}, part...), more})

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -61,9 +62,14 @@ type tuningMethod struct {
 
 func unix(t time.Time) *int64 { n := t.Unix(); return &n }
 
-func (s *Server) shownTuning(j finetune.Job) tuningJob {
+func (s *Server) shownTuning(ctx context.Context, j finetune.Job) tuningJob {
 	spec := j.Spec
-	out := tuningJob{ID: j.ID, Object: "fine_tuning.job", CreatedAt: j.Created.Unix(), Model: spec.Parent, OrganizationID: j.Tenant, ResultFiles: []string{}, Seed: spec.Seed,
+	for _, id := range []*string{&spec.Parent, &spec.TrainingFile, &spec.ValidationFile} {
+		if *id != "" && !strings.Contains(*id, "/") {
+			*id = shownID(ctx, j.Tenant, *id)
+		}
+	}
+	out := tuningJob{ID: shownID(ctx, j.Tenant, j.ID), Object: "fine_tuning.job", CreatedAt: j.Created.Unix(), Model: spec.Parent, OrganizationID: j.Tenant, ResultFiles: []string{}, Seed: spec.Seed,
 		Status: j.State, Suffix: spec.Name, TrainingFile: spec.TrainingFile, Integrations: []string{}, Metadata: spec.Metadata}
 	if out.Model == "" {
 		out.Model = s.d.Model.Name
@@ -84,7 +90,8 @@ func (s *Server) shownTuning(j finetune.Job) tuningJob {
 		out.TrainedTokens = &j.Progress.TrainedTokens
 	}
 	if j.Result != nil {
-		out.FineTunedModel = &j.Result.Adapter
+		model := shownID(ctx, j.Tenant, j.Result.Adapter)
+		out.FineTunedModel = &model
 	}
 	if e := j.Error; e != nil {
 		out.Error = &tuningError{Code: e.Code, Message: e.Message}
@@ -147,10 +154,10 @@ type tuningCheckpoint struct {
 	Step      int            `json:"step_number"`
 }
 
-func shownCheckpoint(j finetune.Job) tuningCheckpoint {
+func shownCheckpoint(ctx context.Context, j finetune.Job) tuningCheckpoint {
 	v := j.Result
-	out := tuningCheckpoint{ID: "ftckpt-" + strings.TrimPrefix(j.ID, "ftjob-"), Object: "fine_tuning.job.checkpoint", Model: fmt.Sprintf("%s@%d", v.Adapter, v.Version),
-		Job: j.ID, Step: v.Step, Metrics: map[string]any{"step": v.Step}}
+	out := tuningCheckpoint{ID: "ftckpt-" + strings.TrimPrefix(j.ID, "ftjob-"), Object: "fine_tuning.job.checkpoint", Model: fmt.Sprintf("%s@%d", shownID(ctx, j.Tenant, v.Adapter), v.Version),
+		Job: shownID(ctx, j.Tenant, j.ID), Step: v.Step, Metrics: map[string]any{"step": v.Step}}
 	if j.Finished != nil {
 		out.CreatedAt = j.Finished.Unix()
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 var unfinished = []string{string(finetune.Queued), string(finetune.ValidatingFiles), string(finetune.Running), string(finetune.Paused)}
 
 // shownJob is a job as the API gives it.
-func shownJob(j finetune.Job) api.Job {
+func shownJob(ctx context.Context, j finetune.Job) api.Job {
 	seconds := func(t *time.Time) *int {
 		if t == nil {
 			return nil
@@ -27,7 +28,7 @@ func shownJob(j finetune.Job) api.Job {
 	}
 	number := func(v float64) *float32 { f := float32(v); return &f }
 	p := j.Progress
-	out := api.Job{Id: j.ID, State: api.JobState(j.State), Created: int(j.Created.Unix()), Started: seconds(j.Started), Finished: seconds(j.Finished),
+	out := api.Job{Id: shownID(ctx, j.Tenant, j.ID), State: api.JobState(j.State), Created: int(j.Created.Unix()), Started: seconds(j.Started), Finished: seconds(j.Finished),
 		Step: &p.Step, Steps: &p.Steps, Epoch: number(p.Epoch)}
 	if p.Step > 0 {
 		out.Loss, out.LearningRate, out.TokensPerSecond, out.SecondsLeft = number(p.Loss), number(p.LearningRate), number(p.TokensPerSec), number(p.SecondsLeft)
@@ -66,6 +67,9 @@ func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSp
 	case "application/x-ndjson", "application/jsonl", "application/ndjson", "text/plain", "application/octet-stream":
 		fields := map[string]json.RawMessage{}
 		for name, values := range r.URL.Query() {
+			if name == tenantParam {
+				continue
+			}
 			raw := json.RawMessage(values[0])
 			if name == "name" || !json.Valid(raw) {
 				raw = quote(values[0])
@@ -85,11 +89,11 @@ func (s *Server) submitJob(w http.ResponseWriter, r *http.Request, spec finetune
 	if _, err := s.submitSpec(r.Context(), spec); err != nil {
 		return err
 	}
-	a, err := s.adapter(r, spec.Name)
+	a, err := s.adapter(r.Context(), spec.Name)
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Location", "/adapters/"+spec.Name)
+	w.Header().Set("Location", "/adapters/"+url.PathEscape(a.Name))
 	writeJSON(w, http.StatusAccepted, a)
 	return nil
 }
@@ -141,7 +145,7 @@ func (s *Server) listJobs(w http.ResponseWriter, r *http.Request) error {
 	}
 	list := api.JobList{Object: api.JobListObjectList, Data: []api.Job{}}
 	for _, j := range jobs {
-		list.Data = append(list.Data, shownJob(j))
+		list.Data = append(list.Data, shownJob(r.Context(), j))
 	}
 	writeJSON(w, http.StatusOK, list)
 	return nil
@@ -173,7 +177,7 @@ func (s *Server) jobAction(act func(context.Context, string, string) (finetune.J
 		if _, err := act(r.Context(), tenant(r.Context()), job.ID); err != nil {
 			return err
 		}
-		a, err := s.adapter(r, job.Spec.Name)
+		a, err := s.adapter(r.Context(), job.Spec.Name)
 		if err != nil {
 			return err
 		}

@@ -75,7 +75,7 @@ func TestLifeOfAKey(t *testing.T) {
 		anna.do(method, path, nil).wantError(403, "", "admin_required")
 	}
 	admin.get("/metrics").want(200)
-	for _, path := range []string{"/health", "/ping", "/version", "/openapi.yaml"} {
+	for _, path := range []string{"/health", "/ready", "/ping", "/version", "/openapi.yaml"} {
 		c.get(path).want(200)
 	}
 
@@ -157,7 +157,7 @@ var absent = map[string]struct {
 }
 
 // unowned are the routes that name nothing of a tenant's: lists, which TestTenants looks into, and what is everybody's or an administrator's.
-var unowned = []string{"GET /v1/models", "GET /adapters", "GET /v1/files", "POST /v1/files", "GET /v1/fine_tuning/jobs", "GET /ping", "POST /ping", "GET /basis", "GET /health", "GET /version", "GET /openapi.yaml", "GET /metrics",
+var unowned = []string{"GET /v1/models", "GET /adapters", "GET /v1/files", "POST /v1/files", "GET /v1/fine_tuning/jobs", "GET /ping", "POST /ping", "GET /basis", "GET /basis/file", "GET /health", "GET /ready", "GET /version", "GET /openapi.yaml", "GET /metrics",
 	"POST /adapters/{name}/import", "POST /v1/load_lora_adapter", "POST /v1/unload_lora_adapter", "GET /admin/keys", "POST /admin/keys", "DELETE /admin/keys/{id}"}
 
 func TestTenants(t *testing.T) {
@@ -258,9 +258,87 @@ func TestTenants(t *testing.T) {
 		t.Errorf("the model is %s", mustJSON(m))
 	}
 	admin.get("/adapters/ben%2Fof-ben/versions").want(200)
+	acrossTenants(t, admin, anna, ben, file, job)
 	admin.get("/adapters/no%20body%2Fx").wantError(404, "name", "adapter_not_found")
 	admin.post("/adapters/ben%2Ftraining/cancel", nil).want(200)
 	admin.do("DELETE", "/adapters/ben%2Fof-ben", nil).want(200)
 	ben.get("/adapters/of-ben").wantError(404, "name", "adapter_not_found")
 	anna.get("/adapters/of-anna").want(200)
+}
+
+// acrossTenants looks at the adapters, files and jobs of others as an administrator, and as somebody who is none. file and job are ben's.
+func acrossTenants(t *testing.T, admin, anna, ben *client, file, job string) {
+	t.Helper()
+	has := func(c *client, path string, want bool, parts ...string) {
+		t.Helper()
+		got := string(c.get(path).want(200).Body)
+		for _, p := range parts {
+			if strings.Contains(got, p) != want {
+				t.Errorf("%s has %s: %v, want %v: %s", path, p, !want, want, got)
+			}
+		}
+	}
+	for path, here := range map[string]struct{ his, hers string }{
+		"/adapters":            {`"ben/of-ben"`, `"anna/of-anna"`},
+		"/v1/models":           {`"ben/of-ben"`, `"anna/of-anna"`},
+		"/v1/files":            {`"ben/` + file + `"`, "anna/file-"},
+		"/v1/fine_tuning/jobs": {`"ben/` + job + `"`, "anna/ftjob-"},
+	} {
+		has(admin, path+"?tenant=ben", true, here.his)
+		has(admin, path+"?tenant=ben", false, here.hers)
+		has(admin, path+"?tenant=*", true, here.his)
+		has(admin, path+"?tenant=nobody", false, here.his, here.hers)
+		has(ben, path+"?tenant=ben", false, here.his) // to him it has no other name
+		anna.get(path+"?tenant=ben").wantError(403, "", "admin_required")
+		anna.get(path+"?tenant=*").wantError(403, "", "admin_required")
+		admin.get(path+"?tenant=no%20body").wantError(400, "tenant", "")
+	}
+	has(admin, "/adapters?tenant=*", true, `"anna/style"`, `"ben/style"`, `"ben/training"`)
+
+	// What a list calls something is what its routes take.
+	var a api.Adapter
+	admin.get("/adapters/ben%2Ftraining").want(200).into(&a)
+	if a.Name != "ben/training" || a.Job == nil || a.Job.Id != "ben/"+job {
+		t.Errorf("ben's adapter is %s", mustJSON(a))
+	}
+	var f api.File
+	admin.get("/v1/files/ben%2F" + file).want(200).into(&f)
+	if f.Id != "ben/"+file {
+		t.Errorf("ben's file is %s", mustJSON(f))
+	}
+	if got := string(admin.get("/v1/files/ben%2F" + file + "/content").want(200).Body); got != lines(pirates()) {
+		t.Errorf("ben's file holds %q", got)
+	}
+	admin.get("/v1/files/"+file).wantError(404, "id", "file_not_found") // not of the administrator's own tenant
+	admin.get("/v1/files/anna%2F"+file).wantError(404, "id", "file_not_found")
+	var j tuningJob
+	admin.get("/v1/fine_tuning/jobs/ben%2F" + job).want(200).into(&j)
+	if j.ID != "ben/"+job || j.TrainingFile != "ben/"+file || j.Model != "demo" || j.OrganizationID != "ben" {
+		t.Errorf("ben's job is %s", mustJSON(j))
+	}
+	has(admin, "/v1/fine_tuning/jobs/ben%2F"+job+"/events", true, "ftevent-")
+	admin.get("/v1/fine_tuning/jobs/anna%2F"+job).wantError(404, "", "job_not_found")
+	anna.get("/v1/fine_tuning/jobs/ben%2F"+job).wantError(404, "", "job_not_found")
+	anna.get("/v1/files/ben%2F"+file).wantError(404, "id", "file_not_found")
+	ben.get("/v1/files/ben%2F" + file).want(200)
+
+	// Made for another tenant, it is that tenant's.
+	admin.post("/adapters?tenant=anna", object{"name": "gift", "rank": 4, "max_steps": 5000, "examples": pirates()}).want(202).into(&a)
+	if a.Name != "anna/gift" {
+		t.Errorf("the gift is called %q", a.Name)
+	}
+	admin.do("POST", "/adapters?name=gift-too&rank=4&max_steps=5000&tenant=anna", lines(pirates()), "Content-Type", "application/x-ndjson").want(202)
+	for _, name := range []string{"gift", "gift-too"} {
+		anna.get("/adapters/" + name).want(200)
+		admin.get("/adapters/"+name).wantError(404, "name", "adapter_not_found")
+		admin.do("DELETE", "/adapters/anna%2F"+name, nil).want(200)
+		anna.get("/adapters/" + name).want(200).into(&a) // the job is left to look at
+		if a.Job == nil || a.LiveVersion != nil {
+			t.Errorf("deleted, %s is %s", name, mustJSON(a))
+		}
+	}
+	admin.post("/adapters?tenant=*", object{"name": "x", "examples": pirates()}).wantError(400, "tenant", "")
+	anna.post("/adapters?tenant=ben", object{"name": "x", "examples": pirates()}).wantError(403, "", "admin_required")
+	admin.post("/adapters/sum/compose", object{"parts": []object{{"model": "anna/style", "weight": 0.5}, {"model": "ben/style", "weight": 0.5}}}).want(201)
+	admin.do("DELETE", "/adapters/sum", nil).want(200)
 }

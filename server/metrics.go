@@ -23,6 +23,7 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 	deps     Deps // set by New
+	probe    *probe
 
 	http       *prometheus.CounterVec
 	httpTime   *prometheus.HistogramVec
@@ -65,8 +66,8 @@ func NewMetrics() *Metrics {
 }
 
 // bind adds what the server's parts say of themselves.
-func (m *Metrics) bind(d Deps) {
-	m.deps = d
+func (m *Metrics) bind(d Deps, p *probe) {
+	m.deps, m.probe = d, p
 	m.registry.MustRegister((*snapshot)(m))
 }
 
@@ -162,6 +163,7 @@ var (
 	descEvictions   = desc("bhive_adapter_evictions_total", "Adapters evicted from the device.")
 	descJobs        = desc("bhive_training_jobs", "Training jobs that have not ended, by state.", "state")
 	descTraining    = desc("bhive_training_tokens_per_second", "Tokens that running jobs train on, a second.")
+	descUp          = desc("bhive_registry_up", "1 while the registry answers, else 0.")
 	descFailures    = desc("bhive_adapter_load_failures_total", "Adapters that could not be loaded.")
 )
 
@@ -204,7 +206,12 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	counter(descEvictions, float64(p.Evictions))
 	counter(descFailures, float64(p.Failures))
 
-	s.training(gauge)
+	up := 0.0
+	if s.probe.check(context.Background()) == nil {
+		up = 1
+		s.training(gauge)
+	}
+	gauge(descUp, up)
 
 	running, waiting := strings.Join(modelNames(p.Resident), ","), strings.Join(modelNames(p.Waiting), ",")
 	s.loraMu.Lock()

@@ -51,14 +51,14 @@ func (s *Server) listModels(w http.ResponseWriter, r *http.Request) error {
 		if a.Live == 0 {
 			continue
 		}
-		v, err := s.d.Store.Get(r.Context(), tenant(r.Context()), a.Name, a.Live)
+		v, err := s.d.Store.Get(r.Context(), a.Tenant, a.Name, a.Live)
 		if errors.Is(err, adapters.ErrNotFound) {
 			continue // deleted meanwhile
 		}
 		if err != nil {
 			return err
 		}
-		list.Data = append(list.Data, s.adapterModel(tenant(r.Context()), a.Name, adapters.Target{Parts: []adapters.TargetPart{{Version: v, Weight: 1}}}))
+		list.Data = append(list.Data, s.adapterModel(callerOf(r.Context()).home, shownID(r.Context(), a.Tenant, a.Name), adapters.Target{Parts: []adapters.TargetPart{{Version: v, Weight: 1}}}))
 	}
 	writeJSON(w, http.StatusOK, list)
 	return nil

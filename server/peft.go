@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	"bhive/adapters"
@@ -122,7 +123,7 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 		writeJSON(w, http.StatusOK, out)
 		return nil
 	}
-	w.Header().Set("Location", "/adapters/"+name)
+	w.Header().Set("Location", "/adapters/"+url.PathEscape(out.Name))
 	writeJSON(w, http.StatusCreated, out)
 	return nil
 }
@@ -139,7 +140,7 @@ func (s *Server) enterImport(ctx context.Context) (leave func(), err error) {
 
 // adopt fits an adapter to the basis and, unless dry, publishes it. rank 0: what fits best. from is the path that a client named.
 func (s *Server) adopt(ctx context.Context, name string, p *adapters.PEFT, rank int, dry bool, o adapters.PublishOptions, from string) (api.AdapterImport, error) {
-	out := api.AdapterImport{Name: name, Object: api.AdapterImportObjectAdapterImport, SourceRank: p.Rank, SourceBytes: int(p.Bytes)}
+	out := api.AdapterImport{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterImportObjectAdapterImport, SourceRank: p.Rank, SourceBytes: int(p.Bytes)}
 	fit := s.d.Basis.Adopt
 	if rank > 0 {
 		fit = func(p *adapters.PEFT) (*adapters.Weights, adapters.Projection, error) {

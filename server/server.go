@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -59,6 +58,7 @@ type Server struct {
 	log      *slog.Logger
 	keys     *keys.Ring
 	metrics  *Metrics
+	probe    *probe
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
 	grammars func() *grammar.Cache // made at the first call
@@ -83,7 +83,8 @@ func New(c Config, d Deps) (*Server, error) {
 	if s.d.ToolCalls == "" {
 		s.d.ToolCalls = toolcall.Find(d.Template)
 	}
-	s.metrics.bind(d)
+	s.probe = &probe{store: d.Store, log: s.log}
+	s.metrics.bind(d, s.probe)
 	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })
 	s.handler = s.routes()
 	return s, nil
@@ -103,31 +104,40 @@ func (s *Server) routes() http.Handler {
 	})
 	r.Post("/v1/completions", s.handle(s.createCompletion))
 	r.Post("/v1/chat/completions", s.handle(s.createChatCompletion))
-	r.Get("/v1/models", s.handle(s.listModels))
+	r.With(s.withScope).Get("/v1/models", s.handle(s.listModels))
 	r.Get("/v1/models/{model}", s.handle(s.retrieveModel))
 	r.Delete("/v1/models/{model}", s.handle(s.deleteModel))
 
-	r.Post("/v1/files", s.handle(s.createFile))
-	r.Get("/v1/files", s.handle(s.listFiles))
-	r.Get("/v1/files/{file}", s.handle(s.retrieveFile))
-	r.Delete("/v1/files/{file}", s.handle(s.deleteFile))
-	r.Get("/v1/files/{file}/content", s.handle(s.fileContent))
-	r.Post("/v1/fine_tuning/jobs", s.handle(s.createFineTuningJob))
-	r.Get("/v1/fine_tuning/jobs", s.handle(s.listFineTuningJobs))
-	r.Get("/v1/fine_tuning/jobs/{job}", s.handle(s.retrieveFineTuningJob))
-	r.Post("/v1/fine_tuning/jobs/{job}/cancel", s.handle(s.tuningAction(s.d.Jobs.Cancel)))
-	r.Post("/v1/fine_tuning/jobs/{job}/pause", s.handle(s.tuningAction(s.d.Jobs.Pause)))
-	r.Post("/v1/fine_tuning/jobs/{job}/resume", s.handle(s.tuningAction(s.d.Jobs.Resume)))
-	r.Get("/v1/fine_tuning/jobs/{job}/events", s.handle(s.listTuningEvents))
-	r.Get("/v1/fine_tuning/jobs/{job}/checkpoints", s.handle(s.listTuningCheckpoints))
+	r.Group(func(r chi.Router) {
+		r.Use(s.withScope)
+		r.Post("/v1/files", s.handle(s.createFile))
+		r.Get("/v1/files", s.handle(s.listFiles))
+		r.Post("/v1/fine_tuning/jobs", s.handle(s.createFineTuningJob))
+		r.Get("/v1/fine_tuning/jobs", s.handle(s.listFineTuningJobs))
+		r.Get("/adapters", s.handle(s.listAdapters))
+		r.Post("/adapters", s.handle(s.createAdapter))
+	})
+	r.Group(func(r chi.Router) {
+		r.Use(s.withOwner("file", func(id string) error { return fileNotFound("id", id) }))
+		r.Get("/v1/files/{file}", s.handle(s.retrieveFile))
+		r.Delete("/v1/files/{file}", s.handle(s.deleteFile))
+		r.Get("/v1/files/{file}/content", s.handle(s.fileContent))
+	})
+	r.Group(func(r chi.Router) {
+		r.Use(s.withOwner("job", func(id string) error { return fmt.Errorf("job %q: %w", id, finetune.ErrNotFound) }))
+		r.Get("/v1/fine_tuning/jobs/{job}", s.handle(s.retrieveFineTuningJob))
+		r.Post("/v1/fine_tuning/jobs/{job}/cancel", s.handle(s.tuningAction(s.d.Jobs.Cancel)))
+		r.Post("/v1/fine_tuning/jobs/{job}/pause", s.handle(s.tuningAction(s.d.Jobs.Pause)))
+		r.Post("/v1/fine_tuning/jobs/{job}/resume", s.handle(s.tuningAction(s.d.Jobs.Resume)))
+		r.Get("/v1/fine_tuning/jobs/{job}/events", s.handle(s.listTuningEvents))
+		r.Get("/v1/fine_tuning/jobs/{job}/checkpoints", s.handle(s.listTuningCheckpoints))
+	})
 
 	r.With(s.withAdmin).Post("/v1/load_lora_adapter", s.handle(s.loadLoRA))
 	r.With(s.withAdmin).Post("/v1/unload_lora_adapter", s.handle(s.unloadLoRA))
 
-	r.Get("/adapters", s.handle(s.listAdapters))
-	r.Post("/adapters", s.handle(s.createAdapter))
 	r.Route("/adapters/{name}", func(r chi.Router) {
-		r.Use(s.withOwner)
+		r.Use(s.withOwner("name", func(name string) error { return notFound(name) }))
 		r.Get("/", s.handle(s.getAdapter))
 		r.Delete("/", s.handle(s.deleteAdapter))
 		r.Get("/versions", s.handle(s.listVersions))
@@ -145,9 +155,11 @@ func (s *Server) routes() http.Handler {
 		r.Post("/cancel", s.handle(s.jobAction(s.d.Jobs.Cancel)))
 	})
 	r.Get("/basis", s.handle(s.getBasis))
+	r.Get("/basis/file", s.handle(s.basisFile))
 	r.Post("/tokenize", s.handle(s.tokenize))
 	r.Post("/detokenize", s.handle(s.detokenize))
 	r.Get("/health", s.handle(s.health))
+	r.Get("/ready", s.handle(s.ready))
 	r.Get("/ping", s.handle(s.health))
 	r.Post("/ping", s.handle(s.health))
 	r.Get("/version", s.handle(s.version))
@@ -175,54 +187,14 @@ func (s *Server) handle(h func(http.ResponseWriter, *http.Request) error) http.H
 	}
 }
 
-// Listen opens the configured address. ErrNoKeys.
-func (s *Server) Listen(ctx context.Context) (net.Listener, error) {
-	if !s.config.loopback() {
-		if empty, err := s.keys.Empty(ctx); err != nil {
-			return nil, err
-		} else if empty {
-			return nil, fmt.Errorf("%w: %s", ErrNoKeys, s.config.Addr)
-		}
-	}
-	l, err := net.Listen("tcp", s.config.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("listening on %s: %w", s.config.Addr, err)
-	}
-	return l, nil
-}
+// Listen is Front's.
+func (s *Server) Listen(ctx context.Context) (net.Listener, error) { return s.front().Listen(ctx) }
 
-// lastWords is how long requests that were cut off may take to say so.
-const lastWords = time.Second
-
-// Run serves on l until ctx ends, then refuses new work, lets what runs end within DrainTimeout and returns.
+// Run is Front's, with this server behind it.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
-	// Handlers' contexts outlive ctx, so that streams can end; stop ends them when the time for that is over.
-	base, stop := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer stop(nil)
-	h := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-		BaseContext: func(net.Listener) context.Context { return base }, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn)}
-	failed := make(chan error, 1)
-	go func() { failed <- h.Serve(l) }()
-	select {
-	case err := <-failed:
-		return fmt.Errorf("serving HTTP: %w", err)
-	case <-ctx.Done():
-	}
-	s.draining.Store(true)
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.DrainTimeout)
-	defer cancel()
-	err := h.Shutdown(limit)
-	if errors.Is(err, context.DeadlineExceeded) {
-		s.log.Warn("requests were cut off at shutdown", "after", s.config.DrainTimeout)
-		stop(errDraining) // streams end with an error event
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
-		defer cancel()
-		if err = h.Shutdown(limit); err != nil {
-			err = h.Close()
-		}
-	}
-	if serveErr := <-failed; err == nil && !errors.Is(serveErr, http.ErrServerClosed) {
-		err = serveErr
-	}
-	return err
+	f := s.front()
+	f.Serve(s)
+	return f.Run(ctx, l)
 }
+
+func (s *Server) front() *Front { return &Front{config: s.config, keys: s.keys, log: s.log} }

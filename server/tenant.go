@@ -18,13 +18,14 @@ type callerKey struct{}
 
 // caller is who asks.
 type caller struct {
-	tenant string
-	admin  bool // by a key: may name other tenants' adapters
-	local  bool // by being on this machine, where there are no keys
+	home   string // the tenant of the key
+	tenant string // for whom this request is: home, but where an administrator acts for another; adapters.AllTenants in a list of all
+	admin  bool   // by a key: may name other tenants' adapters
+	local  bool   // by being on this machine, where there are no keys
 }
 
 // openRoutes answer without a key: they tell nothing of any tenant.
-var openRoutes = map[string]bool{"/health": true, "/ping": true, "/version": true, "/openapi.yaml": true}
+var openRoutes = map[string]bool{"/health": true, "/ready": true, "/ping": true, "/version": true, "/openapi.yaml": true}
 
 // withTenant decides who asks, in this one place: by the API key, or, while there are none and the address is a loopback one, everybody is
 // the default tenant.
@@ -50,7 +51,7 @@ func (s *Server) caller(r *http.Request) (caller, error) {
 			return caller{}, err
 		}
 		if empty {
-			return caller{tenant: adapters.DefaultTenant, local: true}, nil
+			return caller{home: adapters.DefaultTenant, tenant: adapters.DefaultTenant, local: true}, nil
 		}
 	}
 	header := r.Header.Get("Authorization")
@@ -65,7 +66,7 @@ func (s *Server) caller(r *http.Request) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{tenant: k.Tenant, admin: k.Role == keys.Admin}, nil
+	return caller{home: k.Tenant, tenant: k.Tenant, admin: k.Role == keys.Admin}, nil
 }
 
 func badKey(format string, args ...any) *apiError {
@@ -85,36 +86,80 @@ func callerOf(ctx context.Context) caller { return ctx.Value(callerKey{}).(calle
 // tenant is the tenant that withTenant found.
 func tenant(ctx context.Context) string { return callerOf(ctx).tenant }
 
-// withOwner lets the name in a path be tenant/name (its slash as %2F): an administrator acts for that tenant then.
-func (s *Server) withOwner(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		written, err := url.PathUnescape(chi.URLParam(r, "name"))
-		owner, name, full := strings.Cut(written, "/")
-		if err != nil || !full {
-			next.ServeHTTP(w, r)
-			return
-		}
-		c := callerOf(r.Context())
-		if !c.admin && owner != c.tenant || adapters.CheckName(owner) != nil {
-			s.fail(w, r, notFound(written))
-			return
-		}
-		c.tenant = owner
-		params := &chi.RouteContext(r.Context()).URLParams
-		for i, key := range params.Keys {
-			if key == "name" {
-				params.Values[i] = name
+// shownID is a name or an id as the caller writes it: with its owner, where that is another tenant.
+func shownID(ctx context.Context, owner, id string) string {
+	if owner == "" || owner == callerOf(ctx).home {
+		return id
+	}
+	return owner + "/" + id
+}
+
+// bareID is an id without the owner that shownID gave it.
+func bareID(id string) string { return id[strings.LastIndexByte(id, '/')+1:] }
+
+// actFor lets a request be for that tenant.
+func actFor(ctx context.Context, owner string) context.Context {
+	c := callerOf(ctx)
+	c.tenant = owner
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// withOwner lets the name or id in a path be tenant/name (its slash as %2F): an administrator acts for that tenant then.
+func (s *Server) withOwner(param string, notFound func(written string) error) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			written, err := url.PathUnescape(chi.URLParam(r, param))
+			owner, name, full := strings.Cut(written, "/")
+			if err != nil || !full {
+				next.ServeHTTP(w, r)
+				return
 			}
+			c := callerOf(r.Context())
+			if !c.admin && owner != c.home || adapters.CheckName(owner) != nil {
+				s.fail(w, r, notFound(written))
+				return
+			}
+			params := &chi.RouteContext(r.Context()).URLParams
+			for i, key := range params.Keys {
+				if key == param {
+					params.Values[i] = name
+				}
+			}
+			next.ServeHTTP(w, r.WithContext(actFor(r.Context(), owner)))
+		})
+	}
+}
+
+// tenantParam is the query's field that withScope reads.
+const tenantParam = "tenant"
+
+// withScope lets an administrator list or make another tenant's things with ?tenant=NAME, and list all tenants' with ?tenant=*.
+func (s *Server) withScope(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		owner := r.URL.Query().Get(tenantParam)
+		c := callerOf(r.Context())
+		switch {
+		case owner == "" || owner == c.home:
+			next.ServeHTTP(w, r)
+		case !c.admin:
+			s.fail(w, r, adminRequired())
+		case owner == adapters.AllTenants && r.Method != http.MethodGet, owner != adapters.AllTenants && adapters.CheckName(owner) != nil:
+			s.fail(w, r, badField(tenantParam, "%s: must be the name of a tenant, is %q", tenantParam, owner))
+		default:
+			next.ServeHTTP(w, r.WithContext(actFor(r.Context(), owner)))
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, c)))
 	})
+}
+
+func adminRequired() *apiError {
+	return &apiError{Status: http.StatusForbidden, Type: "invalid_request_error", Code: "admin_required", Message: "this needs an administrator's API key"}
 }
 
 // withAdmin lets administrators pass, and who is on this machine while there are no keys.
 func (s *Server) withAdmin(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if c := callerOf(r.Context()); !c.admin && !c.local {
-			s.fail(w, r, &apiError{Status: http.StatusForbidden, Type: "invalid_request_error", Code: "admin_required", Message: "this needs an administrator's API key"})
+			s.fail(w, r, adminRequired())
 			return
 		}
 		next.ServeHTTP(w, r)

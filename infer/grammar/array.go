@@ -69,6 +69,9 @@ func (c *compiler) array(f flat) (int32, error) {
 		b.bytes(b.space(at), ']', ']', end)
 	}
 	r := b.rule(maxStates - c.states)
+	if err := c.work.spend(b.work, f.pointer()); err != nil {
+		return 0, err
+	}
 	if r != nil && r.mark != nil {
 		r.min, r.max = int32(least), int32(most)
 	}

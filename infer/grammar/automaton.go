@@ -84,6 +84,11 @@ func (r *rule) callsOf(state int32) (calls []call, base int32) {
 type builder struct {
 	edges [][]edge
 	mark  mark // of edges added now
+
+	seen []int32 // for closure: the number of the last that met a state
+	turn int32
+	todo []int32
+	work int // steps taken
 }
 
 type edge struct {
@@ -164,18 +169,22 @@ func (b *builder) classes() (class [256]uint8, width int, samples []byte) {
 	return class, len(samples), samples
 }
 
-// closure adds what is reached by nothing to a sorted set of states.
+// closure adds what is reached by nothing to a set of states, and sorts it.
 func (b *builder) closure(set []int32) []int32 {
-	seen := make(map[int32]bool, len(set))
+	if len(b.seen) != len(b.edges) {
+		b.seen, b.turn = make([]int32, len(b.edges)), 0
+	}
+	b.turn++
 	out := make([]int32, 0, len(set))
-	todo := slices.Clone(set)
+	todo := append(b.todo[:0], set...)
 	for len(todo) > 0 {
 		s := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if seen[s] {
+		b.work++
+		if b.seen[s] == b.turn {
 			continue
 		}
-		seen[s] = true
+		b.seen[s] = b.turn
 		bare := s != end
 		for _, e := range b.edges[s] {
 			if e.kind == onNothing {
@@ -188,6 +197,7 @@ func (b *builder) closure(set []int32) []int32 {
 			out = append(out, s)
 		}
 	}
+	b.todo = todo
 	slices.Sort(out)
 	return out
 }
@@ -200,7 +210,7 @@ func setKey(set []int32) string {
 	return string(b)
 }
 
-// rule makes the automaton deterministic. It returns nil where that needs more than limit states.
+// rule makes the automaton deterministic. It returns nil where that needs more than limit states or too much work.
 func (b *builder) rule(limit int) *rule {
 	r := &rule{}
 	var samples []byte
@@ -224,7 +234,7 @@ func (b *builder) rule(limit int) *rule {
 	id([]int32{start})
 	counted := false
 	for at := 0; at < len(sets); at++ {
-		if at > limit {
+		if b.work += r.width; at > limit || b.work > maxWork {
 			return nil
 		}
 		targets, marks := make([][]int32, r.width), make([]mark, r.width)

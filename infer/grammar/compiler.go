@@ -20,6 +20,7 @@ type compiler struct {
 	known  map[string]int32 // rules by what they were made of
 	checks map[*schema]check
 	states int
+	work   *work
 
 	expressions map[expression]*runeDFA
 	strings     map[*runeDFA]int32 // rules
@@ -39,7 +40,7 @@ const (
 )
 
 func newCompiler(d *document) *compiler {
-	return &compiler{doc: d, rules: make([]*rule, 1), known: map[string]int32{}, checks: map[*schema]check{},
+	return &compiler{doc: d, rules: make([]*rule, 1), work: newWork(), known: map[string]int32{}, checks: map[*schema]check{},
 		expressions: map[expression]*runeDFA{}, strings: map[*runeDFA]int32{}}
 }
 
@@ -89,6 +90,9 @@ func (c *compiler) alternatives(s conj) ([]flat, error) {
 	follow = func(todo []*schema, choices [][]*schema, f flat) error {
 		todo, choices, f = slices.Clone(todo), slices.Clone(choices), slices.Clone(f)
 		for len(todo) > 0 {
+			if err := c.work.spend(8+len(f), s.pointer()); err != nil {
+				return err
+			}
 			x := todo[0]
 			todo = todo[1:]
 			if x.never {
@@ -122,6 +126,9 @@ func (c *compiler) alternatives(s conj) ([]flat, error) {
 				if !slices.ContainsFunc(out, func(o flat) bool { return slices.Equal(o, f) }) {
 					out = append(out, f)
 				}
+			}
+			if err := c.work.spend(8*len(out), s.pointer()); err != nil {
+				return err
 			}
 			if len(out) > maxAlternatives {
 				return bad(s.pointer(), "combines to more than %d alternatives", maxAlternatives)
@@ -179,6 +186,9 @@ func (c *compiler) enum(f flat) ([]value, bool, error) {
 			if err != nil {
 				return nil, true, err
 			}
+			if err := c.work.spend(len(out), s.at); err != nil {
+				return nil, true, err
+			}
 			if ok && !slices.ContainsFunc(out, func(o value) bool { return v.equal(&o) }) {
 				out = append(out, v)
 			}
@@ -195,19 +205,15 @@ func (c *compiler) rulesFor(s conj) ([]int32, error) {
 		return nil, err
 	}
 	var out []int32
+	var given []value // of enums and consts, those of all alternatives
+	givers := "literals"
 	for _, f := range all {
 		values, limited, err := c.enum(f)
 		if err != nil {
 			return nil, err
 		}
 		if limited {
-			if len(values) > 0 {
-				r, err := c.literals(values, f)
-				if err != nil {
-					return nil, err
-				}
-				out = append(out, r)
-			}
+			given, givers = append(given, values...), f.key(givers)+";"
 			continue
 		}
 		for k := null; k <= object; k <<= 1 {
@@ -217,9 +223,9 @@ func (c *compiler) rulesFor(s conj) ([]int32, error) {
 			var r int32
 			switch k {
 			case null:
-				r, err = c.literals([]value{{kind: null}}, nil)
+				r, err = c.literals([]value{{kind: null}}, "null", "")
 			case boolean:
-				r, err = c.literals([]value{{kind: boolean}, {kind: boolean, truth: true}}, nil)
+				r, err = c.literals([]value{{kind: boolean}, {kind: boolean, truth: true}}, "boolean", "")
 			case number:
 				r, err = c.number(f)
 			case text:
@@ -237,8 +243,19 @@ func (c *compiler) rulesFor(s conj) ([]int32, error) {
 			}
 		}
 	}
+	if len(given) > 0 {
+		r, err := c.literals(given, givers, s.pointer())
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
 	slices.Sort(out)
-	return slices.Compact(out), nil
+	out = slices.Compact(out)
+	if len(out) > maxFrames {
+		return nil, bad(s.pointer(), "has more than %d alternatives", maxFrames)
+	}
+	return out, nil
 }
 
 // key names what a rule was made of.
@@ -281,16 +298,16 @@ func (c *compiler) set(id int32, r *rule, at string) error {
 
 // build is set for an automaton that is not deterministic yet.
 func (c *compiler) build(id int32, b *builder, at string) error {
-	return c.set(id, b.rule(maxStates-c.states), at)
+	r := b.rule(maxStates - c.states)
+	if err := c.work.spend(b.work, at); err != nil {
+		return err
+	}
+	return c.set(id, r, at)
 }
 
-// literals is the rule of some given values.
-func (c *compiler) literals(values []value, f flat) (int32, error) {
-	key := f.key("literals")
-	if f == nil {
-		key = fmt.Sprint("literals of kind ", values[0].kind)
-	}
-	id, found, err := c.reserve(key, f.pointer())
+// literals is the rule of some given values, which key names.
+func (c *compiler) literals(values []value, key, at string) (int32, error) {
+	id, found, err := c.reserve(key, at)
 	if found || err != nil {
 		return id, err
 	}
@@ -298,8 +315,8 @@ func (c *compiler) literals(values []value, f flat) (int32, error) {
 	for i := range values {
 		b.skip(b.literal(start, &values[i]), end)
 		if len(b.edges) > maxStates {
-			return 0, bad(f.pointer(), "the values need more than %d states", maxStates)
+			return 0, bad(at, "the values need more than %d states", maxStates)
 		}
 	}
-	return id, c.build(id, b, f.pointer())
+	return id, c.build(id, b, at)
 }

@@ -1,9 +1,6 @@
 package grammar
 
-import (
-	"encoding/json"
-	"slices"
-)
+import "encoding/json"
 
 // Grammar is a language of texts: a pushdown automaton over bytes. It is immutable, knows no vocabulary, and may be used from many
 // goroutines. A Vocabulary makes masks for it.
@@ -44,11 +41,12 @@ func Object() *Grammar {
 
 // Regex is the grammar of the texts that match a regular expression as a whole. The expressions are those of the keyword pattern.
 func Regex(pattern string) (*Grammar, error) {
-	d, err := compilePattern(pattern, true, "")
+	w := newWork()
+	d, err := compilePattern(pattern, true, w, "")
 	if err != nil {
 		return nil, err
 	}
-	r, err := d.bytes(false, "")
+	r, err := d.bytes(false, w, "")
 	if err != nil {
 		return nil, err
 	}
@@ -107,13 +105,4 @@ func (g *Grammar) Accepts(text []byte) bool {
 		}
 	}
 	return at.out
-}
-
-// states is the number of states of all automata.
-func (g *Grammar) states() int {
-	n := 0
-	for _, r := range slices.Clone(g.rules) {
-		n += int(r.states)
-	}
-	return n
 }

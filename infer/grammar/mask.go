@@ -1,6 +1,9 @@
 package grammar
 
-import "sync"
+import (
+	"slices"
+	"sync"
+)
 
 // masks are what tokens do at the states of a rule, found when first asked for.
 type masks struct {
@@ -24,38 +27,99 @@ const maxLocals = 512
 
 func newMasks() *masks { return &masks{seen: map[spot]*local{}} }
 
-// spot of a state, for tokens of at most long bytes.
-func (r *rule) spot(state int32, long int) spot {
-	if r.mark == nil {
-		return spot{state: state}
-	}
+// distance is how far a state of a counted rule is from its limits, as far as tokens of at most long bytes can tell.
+func (r *rule) distance(state int32, long int) (need, room int32) {
 	n := state / r.states
-	s := spot{state: state % r.states, need: min(max(r.min-n, 0), int32(long)), room: int32(long)}
+	need, room = min(max(r.min-n, 0), int32(long)), int32(long)
 	if r.max >= 0 {
-		s.room = min(r.max-n, int32(long))
+		room = min(r.max-n, room)
 	}
-	return s
+	return need, room
 }
 
 // local finds what tokens do at a state. The caller holds b.mu.
 func (b *Bound) local(rule, state int32) *local {
 	r := b.g.rules[rule]
-	key := r.spot(state, b.v.long)
-	m := b.masks[rule]
+	if r.mark == nil {
+		return b.masks[rule].get(spot{state: state}, func() *local { return b.sweepAll(r, rule, state) })
+	}
+	need, room := r.distance(state, b.v.long)
+	// Tokens that are too short to come to a limit do what they do where there is none.
+	short := room
+	if need > 0 {
+		short = min(need, room)
+	}
+	key := spot{state % r.states, need, room}
+	if r.calls != nil || short < minShort {
+		return b.masks[rule].get(key, func() *local { return b.sweepAll(r, rule, state) })
+	}
+	w := b.without(rule, need > 0)
+	free := w.masks.get(spot{state: key.state}, func() *local { return b.sweepAll(w.rule, rule, key.state) })
+	if int(short) >= b.v.long {
+		return free
+	}
+	return b.masks[rule].get(key, func() *local {
+		l := &local{mask: slices.Clone(free.mask)}
+		for i, w := range b.v.longer(int(short)) {
+			l.mask[i] &^= w
+		}
+		for _, node := range free.exits {
+			if b.v.depth[node] <= short {
+				l.exits = append(l.exits, node)
+			}
+		}
+		b.sweep(r, rule, state, 0, short, l.mask, func(node int32) { l.exits = append(l.exits, node) })
+		return l
+	})
+}
+
+// minShort is the length of tokens from which on it pays to look at longer ones alone.
+const minShort = 4
+
+// unlimited is a counted rule without limits: without a most, and with either no least or one that is out of reach.
+type unlimited struct {
+	rule  *rule
+	masks *masks
+}
+
+func (b *Bound) without(rule int32, need bool) *unlimited {
+	key := rule << 1
+	if need {
+		key |= 1
+	}
+	w, ok := b.unlimited[key]
+	if !ok {
+		r := *b.g.rules[rule]
+		r.min, r.max = 0, -1
+		if need {
+			r.min = int32(b.v.long) + 1
+		}
+		w = &unlimited{&r, b.v.masksOf(&r)}
+		b.unlimited[key] = w
+	}
+	return w
+}
+
+func (m *masks) get(key spot, find func() *local) *local {
 	m.mu.Lock()
 	l, ok := m.seen[key]
 	m.mu.Unlock()
 	if ok {
 		return l
 	}
-	l = &local{mask: make([]int32, b.v.words)}
-	b.sweep(0, rule, state, l.mask, func(node int32) { l.exits = append(l.exits, node) })
+	l = find()
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(m.seen) >= maxLocals {
 		clear(m.seen)
 	}
 	m.seen[key] = l
-	m.mu.Unlock()
+	return l
+}
+
+func (b *Bound) sweepAll(r *rule, rule, state int32) *local {
+	l := &local{mask: make([]int32, b.v.words)}
+	b.sweep(r, rule, state, 0, 0, l.mask, func(node int32) { l.exits = append(l.exits, node) })
 	return l
 }
 
@@ -65,13 +129,18 @@ type position struct {
 	config *config
 }
 
-// sweep adds to a mask the tokens below a node that a state lets pass, and tells the nodes with descendants at which the rule may end.
-func (b *Bound) sweep(below, rule, state int32, dst []int32, exit func(node int32)) {
-	v, r := b.v, b.g.rules[rule]
+// sweep adds to a mask the tokens below a node that a state lets pass, and tells the nodes with descendants at which the rule may end; both of
+// more than over bytes only. r is the rule, or it without limits.
+func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit func(node int32)) {
+	v := b.v
 	quiet := b.quiet[rule]
 	base := v.depth[below] + 1
 	at := append(b.positions(), position{state: state})
 	for n := below + 1; n < v.skip[below]; {
+		if v.deep[n] <= over {
+			n = v.skip[n]
+			continue
+		}
 		d := v.depth[n] - base
 		from := at[d]
 		var to position
@@ -88,11 +157,13 @@ func (b *Bound) sweep(below, rule, state int32, dst []int32, exit func(node int3
 			n = v.skip[n]
 			continue
 		}
-		for _, id := range v.ids[v.first[n]:v.first[n+1]] {
-			dst[id/32] |= 1 << (id % 32)
+		if v.depth[n] > over {
+			for _, id := range v.ids[v.first[n]:v.first[n+1]] {
+				dst[id/32] |= 1 << (id % 32)
+			}
 		}
 		if to.config != nil {
-			if to.config.out && v.skip[n] > n+1 {
+			if to.config.out && v.depth[n] > over && v.skip[n] > n+1 {
 				exit(n)
 			}
 			if len(to.config.frames) == 0 {
@@ -119,7 +190,7 @@ func (b *Bound) positions() []position {
 // follow adds the tokens below a node that a config lets pass.
 func (b *Bound) follow(below int32, c *config, dst []int32) {
 	for _, f := range c.frames {
-		b.sweep(below, f.rule, f.state, dst, func(node int32) {
+		b.sweep(b.g.rules[f.rule], f.rule, f.state, below, 0, dst, func(node int32) {
 			if f.parent != nil {
 				b.follow(node, f.parent, dst)
 			}

@@ -9,16 +9,17 @@ type Bound struct {
 	quiet [][]bool // [rules][states]: nothing ends and nothing is called
 	masks []*masks // [rules]
 
-	mu     sync.Mutex
-	stacks *stacks
-	first  *config
-	kept   int // bytes of masks in the configs
-	spare  [][]position
+	mu        sync.Mutex
+	stacks    *stacks
+	first     *config
+	unlimited map[int32]*unlimited
+	kept      int // bytes of masks in the configs
+	spare     [][]position
 }
 
 // Bind binds a grammar to the vocabulary. It takes no notable time: masks are made when they are asked for.
 func (v *Vocabulary) Bind(g *Grammar) *Bound {
-	b := &Bound{g: g, v: v, stacks: newStacks(g)}
+	b := &Bound{g: g, v: v, stacks: newStacks(g), unlimited: map[int32]*unlimited{}}
 	for _, r := range g.rules {
 		q := make([]bool, r.states)
 		for s := range q {

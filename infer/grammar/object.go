@@ -38,9 +38,11 @@ func (c *compiler) object(f flat) (int32, error) {
 		}
 	}
 	required := 0
-	for _, m := range members {
+	needed := 0
+	for i, m := range members {
 		if m.required {
 			required++
+			needed = i + 1
 		}
 	}
 	if least <= required {
@@ -57,7 +59,7 @@ func (c *compiler) object(f flat) (int32, error) {
 		return 0, bad(f.pointer(), "too many properties to count")
 	}
 	b := newBuilder()
-	o := objectBuilder{builder: b, members: members, extras: more, least: least, most: most, places: map[place]int32{}}
+	o := objectBuilder{builder: b, members: members, extras: more, needed: needed, least: least, most: most, places: map[place]int32{}}
 	opened := b.state()
 	b.bytes(start, '{', '{', opened)
 	b.skip(b.space(opened), o.state(place{at: 0}))
@@ -75,10 +77,12 @@ func (c *compiler) object(f flat) (int32, error) {
 // members are the named properties, the required ones among them.
 func (c *compiler) members(f flat) ([]member, error) {
 	var out []member
+	places := map[string]int{}
 	add := func(name string) *member {
-		i := slices.IndexFunc(out, func(m member) bool { return m.name == name })
-		if i < 0 {
+		i, ok := places[name]
+		if !ok {
 			i = len(out)
+			places[name] = i
 			out = append(out, member{name: name})
 		}
 		return &out[i]
@@ -138,6 +142,9 @@ func (c *compiler) property(f flat, name string) (conj, error) {
 }
 
 func (c *compiler) propertyOf(s *schema, name string) (out conj, err error) {
+	if err := c.work.spend(8+len(s.properties), s.at); err != nil {
+		return nil, err
+	}
 	for _, p := range s.properties {
 		if p.name == name {
 			out = append(out, p.schema)
@@ -283,7 +290,7 @@ func (c *compiler) keys(all, filters []*runeDFA, names []string, at string) ([]i
 	for _, d := range filters {
 		var err error
 		for _, o := range append(slices.Clone(all), textsDFA(names).complement()) {
-			if d, err = d.and(o, at); err != nil {
+			if d, err = d.and(o, c.work, at); err != nil {
 				return nil, err
 			}
 		}
@@ -312,6 +319,7 @@ type objectBuilder struct {
 	*builder
 	members []member
 	extras  []extras
+	needed  int // behind the last required member
 	least   int // of properties
 	most    int // none: −1
 	places  map[place]int32
@@ -384,8 +392,5 @@ func (o *objectBuilder) from(p place) {
 
 // ends reports whether no member is missing at a place.
 func (o *objectBuilder) ends(p place) bool {
-	if slices.ContainsFunc(o.members[p.at:], func(m member) bool { return m.required }) {
-		return false
-	}
-	return p.count >= o.least
+	return p.at >= o.needed && p.count >= o.least
 }

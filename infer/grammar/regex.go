@@ -14,7 +14,7 @@ const maxPattern = 4096
 
 // compilePattern makes an automaton of a regular expression: of the strings that match as a whole, or of those that have a match in
 // them. The expressions are what ECMA 262 and RE2 both have: no look-around, no back-references.
-func compilePattern(pattern string, whole bool, at string) (*runeDFA, error) {
+func compilePattern(pattern string, whole bool, w *work, at string) (*runeDFA, error) {
 	if len(pattern) > maxPattern {
 		return nil, bad(at, "the expression has %d bytes, at most %d are supported", len(pattern), maxPattern)
 	}
@@ -36,11 +36,11 @@ func compilePattern(pattern string, whole bool, at string) (*runeDFA, error) {
 	}
 	d := subsets{prog: prog, ids: map[string]int32{}}
 	d.split()
-	out := d.automaton()
-	if out == nil {
-		return nil, bad(at, "the expression %.100q needs more than %d states", pattern, maxPatternStates)
+	out, err := d.automaton(w, at)
+	if err != nil {
+		return nil, err
 	}
-	return out.trim(), nil
+	return out.trim(w, at)
 }
 
 // translate writes an ECMA 262 expression as RE2 has it, and refuses what means something else there.
@@ -162,6 +162,11 @@ type subsets struct {
 	samples []rune // a character of each class
 	ids     map[string]int32
 	sets    []subset
+
+	seen  []int // for closure: the number of the last that met an instruction
+	turn  int
+	todo  []uint32
+	steps int
 }
 
 // subset is where an expression may stand, before anything that is empty is looked at.
@@ -246,15 +251,19 @@ func context(r rune) rune {
 
 // closure follows what is empty; match tells that the expression's end is among it.
 func (d *subsets) closure(pcs []uint32, flags syntax.EmptyOp) (out []uint32, match bool) {
-	seen := make(map[uint32]bool, len(pcs))
-	todo := slices.Clone(pcs)
+	if d.seen == nil {
+		d.seen = make([]int, len(d.prog.Inst))
+	}
+	d.turn++
+	todo := append(d.todo[:0], pcs...)
 	for len(todo) > 0 {
 		pc := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if seen[pc] {
+		d.steps++
+		if d.seen[pc] == d.turn {
 			continue
 		}
-		seen[pc] = true
+		d.seen[pc] = d.turn
 		switch in := &d.prog.Inst[pc]; in.Op {
 		case syntax.InstAlt, syntax.InstAltMatch:
 			todo = append(todo, in.Out, in.Arg)
@@ -271,6 +280,7 @@ func (d *subsets) closure(pcs []uint32, flags syntax.EmptyOp) (out []uint32, mat
 			out = append(out, pc)
 		}
 	}
+	d.todo = todo
 	return out, match
 }
 
@@ -291,8 +301,7 @@ func (d *subsets) id(s subset) int32 {
 	return id
 }
 
-// automaton returns nil where there are too many states.
-func (d *subsets) automaton() *runeDFA {
+func (d *subsets) automaton(w *work, at string) (*runeDFA, error) {
 	width := false // ^, $ or \b
 	for i := range d.prog.Inst {
 		width = width || d.prog.Inst[i].Op == syntax.InstEmptyWidth
@@ -303,12 +312,16 @@ func (d *subsets) automaton() *runeDFA {
 	}
 	d.id(subset{[]uint32{uint32(d.prog.Start)}, last})
 	out := &runeDFA{}
-	work := 0
-	for at := 0; at < len(d.sets); at++ {
-		s := d.sets[at]
-		if work += len(s.pcs) * len(d.samples); at > maxPatternStates || work > 50_000_000 {
-			return nil
+	for n := 0; n < len(d.sets); n++ {
+		s := d.sets[n]
+		if n > maxPatternStates {
+			return nil, bad(at, "the expression needs more than %d states", maxPatternStates)
 		}
+		d.steps += len(d.lo)
+		if err := w.spend(d.steps, at); err != nil {
+			return nil, err
+		}
+		d.steps = 0
 		_, final := d.closure(s.pcs, syntax.EmptyOpContext(s.last, -1))
 		targets := make([]int32, len(d.samples))
 		for c, r := range d.samples {
@@ -346,5 +359,5 @@ func (d *subsets) automaton() *runeDFA {
 		out.edges = append(out.edges, edges)
 		out.final = append(out.final, final)
 	}
-	return out
+	return out, nil
 }

@@ -76,6 +76,7 @@ func (d *runeDFA) match(s string) bool {
 	return d.final[at]
 }
 
+// complement is the automaton of all other strings.
 func (d *runeDFA) complement() *runeDFA {
 	sink := int32(len(d.edges))
 	out := &runeDFA{}
@@ -107,7 +108,7 @@ func (d *runeDFA) complement() *runeDFA {
 }
 
 // and is the automaton of the strings of both.
-func (d *runeDFA) and(o *runeDFA, at string) (*runeDFA, error) {
+func (d *runeDFA) and(o *runeDFA, w *work, at string) (*runeDFA, error) {
 	type pair struct{ a, b int32 }
 	ids := map[pair]int32{{0, 0}: 0}
 	todo := []pair{{0, 0}}
@@ -119,6 +120,9 @@ func (d *runeDFA) and(o *runeDFA, at string) (*runeDFA, error) {
 		p := todo[n]
 		var edges []runeEdge
 		as, bs := d.edges[p.a], o.edges[p.b]
+		if err := w.spend(len(as)+len(bs)+1, at); err != nil {
+			return nil, err
+		}
 		for i, j := 0, 0; i < len(as) && j < len(bs); {
 			lo, hi := max(as[i].lo, bs[j].lo), min(as[i].hi, bs[j].hi)
 			if lo <= hi {
@@ -140,11 +144,11 @@ func (d *runeDFA) and(o *runeDFA, at string) (*runeDFA, error) {
 		out.edges = append(out.edges, edges)
 		out.final = append(out.final, d.final[p.a] && o.final[p.b])
 	}
-	return out.trim(), nil
+	return out.trim(w, at)
 }
 
 // sized is the automaton of the strings of so many characters; most −1: no limit.
-func (d *runeDFA) sized(least, most int, at string) (*runeDFA, error) {
+func (d *runeDFA) sized(least, most int, w *work, at string) (*runeDFA, error) {
 	n := most
 	if most < 0 {
 		n = least
@@ -164,12 +168,15 @@ func (d *runeDFA) sized(least, most int, at string) (*runeDFA, error) {
 		}
 		sizes.final = append(sizes.final, i >= least)
 	}
-	return d.and(sizes, at)
+	return d.and(sizes, w, at)
 }
 
 // trim takes away what leads to no end, and states that are not reached.
-func (d *runeDFA) trim() *runeDFA {
+func (d *runeDFA) trim(w *work, at string) (*runeDFA, error) {
 	n := len(d.edges)
+	if err := w.spend(4*n, at); err != nil {
+		return nil, err
+	}
 	back := make([][]int32, n)
 	for s, edges := range d.edges {
 		for _, e := range edges {
@@ -199,7 +206,7 @@ func (d *runeDFA) trim() *runeDFA {
 	for s := range d.edges {
 		d.edges[s] = slices.DeleteFunc(d.edges[s], func(e runeEdge) bool { return !live[e.to] })
 	}
-	return d.minimal()
+	return d.minimal(w, at)
 }
 
 // empty reports whether there is no string at all. The automaton must be trimmed.
@@ -208,10 +215,14 @@ func (d *runeDFA) empty() bool {
 }
 
 // minimal merges states that cannot be told apart, by refining a partition until it holds, and drops those that are not reached.
-func (d *runeDFA) minimal() *runeDFA {
+func (d *runeDFA) minimal(w *work, at string) (*runeDFA, error) {
 	n := len(d.edges)
 	if n > 300 { // large ones are left as they are: what this costs is quadratic
-		return d
+		return d, nil
+	}
+	size := 0
+	for _, edges := range d.edges {
+		size += 1 + len(edges)
 	}
 	group := make([]int32, n)
 	groups := 0 // by no more than the first round finds
@@ -221,6 +232,9 @@ func (d *runeDFA) minimal() *runeDFA {
 		}
 	}
 	for {
+		if err := w.spend(8*size, at); err != nil {
+			return nil, err
+		}
 		ids := map[string]int32{}
 		next := make([]int32, n)
 		for s := range n {
@@ -275,5 +289,5 @@ func (d *runeDFA) minimal() *runeDFA {
 		}
 		out.edges[g] = edges
 	}
-	return out
+	return out, nil
 }

@@ -28,6 +28,9 @@ func (c *compiler) satisfies(v *value, s conj) (bool, error) {
 
 // own checks a value against a schema's own keywords.
 func (c *compiler) own(v *value, s *schema) (bool, error) {
+	if err := c.work.spend(8+len(s.enum), s.at); err != nil {
+		return false, err
+	}
 	if s.kinds&kinds(v.kind) == 0 || v.kind == number && s.kinds&kinds(integral) != 0 && !v.rat.IsInt() {
 		return false, nil
 	}
@@ -155,7 +158,7 @@ func (c *compiler) disjointFlats(f, g flat, types kinds, depth int) (bool, error
 			}
 		case text:
 			d, e := c.textDFA(slices.Concat(f, g))
-			ok, err = e == nil && d.trim().empty(), e
+			ok, err = e == nil && d.empty(), e
 		case array:
 			ok, err = c.disjointArrays(f, g, depth)
 		case object:

@@ -13,7 +13,7 @@ type spelling struct {
 }
 
 // bytes makes the rule of an automaton's texts in UTF-8, or as JSON strings: with quotes around them and characters escaped that must be.
-func (d *runeDFA) bytes(quoted bool, at string) (*rule, error) {
+func (d *runeDFA) bytes(quoted bool, w *work, at string) (*rule, error) {
 	s := speller{d: d, quoted: quoted, ids: map[string]int32{}, whole: make([]int32, len(d.edges))}
 	for i := range s.whole {
 		s.whole[i] = -1
@@ -42,7 +42,9 @@ func (d *runeDFA) bytes(quoted bool, at string) (*rule, error) {
 		case quoted && n == 1:
 			final = true
 		default:
-			s.row(s.items[n], row)
+			if err := w.spend(s.row(s.items[n], row)+512, at); err != nil {
+				return nil, err
+			}
 			if q := s.of[n]; q >= 0 && d.final[q] {
 				if quoted {
 					row['"'] = 1
@@ -112,40 +114,50 @@ func (s *speller) state(q int32) int32 {
 	return s.whole[q]
 }
 
-// row fills in where bytes lead.
-func (s *speller) row(items []spelling, row []int32) {
+// row fills in where bytes lead, and tells how much work it was.
+func (s *speller) row(items []spelling, row []int32) (work int) {
 	var cut [257]bool
 	for _, i := range items {
 		cut[i.ranges[0][0]], cut[int(i.ranges[0][1])+1] = true, true
 	}
-	for lo := 0; lo < 256; {
-		hi := lo + 1
-		for hi < 256 && !cut[hi] {
-			hi++
-		}
-		var rest []spelling
-		to := int32(-1)
-		for _, i := range items {
-			if i.ranges[0][0] > byte(lo) || i.ranges[0][1] < byte(lo) {
-				continue
-			}
-			if i.n == 1 {
-				to = s.state(i.to)
-				continue
-			}
-			copy(i.ranges[:], i.ranges[1:i.n])
-			i.n--
-			i.ranges[i.n] = [2]byte{}
-			rest = append(rest, i)
-		}
-		if len(rest) > 0 {
-			to = s.within(rest)
-		}
-		for c := lo; c < hi; c++ {
-			row[c] = to
-		}
-		lo = hi
+	var of [256]int // the piece that a byte is in
+	var pieces []struct {
+		rest []spelling
+		to   int32
 	}
+	for c := range 256 {
+		if c == 0 || cut[c] {
+			pieces = append(pieces, struct {
+				rest []spelling
+				to   int32
+			}{to: -1})
+		}
+		of[c] = len(pieces) - 1
+	}
+	for _, i := range items {
+		first, last := of[i.ranges[0][0]], of[i.ranges[0][1]]
+		rest := i
+		copy(rest.ranges[:], i.ranges[1:i.n])
+		rest.n--
+		rest.ranges[rest.n] = [2]byte{}
+		for p := first; p <= last; p++ {
+			work++
+			if i.n == 1 {
+				pieces[p].to = s.state(i.to)
+			} else {
+				pieces[p].rest = append(pieces[p].rest, rest)
+			}
+		}
+	}
+	for p := range pieces {
+		if rest := pieces[p].rest; len(rest) > 0 {
+			pieces[p].to = s.within(rest)
+		}
+	}
+	for c := range row {
+		row[c] = pieces[of[c]].to
+	}
+	return work
 }
 
 // within is the state inside a character.

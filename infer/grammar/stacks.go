@@ -36,7 +36,7 @@ type config struct {
 
 const (
 	maxConfigs = 20_000 // remembered; more are found anew
-	maxFrames  = 1024   // of one config; more are left out, which forbids texts but admits no wrong one
+	maxFrames  = 128    // of one config; more are left out, which forbids texts but admits no wrong one
 )
 
 func newStacks(g *Grammar) *stacks {

@@ -34,7 +34,7 @@ func (c *compiler) dfaRule(d *runeDFA, at string) (int32, error) {
 	if id, ok := c.strings[d]; ok {
 		return id, nil
 	}
-	r, err := d.bytes(true, at)
+	r, err := d.bytes(true, c.work, at)
 	if err != nil {
 		return 0, err
 	}
@@ -71,7 +71,7 @@ func (c *compiler) textDFA(f flat) (*runeDFA, error) {
 			if err != nil {
 				return nil, err
 			}
-			if out, err = both(out, d, s.at+"/pattern"); err != nil {
+			if out, err = c.both(out, d, s.at+"/pattern"); err != nil {
 				return nil, err
 			}
 		}
@@ -80,7 +80,7 @@ func (c *compiler) textDFA(f flat) (*runeDFA, error) {
 			if err != nil {
 				return nil, err
 			}
-			if out, err = both(out, d, s.at+"/format"); err != nil {
+			if out, err = c.both(out, d, s.at+"/format"); err != nil {
 				return nil, err
 			}
 		}
@@ -90,16 +90,16 @@ func (c *compiler) textDFA(f flat) (*runeDFA, error) {
 		out = anyDFA()
 	}
 	if least > 0 || most >= 0 {
-		return out.sized(least, most, f.pointer())
+		return out.sized(least, most, c.work, f.pointer())
 	}
 	return out, nil
 }
 
-func both(a, b *runeDFA, at string) (*runeDFA, error) {
+func (c *compiler) both(a, b *runeDFA, at string) (*runeDFA, error) {
 	if a == nil {
 		return b, nil
 	}
-	return a.and(b, at)
+	return a.and(b, c.work, at)
 }
 
 // pattern is the automaton of a regular expression that is searched for.
@@ -110,7 +110,7 @@ func (c *compiler) expression(p string, whole bool, at string) (*runeDFA, error)
 	if d, ok := c.expressions[key]; ok {
 		return d, nil
 	}
-	d, err := compilePattern(p, whole, at)
+	d, err := compilePattern(p, whole, c.work, at)
 	if err == nil {
 		c.expressions[key] = d
 	}

@@ -82,6 +82,7 @@ func readValue(d *json.Decoder, at string, depth int) (value, error) {
 		return readNumber(string(t), at)
 	case json.Delim:
 		v := value{kind: array}
+		var seen map[string]bool
 		if t == '{' {
 			v.kind = object
 		}
@@ -101,9 +102,13 @@ func readValue(d *json.Decoder, at string, depth int) (value, error) {
 				return value{}, err
 			}
 			if v.kind == object {
-				if v.get(key) != nil {
+				if seen[key] {
 					return value{}, bad(next, "the key occurs twice")
 				}
+				if seen == nil {
+					seen = map[string]bool{}
+				}
+				seen[key] = true
 				v.keys = append(v.keys, key)
 			}
 			v.list = append(v.list, e)

@@ -18,6 +18,7 @@ type Vocabulary struct {
 	// The tree's nodes in the order of their texts; node 0 is the root.
 	label []byte
 	depth []int32
+	deep  []int32 // bytes of the longest text at or below a node
 	skip  []int32 // the node behind a node's descendants
 	first []int32 // [nodes+1]: where a node's tokens begin in ids
 	ids   []int32
@@ -25,6 +26,7 @@ type Vocabulary struct {
 	texts [][]byte // by token, nil where it must not occur
 
 	mu     sync.Mutex
+	longs  map[int][]int32              // masks of the tokens of more than so many bytes
 	shared map[[sha256.Size]byte]*masks // of rules that call nothing, whatever grammar they are in
 }
 
@@ -32,7 +34,7 @@ type Vocabulary struct {
 // it (a special token, say); ends are the tokens that end a text.
 func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabulary {
 	v := &Vocabulary{size: size, words: (size + 31) / 32, ends: slices.Clone(ends), texts: make([][]byte, size),
-		shared: map[[sha256.Size]byte]*masks{}}
+		longs: map[int][]int32{}, shared: map[[sha256.Size]byte]*masks{}}
 	type token struct {
 		text []byte
 		id   int32
@@ -71,7 +73,30 @@ func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabular
 		v.skip[n] = int32(len(v.label))
 	}
 	v.first = append(v.first, int32(len(v.ids)))
+	v.deep = slices.Clone(v.depth)
+	for n := len(v.deep) - 1; n > 0; n-- { // descendants come behind
+		for m := int32(n) + 1; m < v.skip[n]; m = v.skip[m] {
+			v.deep[n] = max(v.deep[n], v.deep[m])
+		}
+	}
 	return v
+}
+
+// longer is the mask of the tokens of more than n bytes.
+func (v *Vocabulary) longer(n int) []int32 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	mask, ok := v.longs[n]
+	if !ok {
+		mask = make([]int32, v.words)
+		for id, t := range v.texts {
+			if len(t) > n {
+				mask[id/32] |= 1 << (id % 32)
+			}
+		}
+		v.longs[n] = mask
+	}
+	return mask
 }
 
 // masksOf finds the masks that a rule shares with equal rules.

@@ -946,6 +946,45 @@ func (e NamedToolType) Valid() bool {
 	}
 }
 
+// Defines values for ReadyReasonsCode.
+const (
+	Loading          ReadyReasonsCode = "loading"
+	ShuttingDown     ReadyReasonsCode = "shutting_down"
+	StoreUnavailable ReadyReasonsCode = "store_unavailable"
+)
+
+// Valid indicates whether the value is a known member of the ReadyReasonsCode enum.
+func (e ReadyReasonsCode) Valid() bool {
+	switch e {
+	case Loading:
+		return true
+	case ShuttingDown:
+		return true
+	case StoreUnavailable:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReadyStatus.
+const (
+	ReadyStatusNotReady ReadyStatus = "not_ready"
+	ReadyStatusReady    ReadyStatus = "ready"
+)
+
+// Valid indicates whether the value is a known member of the ReadyStatus enum.
+func (e ReadyStatus) Valid() bool {
+	switch e {
+	case ReadyStatusNotReady:
+		return true
+	case ReadyStatusReady:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SamplingFieldsResponseFormatType.
 const (
 	SamplingFieldsResponseFormatTypeJsonObject SamplingFieldsResponseFormatType = "json_object"
@@ -1460,13 +1499,18 @@ type ChatCompletionRequest struct {
 	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
-	LogitBias           *map[string]float32 `json:"logit_bias,omitempty"`
-	Logprobs            *bool               `json:"logprobs,omitempty"`
-	MaxCompletionTokens *int                `json:"max_completion_tokens,omitempty"`
-	MaxTokens           *int                `json:"max_tokens,omitempty"`
-	Messages            []Message           `json:"messages"`
-	MinP                *float32            `json:"min_p,omitempty"`
-	MinTokens           *int                `json:"min_tokens,omitempty"`
+	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
+	Logprobs  *bool               `json:"logprobs,omitempty"`
+
+	// MaxCompletionTokens Tokens to generate at most, a choice. Messages and max_completion_tokens that together exceed the model's context are refused
+	// (400, context_length_exceeded); without it, as many as the context has room for.
+	MaxCompletionTokens *int `json:"max_completion_tokens,omitempty"`
+
+	// MaxTokens The older name of max_completion_tokens.
+	MaxTokens *int      `json:"max_tokens,omitempty"`
+	Messages  []Message `json:"messages"`
+	MinP      *float32  `json:"min_p,omitempty"`
+	MinTokens *int      `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model *string `json:"model,omitempty"`
@@ -1618,9 +1662,12 @@ type CompletionRequest struct {
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
 	Logprobs  *int                `json:"logprobs,omitempty"`
-	MaxTokens *int                `json:"max_tokens,omitempty"`
-	MinP      *float32            `json:"min_p,omitempty"`
-	MinTokens *int                `json:"min_tokens,omitempty"`
+
+	// MaxTokens Tokens to generate at most, a choice. A prompt and max_tokens that together exceed the model's context are refused (400,
+	// context_length_exceeded); without it, it is 16, or less where the context has less room. 0 is allowed with echo.
+	MaxTokens *int     `json:"max_tokens,omitempty"`
+	MinP      *float32 `json:"min_p,omitempty"`
+	MinTokens *int     `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model           *string  `json:"model,omitempty"`
@@ -2092,6 +2139,21 @@ type NamedTool struct {
 // NamedToolType defines model for NamedTool.Type.
 type NamedToolType string
 
+// Ready defines model for Ready.
+type Ready struct {
+	Reasons *[]struct {
+		Code    ReadyReasonsCode `json:"code"`
+		Message string           `json:"message"`
+	} `json:"reasons,omitempty"`
+	Status ReadyStatus `json:"status"`
+}
+
+// ReadyReasonsCode defines model for Ready.Reasons.Code.
+type ReadyReasonsCode string
+
+// ReadyStatus defines model for Ready.Status.
+type ReadyStatus string
+
 // Rollback defines model for Rollback.
 type Rollback struct {
 	Version *int `json:"version,omitempty"`
@@ -2356,6 +2418,12 @@ type VersionListObject string
 // Error defines model for Error.
 type Error = ErrorResponse
 
+// ListAdaptersParams defines parameters for ListAdapters.
+type ListAdaptersParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
 // CreateAdapterParams defines parameters for CreateAdapter.
 type CreateAdapterParams struct {
 	// Name With an `application/x-ndjson` body.
@@ -2370,6 +2438,9 @@ type CreateAdapterParams struct {
 	BatchSize       *int     `form:"batch_size,omitempty" json:"batch_size,omitempty"`
 	Seed            *int     `form:"seed,omitempty" json:"seed,omitempty"`
 	ValidationSplit *float32 `form:"validation_split,omitempty" json:"validation_split,omitempty"`
+
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // StreamAdapterEventsParams defines parameters for StreamAdapterEvents.
@@ -2426,6 +2497,8 @@ type TokenizeJSONBody struct {
 
 // ListFilesParams defines parameters for ListFiles.
 type ListFilesParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant  *string               `form:"tenant,omitempty" json:"tenant,omitempty"`
 	Purpose *string               `form:"purpose,omitempty" json:"purpose,omitempty"`
 	Order   *ListFilesParamsOrder `form:"order,omitempty" json:"order,omitempty"`
 
@@ -2443,14 +2516,29 @@ type CreateFileMultipartBody struct {
 	Purpose CreateFileMultipartBodyPurpose `json:"purpose"`
 }
 
+// CreateFileParams defines parameters for CreateFile.
+type CreateFileParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+}
+
 // CreateFileMultipartBodyPurpose defines parameters for CreateFile.
 type CreateFileMultipartBodyPurpose string
 
 // ListFineTuningJobsParams defines parameters for ListFineTuningJobs.
 type ListFineTuningJobsParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
+
 	// After The last id of the page before.
 	After *string `form:"after,omitempty" json:"after,omitempty"`
 	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
+// CreateFineTuningJobParams defines parameters for CreateFineTuningJob.
+type CreateFineTuningJobParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // ListFineTuningCheckpointsParams defines parameters for ListFineTuningCheckpoints.
@@ -2477,6 +2565,12 @@ type LoadLoraAdapterJSONBody struct {
 
 	// LoraPath Directory, relative to the root or with it.
 	LoraPath string `json:"lora_path"`
+}
+
+// ListModelsParams defines parameters for ListModels.
+type ListModelsParams struct {
+	// Tenant For administrators: act for that tenant; `*`, where something is listed, for all of them. What is another tenant's is then called `tenant/name`, and its path is written so too, with the slash as %2F.
+	Tenant *string `form:"tenant,omitempty" json:"tenant,omitempty"`
 }
 
 // UnloadLoraAdapterJSONBody defines parameters for UnloadLoraAdapter.
