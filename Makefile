@@ -47,6 +47,9 @@ test-clients: ## OpenAI's clients for Python, JavaScript and Go against the runn
 test-langchain: ## LangChain's ChatOpenAI and LiteLLM against the running command
 	BHIVE_CLIENTS=required BHIVE_LANGCHAIN=1 $(GO) test -count=1 -run TestLangChain -v .
 
+test-schemathesis: ## Schemathesis: requests made of openapi.yaml, good and bad; no 5xx, no answer that it does not know
+	BHIVE_CLIENTS=required BHIVE_SCHEMATHESIS=1 $(GO) test -count=1 -run TestSchemathesis -v .
+
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
 	test -d $(PEFT)/venv || python3 -m venv $(PEFT)/venv

@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -67,6 +69,44 @@ func TestLangChain(t *testing.T) {
 	runSuites(t, []suite{{name: "langchain", needs: "python3", list: list,
 		install: [][]string{{"python3", "-m", "venv", "venv"}, {"venv/bin/pip", "install", "-q", "--disable-pip-version-check", "-r", list}},
 		run:     []string{"env", "LITELLM_LOCAL_MODEL_COST_MAP=True", "venv/bin/python", "-W", "ignore", from("python", "test_langchain.py")}}})
+}
+
+// TestSchemathesis sends what Schemathesis makes of openapi.yaml: no 5xx, and no answer that the contract does not know.
+func TestSchemathesis(t *testing.T) {
+	if os.Getenv("BHIVE_SCHEMATHESIS") == "" {
+		t.Skip("make test-schemathesis runs it")
+	}
+	from := clientsFolder(t)
+	list := from("schemathesis", "requirements.txt")
+	s := suite{name: "schemathesis", needs: "python3", list: list, install: [][]string{{"python3", "-m", "venv", "venv"},
+		{"venv/bin/pip", "install", "-q", "--disable-pip-version-check", "-r", list}}}
+	dir := from("..", ".cache", "clients", s.name)
+	s.prepare(t, dir)
+	data := t.TempDir()
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := command(t, dir, nil, bin, "keys", "create", "--data", data, "--tenant", "default", "--role", "admin")
+	key := regexp.MustCompile(`sk-\S+`).FindString(out)
+	if err != nil || key == "" {
+		t.Fatalf("making a key: %v\n%s", err, out)
+	}
+	p := serve(t, data, "--max-context", "128")
+	out, err = command(t, dir, []string{"SCHEMATHESIS_HOOKS=hooks", "PYTHONPATH=" + from("schemathesis"), "BHIVE_URL=" + p.url, "BHIVE_API_KEY=" + key},
+		"venv/bin/st", "run", from("..", "openapi.yaml"), "--url", p.url, "-H", "Authorization: Bearer "+key, "--phases", "examples,coverage,fuzzing", "-n", "60", "--seed", "1",
+		"-c", "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance",
+		"--suppress-health-check", "all", "--warnings", "off", "--continue-on-failure", "--request-timeout", "60")
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Log(out)
+	for line := range strings.Lines(p.log.String()) {
+		if strings.Contains(line, `"level":"ERROR"`) || strings.Contains(line, `"status":5`) {
+			t.Error(line)
+		}
+	}
+	p.stop()
 }
 
 // clientsFolder gives paths in the folder clients.
