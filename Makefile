@@ -136,11 +136,13 @@ test-cuda: kernels ## what the tagged code does without a GPU, or with one all i
 
 GPU_BUNDLE := .cache/gpu-bundle
 gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machine
-	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer
+	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer $(GPU_BUNDLE)/finetune
 	cp bin/bhive $(GPU_BUNDLE)/
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/cuda.test ./kernels/cuda
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/infer.test ./infer
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/finetune.test ./finetune
 	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
+	cp -r finetune/testdata $(GPU_BUNDLE)/finetune/
 	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
 
 clean:

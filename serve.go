@@ -53,6 +53,7 @@ type serveCmd struct {
 	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
+	TrainMemory  string        `help:"What training recomputes to need less memory: none, mlp or layer; auto: as little as fits." default:"auto" enum:"auto,none,mlp,layer"`
 }
 
 // registry is the registry's directory or URL.
@@ -177,7 +178,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	defer engine.Close()
 	log.Info("memory", "kv_mib", engine.Config().KVBytes>>20, "kv_tokens", engine.Config().KVBlocks*engine.Config().BlockTokens, "adapter_mib", memory.inUse>>20,
 		"free_mib", l.backend.Info().MemoryFree>>20)
-	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
+	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens, MemoryPlan: c.TrainMemory}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
 		return err

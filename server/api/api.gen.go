@@ -868,6 +868,27 @@ func (e KeptModuleModule) Valid() bool {
 	}
 }
 
+// Defines values for MemoryPlan.
+const (
+	MemoryPlanLayer MemoryPlan = "layer"
+	MemoryPlanMlp   MemoryPlan = "mlp"
+	MemoryPlanNone  MemoryPlan = "none"
+)
+
+// Valid indicates whether the value is a known member of the MemoryPlan enum.
+func (e MemoryPlan) Valid() bool {
+	switch e {
+	case MemoryPlanLayer:
+		return true
+	case MemoryPlanMlp:
+		return true
+	case MemoryPlanNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MessageContent2Type.
 const (
 	MessageContent2TypeText MessageContent2Type = "text"
@@ -1893,13 +1914,16 @@ type FineTuningJob struct {
 	FinishedAt     *int    `json:"finished_at"`
 
 	// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
-	Hyperparameters Hyperparameters     `json:"hyperparameters"`
-	Id              string              `json:"id"`
-	Integrations    *[]string           `json:"integrations,omitempty"`
-	Metadata        *map[string]string  `json:"metadata,omitempty"`
-	Method          FineTuningMethod    `json:"method"`
-	Model           string              `json:"model"`
-	Object          FineTuningJobObject `json:"object"`
+	Hyperparameters Hyperparameters `json:"hyperparameters"`
+	Id              string          `json:"id"`
+	Integrations    *[]string       `json:"integrations,omitempty"`
+
+	// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+	MemoryPlan *MemoryPlan         `json:"memory_plan,omitempty"`
+	Metadata   *map[string]string  `json:"metadata,omitempty"`
+	Method     FineTuningMethod    `json:"method"`
+	Model      string              `json:"model"`
+	Object     FineTuningJobObject `json:"object"`
 
 	// OrganizationId The tenant.
 	OrganizationId string   `json:"organization_id"`
@@ -2018,21 +2042,24 @@ type Hyperparameters_NEpochs struct {
 // Job defines model for Job.
 type Job struct {
 	// Config The settings in force, `auto` resolved.
-	Config          *map[string]interface{} `json:"config,omitempty"`
-	Created         int                     `json:"created"`
-	Epoch           *float32                `json:"epoch,omitempty"`
-	Error           *string                 `json:"error,omitempty"`
-	Finished        *int                    `json:"finished,omitempty"`
-	Id              string                  `json:"id"`
-	LearningRate    *float32                `json:"learning_rate,omitempty"`
-	Loss            *float32                `json:"loss,omitempty"`
-	SecondsLeft     *float32                `json:"seconds_left,omitempty"`
-	Started         *int                    `json:"started,omitempty"`
-	State           JobState                `json:"state"`
-	Step            *int                    `json:"step,omitempty"`
-	Steps           *int                    `json:"steps,omitempty"`
-	TokensPerSecond *float32                `json:"tokens_per_second,omitempty"`
-	ValidationLoss  *float32                `json:"validation_loss,omitempty"`
+	Config       *map[string]interface{} `json:"config,omitempty"`
+	Created      int                     `json:"created"`
+	Epoch        *float32                `json:"epoch,omitempty"`
+	Error        *string                 `json:"error,omitempty"`
+	Finished     *int                    `json:"finished,omitempty"`
+	Id           string                  `json:"id"`
+	LearningRate *float32                `json:"learning_rate,omitempty"`
+	Loss         *float32                `json:"loss,omitempty"`
+
+	// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+	MemoryPlan      *MemoryPlan `json:"memory_plan,omitempty"`
+	SecondsLeft     *float32    `json:"seconds_left,omitempty"`
+	Started         *int        `json:"started,omitempty"`
+	State           JobState    `json:"state"`
+	Step            *int        `json:"step,omitempty"`
+	Steps           *int        `json:"steps,omitempty"`
+	TokensPerSecond *float32    `json:"tokens_per_second,omitempty"`
+	ValidationLoss  *float32    `json:"validation_loss,omitempty"`
 
 	// Version The version that it published.
 	Version *int `json:"version,omitempty"`
@@ -2062,6 +2089,9 @@ type KeptModule struct {
 
 // KeptModuleModule defines model for KeptModule.Module.
 type KeptModuleModule string
+
+// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+type MemoryPlan string
 
 // Message defines model for Message.
 type Message struct {
