@@ -298,3 +298,19 @@ func TestDemoTemplate(t *testing.T) {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
 }
+
+func FuzzTools(f *testing.F) {
+	f.Add(`[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]`, `{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}}`)
+	f.Add(`[{"type":"function"}]`, `"required"`)
+	f.Add(`null`, `{"type":"function","function":{"name":"f"}}`)
+	f.Fuzz(func(t *testing.T, tools, choice string) {
+		var p toolPlan
+		if p.read(json.RawMessage(tools)) == nil && len(p.tools) != len(p.offered) {
+			t.Errorf("%d tools of %d", len(p.tools), len(p.offered))
+		}
+		var c toolChoice
+		if json.Unmarshal([]byte(choice), &c) == nil && c.mode != "none" && c.mode != "auto" && c.mode != "required" {
+			t.Errorf("%s is the mode %q", choice, c.mode)
+		}
+	})
+}
