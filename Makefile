@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft test-clients test-deploy bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
+.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft test-clients test-deploy test-langchain test-schemathesis bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -50,6 +50,12 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 
 test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
 	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
+
+test-langchain: ## LangChain's ChatOpenAI and LiteLLM against the running command
+	BHIVE_CLIENTS=required BHIVE_LANGCHAIN=1 $(GO) test -count=1 -run TestLangChain -v .
+
+test-schemathesis: ## Schemathesis: requests made of openapi.yaml, good and bad; no 5xx, no answer that it does not know
+	BHIVE_CLIENTS=required BHIVE_SCHEMATHESIS=1 $(GO) test -count=1 -run TestSchemathesis -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
