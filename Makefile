@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-smollm2 test-peft test-deploy bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 test-peft test-deploy bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -75,8 +75,16 @@ vet:
 staticcheck:
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK) ./...
 
-generate: ## server/api from openapi.yaml
-	$(GO) generate ./server/api
+generate: ## server/api from openapi.yaml, the assembly of kernels/cpu/simd
+	$(GO) generate ./server/api ./kernels/cpu/simd
+
+check-generated: ## what generate would write is what is there
+	@set -e; dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; mkdir -p "$$dir/server/api" "$$dir/kernels/cpu/simd"; \
+	cp openapi.yaml "$$dir/"; cp go.mod go.sum "$$dir/"; cp server/api/doc.go "$$dir/server/api/"; \
+	cp -r kernels/cpu/simd/gen kernels/cpu/simd/args_amd64.go "$$dir/kernels/cpu/simd/"; \
+	(cd "$$dir" && $(GO) generate ./server/api ./kernels/cpu/simd); \
+	for f in server/api/api.gen.go kernels/cpu/simd/*_amd64.s kernels/cpu/simd/asm_amd64.go; do diff -u "$$f" "$$dir/$$f" || exit 1; done; \
+	echo "generated files are current"
 
 SMOLLM2_GGUF   := models/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53

@@ -22,7 +22,7 @@ type benchCmd struct {
 	Steps   int      `help:"Decode steps of each kind." default:"64"`
 	Prefill int      `help:"Tokens of the prompt, and of each example of training." default:"256"`
 	Batches []int    `help:"Sizes of the decode batches." default:"1,8"`
-	Only    []string `help:"What to measure: ${enum}; default: all." enum:"model,training,http" placeholder:"PART"`
+	Only    []string `help:"What to measure: ${enum}; default: all." enum:"model,training,http,grammar" placeholder:"PART"`
 	JSON    bool     `name:"json" help:"Print JSON instead of a table."`
 }
 
@@ -42,6 +42,7 @@ type benchResult struct {
 	Steps    *infer.BenchResult `json:"steps,omitempty"`
 	Training *trainingResult    `json:"training,omitempty"`
 	HTTP     *httpResult        `json:"http,omitempty"`
+	Grammar  *grammarResult     `json:"grammar,omitempty"`
 }
 
 // trainingResult compares optimizer steps and prefills that took turns.
@@ -80,7 +81,7 @@ func (c *benchCmd) Run(ctx context.Context, log *slog.Logger) error {
 		}
 	}
 	if c.wants("http") {
-		b := benchHTTP{l: l, clients: 8, prompt: 96, tokens: 64, rounds: 7}
+		b := benchHTTP{l: l, clients: 8, prompt: 96, tokens: 64, rounds: 15}
 		if room := l.model.Positions; b.prompt+b.tokens+1 > room {
 			return fmt.Errorf("benchmark: a context of %d tokens, the model has %d", b.prompt+b.tokens+1, room)
 		}
@@ -89,6 +90,14 @@ func (c *benchCmd) Run(ctx context.Context, log *slog.Logger) error {
 			return err
 		}
 		r.HTTP = &h
+	}
+	if c.wants("grammar") {
+		b := benchGrammar{l: l, streams: 8, tokens: 64, rounds: 7}
+		g, err := b.run(ctx)
+		if err != nil {
+			return err
+		}
+		r.Grammar = &g
 	}
 	if c.JSON {
 		out := json.NewEncoder(os.Stdout)

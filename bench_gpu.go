@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"bhive/adapters"
@@ -16,159 +18,280 @@ import (
 
 // benchGPUCmd measures a GPU with a random model.
 type benchGPUCmd struct {
-	Model     string `help:"Shape of the random model." default:"llama-3-8b"`
-	Rank      int    `help:"Rank of the adapters." default:"16"`
-	Rows      int    `help:"Rows of each A." default:"64"`
-	Batches   []int  `help:"Decode batches." default:"1,8,64,128"`
-	Budget    int    `help:"Tokens of a prefill step." default:"8192"`
-	JSON      bool   `name:"json" help:"Print rows as JSON."`
-	NoLt      bool   `help:"Without cuBLASLt."`
-	NoOverlap bool   `help:"Start each kernel only when the one before it has ended."`
+	Model     string   `help:"Shape of a random model, or a model as serve takes it." default:"llama-3-8b"`
+	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
+	Device    string   `help:"Where to run: ${enum}." enum:"cuda,cpu" default:"cuda"`
+	Rank      int      `help:"Rank of the adapters." default:"16"`
+	Rows      int      `help:"Rows of each A." default:"64"`
+	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
+	Budget    int      `help:"Tokens of a prefill step." default:"8192"`
+	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,plain,invariant,swaps,first-token,http,slora" placeholder:"PART"`
+	JSON      string   `name:"json" help:"Write the table as JSON; - is the standard output, which then has nothing else." placeholder:"FILE"`
+	Quick     bool     `help:"Small sizes: to see that it runs, not how fast."`
+	NoLt      bool     `help:"Without cuBLASLt."`
+	NoOverlap bool     `help:"Start each kernel only when the one before it has ended."`
+
+	AdapterGiB float64          `name:"adapter-gib" help:"Device memory for adapters in engine rows, in GiB." default:"24"`
+	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; at most half of the machine's." default:"64"`
+	StoreGBs   float64          `name:"store-gbs" help:"Bandwidth of the store that adapters beyond it come from, in GB/s." default:"2"`
+	Counts     []int            `help:"Numbers of adapters in the S-LoRA rows." default:"1,100,1000,10000"`
+	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1"`
+	Popularity infer.Popularity `help:"Zipf, or power, which is S-LoRA's own generator (uniform at alpha 1): ${enum}." enum:"zipf,power" default:"zipf"`
+	CV         float64          `name:"cv" help:"Coefficient of variation of the times between arrivals." default:"1"`
+	Seconds    float64          `help:"Length of each phase of an S-LoRA row." default:"12"`
+	SLoRASeqs  int              `name:"slora-seqs" help:"Sequences that run at once in the S-LoRA rows." default:"128"`
+
+	sizes  benchSizes
+	report benchReport
 }
 
-// benchRow is one measurement.
-type benchRow struct {
-	Name            string  `json:"name"`
-	Milliseconds    float64 `json:"ms"`
-	TokensPerSecond float64 `json:"tokens_per_second,omitempty"`
-	FloorMS         float64 `json:"floor_ms,omitempty"` // bytes or operations over the ceiling measured in the same run
-	AgainstBase     float64 `json:"against_base,omitempty"`
+// benchSizes are the lengths of the measurements.
+type benchSizes struct {
+	prompts, longest  int // prefill
+	context, steps    int // decode
+	streams           int // swaps, HTTP, and the batch with adapters
+	prompt, tokens    int // of a stream
+	swapHost          int // adapters that take turns
+	perSecond         float64
+	pairs             int // first tokens
+	rounds            int // HTTP
+	shortest, longish int // S-LoRA
 }
 
-// Run measures and prints as it goes.
-func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) error {
-	be, err := cuda.Open(cuda.Config{Working: kernels.BF16, NoLt: c.NoLt, NoOverlap: c.NoOverlap})
-	if err != nil {
+func (c *benchGPUCmd) wants(part string) bool {
+	return len(c.Only) == 0 || slices.Contains(c.Only, part)
+}
+
+// say prints where the output is not JSON.
+func (c *benchGPUCmd) say(format string, a ...any) {
+	if c.JSON != "-" {
+		fmt.Printf(format+"\n", a...)
+	}
+}
+
+func (c *benchGPUCmd) add(r benchRow) {
+	c.report.Rows = append(c.report.Rows, r)
+	c.say("%s", r.line())
+}
+
+// Run measures and prints as it goes. What was measured is written also where a later part fails.
+func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	c.sizes = benchSizes{prompts: 16, longest: 2048, context: 512, steps: 128, streams: 64, prompt: 128, tokens: 400, swapHost: 32, perSecond: 100, pairs: 200,
+		rounds: 3, shortest: 8, longish: 512}
+	if c.Quick {
+		c.sizes = benchSizes{prompts: 4, longest: 64, context: 32, steps: 8, streams: 4, prompt: 16, tokens: 40, swapHost: 8, perSecond: 100, pairs: 10,
+			rounds: 1, shortest: 4, longish: 24}
+		c.Batches, c.Counts, c.Seconds, c.SLoRASeqs, c.Budget = []int{1, 4}, []int{1, 10, 50}, min(c.Seconds, 1), 8, min(c.Budget, 256)
+		c.AdapterGiB, c.HostGiB = min(c.AdapterGiB, 0.25), min(c.HostGiB, 0.25)
+	}
+	c.report = benchReport{Version: version, Date: time.Now().Format(time.DateOnly), Command: "bhive " + strings.Join(os.Args[1:], " "), R: c.Rows}
+	if c.JSON != "" {
+		defer func() {
+			if e := c.report.write(c.JSON); err == nil {
+				err = e
+			}
+		}()
+	}
+	flags := modelFlags{Model: c.Model, ModelDirs: c.ModelDirs, Device: c.Device, Weights: "bfloat16", GPU: func(g *cuda.Config) { g.NoLt, g.NoOverlap = c.NoLt, c.NoOverlap }}
+	if slices.Contains(infer.RandomModels(), strings.SplitN(c.Model, ":", 2)[0]) {
+		flags.Model = "random:" + c.Model
+	}
+	if flags.Backend, err = openBackend(&flags, log); err != nil {
 		return err
 	}
-	defer be.Close()
-	config, err := infer.RandomConfig(c.Model)
-	if err != nil {
-		return err
-	}
-	hash := infer.RandomHash(c.Model, 1)
-	basis, err := adapters.NewBasis(ctx, adapters.BasisConfig{Method: adapters.Kaiming, R: c.Rows, Geometry: infer.GeometryOf(config), BaseHash: hash})
-	if err != nil {
-		return err
-	}
-	var rows []benchRow
-	add := func(r benchRow) {
-		rows = append(rows, r)
-		if !c.JSON {
-			fmt.Printf("%-58s %9.3f ms", r.Name, r.Milliseconds)
-			if r.TokensPerSecond > 0 {
-				fmt.Printf(" %9.0f tok/s", r.TokensPerSecond)
-			}
-			if r.FloorMS > 0 {
-				fmt.Printf("  floor %7.3f ms, %3.0f %%", r.FloorMS, 100*r.FloorMS/r.Milliseconds)
-			}
-			if r.AgainstBase > 0 {
-				fmt.Printf("  %+.1f %% of the base", 100*(r.AgainstBase-1))
-			}
-			fmt.Println()
-		}
-	}
-	longest := 2048
-	if !c.JSON {
-		fmt.Printf("random:%s, bf16, R = %d; %s\n", c.Model, c.Rows, be.Info().Device)
-	}
-	measure := func(basis *adapters.Basis) error {
-		start := time.Now()
-		m, err := infer.LoadRandom(ctx, be, c.Model, 1, basis, infer.LoadConfig{BaseHash: hash})
-		if err != nil {
+	defer func(b kernels.Backend) { err = errors.Join(err, b.Close()) }(flags.Backend)
+	if err := c.withModel(ctx, log, flags, true, func(l *loaded) error {
+		if err := c.stepRows(ctx, l, c.wants("steps"), true); err != nil {
 			return err
 		}
-		defer m.Close()
-		log.Debug("model made", "bytes", m.Bytes(), "seconds", time.Since(start).Seconds())
-		slots := 0
-		if basis != nil {
-			slots = 64
-		}
-		kvTokens := 16 * longest
-		for _, n := range c.Batches {
-			kvTokens = max(kvTokens, n*656)
-		}
-		b, err := infer.NewDeviceBench(m, kvTokens, slots, c.Rank)
-		if err != nil {
-			return err
-		}
-		defer b.Close()
-		bandwidth, flops, err := b.Ceilings()
-		if err != nil {
-			return err
-		}
-		what := "with A"
-		if basis == nil {
-			what = "without A"
-		}
-		if !c.JSON {
-			fmt.Printf("ceilings: copy %.0f GB/s, product of 8,192 tokens %.0f TFLOP/s\n", bandwidth/1e9, flops/1e12)
-		}
-		prefill := func(distinct int) (time.Duration, error) { return b.Prefill(ctx, 16, distinct, longest, c.Budget, 3) }
-		plain, err := prefill(0)
-		if err != nil {
-			return err
-		}
-		tokens := float64(16 * longest)
-		weights := float64(b.StepBytes(0, 0, 0)) / 2 // elements; all but the head's multiply every token
-		add(benchRow{Name: fmt.Sprintf("prefill 16 × %d, %s", longest, what), Milliseconds: ms(plain), TokensPerSecond: tokens / plain.Seconds(),
-			FloorMS: 1e3 * 2 * tokens * (weights - float64(config.Vocab*config.Hidden)) / flops})
-		if basis != nil {
-			t, err := prefill(16)
-			if err != nil {
-				return err
-			}
-			add(benchRow{Name: fmt.Sprintf("prefill 16 × %d, 16 distinct adapters of rank %d", longest, c.Rank), Milliseconds: ms(t), TokensPerSecond: tokens / t.Seconds(),
-				AgainstBase: float64(t) / float64(plain)})
-		}
-		decode := func(name string, batch, distinct int, base time.Duration) (time.Duration, error) {
-			t, err := b.Decode(ctx, batch, distinct, 512, 128)
-			if err != nil {
-				return 0, err
-			}
-			r := benchRow{Name: name, Milliseconds: ms(t), TokensPerSecond: float64(batch) / t.Seconds(), FloorMS: 1e3 * float64(b.StepBytes(batch, distinct, 576)) / bandwidth}
-			if base > 0 {
-				r.AgainstBase = float64(t) / float64(base)
-			}
-			add(r)
-			return t, nil
-		}
-		base := map[int]time.Duration{}
-		for _, n := range c.Batches {
-			if base[n], err = decode(fmt.Sprintf("decode B = %d, %s", n, what), n, 0, 0); err != nil {
-				return err
-			}
-		}
-		if basis == nil {
-			return nil
-		}
-		for _, k := range []struct{ batch, distinct, rank int }{{1, 1, c.Rank}, {64, 1, c.Rank}, {64, 8, c.Rank}, {64, 64, c.Rank}, {64, 64, 64}} {
-			if base[k.batch] == 0 || k.rank > c.Rows {
-				continue
-			}
-			if k.rank != c.Rank {
-				if err := b.SetRank(k.rank); err != nil {
-					return err
-				}
-			}
-			if _, err := decode(fmt.Sprintf("decode B = %d, %d distinct adapters of rank %d", k.batch, k.distinct, k.rank), k.batch, k.distinct, base[k.batch]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := measure(basis); err != nil {
+		return c.engineRows(ctx, l)
+	}); err != nil {
 		return err
 	}
-	if err := measure(nil); err != nil {
-		return err
+	if c.wants("plain") {
+		if err := c.withModel(ctx, log, flags, false, func(l *loaded) error { return c.stepRows(ctx, l, true, false) }); err != nil {
+			return err
+		}
 	}
-	if c.JSON {
-		e := json.NewEncoder(os.Stdout)
-		e.SetIndent("", "  ")
-		return e.Encode(rows)
+	if c.wants("invariant") {
+		flags.BatchInvariant, flags.Backend = true, nil
+		return c.withModel(ctx, log, flags, true, func(l *loaded) error { return c.invariantRows(ctx, l) })
 	}
 	return nil
 }
 
-func ms(d time.Duration) float64 { return 1e3 * d.Seconds() }
+// withModel loads the model, with or without A's, for f.
+func (c *benchGPUCmd) withModel(ctx context.Context, log *slog.Logger, flags modelFlags, rows bool, f func(*loaded) error) error {
+	basis := func(context.Context, string, adapters.Geometry, func() (*infer.Model, error)) (*adapters.Basis, error) {
+		return nil, nil
+	}
+	if rows {
+		basis = func(ctx context.Context, hash string, g adapters.Geometry, _ func() (*infer.Model, error)) (*adapters.Basis, error) {
+			return adapters.NewBasis(ctx, adapters.BasisConfig{Method: adapters.Kaiming, R: c.Rows, Geometry: g, BaseHash: hash})
+		}
+	}
+	quiet := slog.New(slog.DiscardHandler)
+	if log.Enabled(ctx, slog.LevelDebug) {
+		quiet = log
+	}
+	l, err := flags.load(ctx, quiet, basis, nil)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	c.report.Model, c.report.Device = l.name, l.backend.Info().Device
+	return f(l)
+}
+
+// stepRows measures steps without an engine, and the ceilings.
+func (c *benchGPUCmd) stepRows(ctx context.Context, l *loaded, rows, withA bool) error {
+	z, m := c.sizes, l.model
+	slots := 0
+	if withA {
+		slots = z.streams
+	}
+	kvTokens := z.prompts * z.longest
+	for _, n := range c.Batches {
+		kvTokens = max(kvTokens, n*(z.context+z.steps+16))
+	}
+	if !rows {
+		kvTokens, slots = 16, 0
+	}
+	b, err := infer.NewDeviceBench(m, kvTokens, slots, c.Rank)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	ceilings := &c.report.Ceilings
+	if ceilings.Copy, ceilings.Product, err = b.Ceilings(); err != nil {
+		return err
+	}
+	if ceilings.Link, err = b.Link(); err != nil {
+		return err
+	}
+	c.say("%s, bf16, R = %d; %s\nceilings: copy %.0f GB/s, product of many tokens %.1f TFLOP/s, host to device %.1f GB/s", l.name, m.R(), c.report.Device,
+		ceilings.Copy/1e9, ceilings.Product/1e12, ceilings.Link/1e9)
+	if !rows {
+		return nil
+	}
+	what := "with A"
+	if !withA {
+		what = "without A"
+	}
+	prefill := func(name string, distinct int, base time.Duration) (time.Duration, error) {
+		t, err := b.Prefill(ctx, z.prompts, distinct, z.longest, c.Budget, 3)
+		if err != nil {
+			return 0, err
+		}
+		tokens := float64(z.prompts * z.longest)
+		r := benchRow{Name: name, Kind: rowPrefill, Batch: z.prompts, Distinct: distinct, Context: z.longest, R: m.R(), Milliseconds: ms(t), TokensPerSecond: tokens / t.Seconds()}
+		if distinct > 0 {
+			r.Rank = c.Rank
+		}
+		if base > 0 {
+			r.AgainstBase = float64(t) / float64(base)
+		} else {
+			r.FloorMS = 1e3 * tokens * c.footprint(l).TokenFlops(false) / ceilings.Product
+		}
+		c.add(r)
+		return t, nil
+	}
+	plain, err := prefill(fmt.Sprintf("prefill %d × %d, %s", z.prompts, z.longest, what), 0, 0)
+	if err != nil {
+		return err
+	}
+	if withA {
+		if _, err := prefill(fmt.Sprintf("prefill %d × %d, %d distinct adapters of rank %d", z.prompts, z.longest, z.prompts, c.Rank), min(z.prompts, z.streams), plain); err != nil {
+			return err
+		}
+	}
+	decode := func(name string, batch, distinct, rank int, base time.Duration) (time.Duration, error) {
+		t, err := b.Decode(ctx, batch, distinct, z.context, z.steps)
+		if err != nil {
+			return 0, err
+		}
+		mean := z.context + z.steps/2
+		r := benchRow{Name: name, Kind: rowDecode, Batch: batch, Distinct: distinct, Context: mean, R: m.R(), Milliseconds: ms(t), TokensPerSecond: float64(batch) / t.Seconds(),
+			FloorMS: 1e3 * float64(b.StepBytes(batch, distinct, mean)) / ceilings.Copy}
+		if distinct > 0 {
+			r.Rank = rank
+		}
+		if base > 0 {
+			r.AgainstBase = float64(t) / float64(base)
+		}
+		c.add(r)
+		return t, nil
+	}
+	base := map[int]time.Duration{}
+	for _, n := range c.Batches {
+		if base[n], err = decode(fmt.Sprintf("decode B = %d, %s", n, what), n, 0, 0, 0); err != nil {
+			return err
+		}
+	}
+	if !withA {
+		return nil
+	}
+	for _, k := range []struct{ batch, distinct, rank int }{{1, 1, c.Rank}, {z.streams, 1, c.Rank}, {z.streams, min(8, z.streams), c.Rank}, {z.streams, z.streams, c.Rank},
+		{z.streams, z.streams, c.Rows}} {
+		if base[k.batch] == 0 {
+			continue
+		}
+		if k.rank != c.Rank {
+			if err := b.SetRank(k.rank); err != nil {
+				return err
+			}
+		}
+		if _, err := decode(fmt.Sprintf("decode B = %d, %d distinct adapters of rank %d", k.batch, k.distinct, k.rank), k.batch, k.distinct, k.rank, base[k.batch]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// footprint is the model's.
+func (c *benchGPUCmd) footprint(l *loaded) infer.Footprint {
+	return infer.Footprint{Config: l.model.Config, Rows: l.model.R(), WeightBits: 16, WorkBytes: l.backend.Info().Working.Size()}
+}
+
+// invariantRows measures a model whose results do not depend on the batch, against the rows before.
+func (c *benchGPUCmd) invariantRows(ctx context.Context, l *loaded) error {
+	z := c.sizes
+	kvTokens := z.prompts * z.longest
+	for _, n := range c.Batches {
+		kvTokens = max(kvTokens, n*(z.context+z.steps+16))
+	}
+	b, err := infer.NewDeviceBench(l.model, kvTokens, z.streams, c.Rank)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	against := func(r benchRow) {
+		r.Invariant, r.R = true, l.model.R()
+		r.Name += ", batch-invariant"
+		for _, x := range c.report.Rows {
+			if x.Kind == r.Kind && x.Batch == r.Batch && x.Distinct == r.Distinct && x.Rank == r.Rank && x.R == r.R && x.Context == r.Context {
+				r.AgainstBase = r.Milliseconds / x.Milliseconds
+			}
+		}
+		c.add(r)
+	}
+	for _, k := range []struct{ batch, distinct int }{{1, 0}, {z.streams, 0}, {z.streams, z.streams}} {
+		t, err := b.Decode(ctx, k.batch, k.distinct, z.context, z.steps)
+		if err != nil {
+			return err
+		}
+		r := benchRow{Name: fmt.Sprintf("decode B = %d", k.batch), Kind: rowDecode, Batch: k.batch, Distinct: k.distinct, Context: z.context + z.steps/2,
+			Milliseconds: ms(t), TokensPerSecond: float64(k.batch) / t.Seconds()}
+		if k.distinct > 0 {
+			r.Name, r.Rank = fmt.Sprintf("%s, %d distinct adapters of rank %d", r.Name, k.distinct, c.Rank), c.Rank
+		}
+		against(r)
+	}
+	t, err := b.Prefill(ctx, z.prompts, 0, z.longest, c.Budget, 3)
+	if err != nil {
+		return err
+	}
+	against(benchRow{Name: fmt.Sprintf("prefill %d × %d", z.prompts, z.longest), Kind: rowPrefill, Batch: z.prompts, Context: z.longest, Milliseconds: ms(t),
+		TokensPerSecond: float64(z.prompts*z.longest) / t.Seconds()})
+	return nil
+}

@@ -38,6 +38,7 @@ type benchHTTP struct {
 	prompt  int // tokens
 	tokens  int // to generate
 	rounds  int
+	budget  int // tokens of a step; 0: the engine's default
 
 	engine *infer.Engine
 	url    string
@@ -67,83 +68,168 @@ func (s *stepTimes) ObserveStep(i infer.StepInfo) {
 }
 
 func (b *benchHTTP) run(ctx context.Context) (r httpResult, err error) {
+	err = b.serve(ctx, func(ctx context.Context) error {
+		r, err = b.compare(ctx)
+		return err
+	})
+	return r, err
+}
+
+// serve runs the server while f measures.
+func (b *benchHTTP) serve(ctx context.Context, f func(context.Context) error) (err error) {
 	dir, err := os.MkdirTemp("", "bhive-bench-")
 	if err != nil {
-		return r, fmt.Errorf("benchmark: %w", err)
+		return fmt.Errorf("benchmark: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	store, err := local.Open(dir, local.Options{})
 	if err != nil {
-		return r, err
+		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 
 	b.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: b.clients}}
 	b.steps = stepTimes{Metrics: server.NewMetrics(), batch: b.clients}
-	longest := b.prompt + b.tokens + 1
-	if b.engine, err = infer.New(infer.Config{MaxSeqs: b.clients, MaxContext: longest, NoPrefixCache: true, Observer: &b.steps}, b.l.model, nil, nil, b.l.tokenizer); err != nil {
-		return r, err
+	longest, apart := b.prompt+b.tokens+1, !b.l.backend.Info().CopyInPlace
+	if b.engine, err = infer.New(infer.Config{MaxSeqs: b.clients, MaxTokens: b.budget, MaxContext: longest, NoPrefixCache: true, Observer: &b.steps,
+		KVBlocks: b.clients * (longest/16 + 1), BlockTokens: 16, Graphs: apart, Overlap: apart}, b.l.model, nil, nil, b.l.tokenizer); err != nil {
+		return err
 	}
 	if err := b.engine.Open(); err != nil {
-		return r, err
+		return err
 	}
 	defer b.engine.Close()
 	quiet := slog.New(slog.DiscardHandler)
 	registry := adapters.NewRegistry(store, nil)
 	jobs, err := finetune.New(finetune.Config{}, finetune.Deps{Model: b.l.model, Registry: registry, Log: quiet})
 	if err != nil {
-		return r, err
+		return err
 	}
 	s, err := server.New(server.Config{Addr: "127.0.0.1:0"}, server.Deps{Engine: b.engine, Jobs: jobs, Registry: registry, Store: store,
 		Basis: b.l.model.Basis, Tokenizer: b.l.tokenizer, Template: b.l.template, Metrics: b.steps.Metrics, Log: quiet,
 		Model: server.ModelInfo{Name: b.l.name, Defaults: infer.DefaultParams()}})
 	if err != nil {
-		return r, err
+		return err
 	}
 	listener, err := s.Listen(ctx)
 	if err != nil {
-		return r, err
+		return err
 	}
 	b.url = "http://" + listener.Addr().String() + "/v1/completions"
 	run, stop := context.WithCancel(ctx)
 	var parts errgroup.Group
 	parts.Go(func() error { return b.engine.Run(run) })
 	parts.Go(func() error { return s.Run(run, listener) })
-	r, err = b.compare(ctx)
+	err = f(ctx)
 	b.client.CloseIdleConnections()
 	stop()
-	return r, errors.Join(err, parts.Wait())
+	return errors.Join(err, parts.Wait())
 }
 
-// compare alternates rounds of streams and of bare steps over the same contexts.
+// compare alternates rounds of streams and of bare steps over the same contexts: each round of streams stands between two of the others.
 func (b *benchHTTP) compare(ctx context.Context) (httpResult, error) {
 	var over []float64
 	var steps, bare []time.Duration
+	before, err := b.alone(ctx)
+	if err != nil {
+		return httpResult{}, err
+	}
 	for round := -1; round < b.rounds; round++ { // the first one warms up
 		b.steps.took = b.steps.took[:0] // the engine is idle
 		if err := b.stream(ctx); err != nil {
 			return httpResult{}, err
 		}
-		var alone infer.BenchResult
-		err := b.engine.Do(ctx, func() (err error) { // where nothing else is on the device
-			alone, err = infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
-				Context: b.prompt + b.tokens/2, Steps: b.tokens})
-			return err
-		})
+		after, err := b.alone(ctx)
 		if err != nil {
 			return httpResult{}, err
 		}
 		if len(b.steps.took) == 0 {
 			return httpResult{}, fmt.Errorf("benchmark: the %d streams never ran in one step", b.clients)
 		}
-		if round < 0 {
-			continue
+		if round >= 0 {
+			step, between := median(b.steps.took), (before+after)/2
+			steps, bare = append(steps, step), append(bare, between)
+			over = append(over, float64(step)/float64(between)-1)
 		}
-		step := median(b.steps.took)
-		steps, bare = append(steps, step), append(bare, alone.Decode[0].Step)
-		over = append(over, float64(step)/float64(alone.Decode[0].Step)-1)
+		before = after
 	}
 	return httpResult{Clients: b.clients, Step: median(steps), Bare: median(bare), Overhead: median(over)}, nil
+}
+
+// within runs what the clients ask for on the engine without HTTP.
+func (b *benchHTTP) within(ctx context.Context) error {
+	var all errgroup.Group
+	random := rand.New(rand.NewPCG(1, 6))
+	for range b.clients {
+		r := infer.Request{Prompt: make([]int, b.prompt), Params: infer.DefaultParams()}
+		for i := range r.Prompt {
+			r.Prompt[i] = random.IntN(b.l.model.Config.Vocab)
+		}
+		r.Params.Temperature, r.Params.MaxTokens, r.Params.IgnoreEOS = 0, b.tokens, true
+		all.Go(func() error {
+			g, err := b.engine.Submit(ctx, r)
+			if err != nil {
+				return err
+			}
+			defer g.Close()
+			for {
+				if _, err := g.Next(ctx); errors.Is(err, io.EOF) {
+					return nil
+				} else if err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return all.Wait()
+}
+
+// turns lets the engine alone and the clients take turns, each round of clients between two of the engine, and gives the median times of all
+// requests together, and of a round's ratio engine/clients.
+func (b *benchHTTP) turns(ctx context.Context) (bare, over time.Duration, ratio float64, err error) {
+	timed := func(f func(context.Context) error) (time.Duration, error) {
+		begin := time.Now()
+		err := f(ctx)
+		return time.Since(begin), err
+	}
+	err = b.serve(ctx, func(context.Context) error {
+		var bares, overs []time.Duration
+		var ratios []float64
+		before, err := timed(b.within)
+		if err != nil {
+			return err
+		}
+		for round := -1; round < b.rounds; round++ { // the first one warms up
+			through, err := timed(b.stream)
+			if err != nil {
+				return err
+			}
+			after, err := timed(b.within)
+			if err != nil {
+				return err
+			}
+			if between := (before + after) / 2; round >= 0 {
+				bares, overs, ratios = append(bares, between), append(overs, through), append(ratios, between.Seconds()/through.Seconds())
+			}
+			before = after
+		}
+		bare, over, ratio = median(bares), median(overs), median(ratios)
+		return nil
+	})
+	return bare, over, ratio, err
+}
+
+// alone is the median time of bare steps, run where nothing else is on the device.
+func (b *benchHTTP) alone(ctx context.Context) (step time.Duration, err error) {
+	err = b.engine.Do(ctx, func() error {
+		r, err := infer.Bench(ctx, b.l.model, infer.BenchConfig{Batches: []int{b.clients}, BaseOnly: true, Prefills: -1,
+			Context: b.prompt + b.tokens/2, Steps: b.tokens})
+		if err == nil {
+			step = r.Decode[0].Step
+		}
+		return err
+	})
+	return step, err
 }
 
 // stream runs all clients to their ends.

@@ -39,6 +39,10 @@ func (r *benchResult) print(rank int) error {
 	if h := r.HTTP; h != nil {
 		fmt.Fprintf(w, "HTTP, %d streams, a step\t%.2f ms\t%.1f\t\t\t%+.1f %% time over the bare step (%.2f ms beside it)\n", h.Clients, ms(h.Step), float64(h.Clients)/h.Step.Seconds(), 100*h.Overhead, ms(h.Bare))
 	}
+	if g := r.Grammar; g != nil {
+		fmt.Fprintf(w, "JSON Schema, %d texts, a step\t%.2f ms\t%.1f\t\t\t%+.1f %% time over free texts (%.2f ms beside it); %.1f µs a mask\n", g.Streams, ms(g.Step),
+			float64(g.Streams)/g.Step.Seconds(), 100*g.Cost, ms(g.Free), 1e6*g.Mask.Seconds())
+	}
 	return w.Flush()
 }
 

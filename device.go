@@ -9,6 +9,15 @@ import (
 	"bhive/kernels/cuda"
 )
 
+// openDevice is the device that the flags hold (lent), or one that is opened.
+func openDevice(f *modelFlags, log *slog.Logger) (be kernels.Backend, lent bool, err error) {
+	if f.Backend != nil {
+		return f.Backend, true, nil
+	}
+	be, err = openBackend(f, log)
+	return be, false, err
+}
+
 // openBackend opens the device that the flags name; auto takes a GPU where one can be used and the form of the weights is kept there, and
 // says in the log why not otherwise.
 func openBackend(f *modelFlags, log *slog.Logger) (kernels.Backend, error) {
@@ -21,7 +30,11 @@ func openBackend(f *modelFlags, log *slog.Logger) (kernels.Backend, error) {
 		if f.Weights == "int8" {
 			return nil, fmt.Errorf("int8 weights are not on the GPU yet: %w", cuda.ErrUnavailable)
 		}
-		return cuda.Open(cuda.Config{Working: working, BatchInvariant: f.BatchInvariant})
+		c := cuda.Config{Working: working, BatchInvariant: f.BatchInvariant}
+		if f.GPU != nil {
+			f.GPU(&c)
+		}
+		return cuda.Open(c)
 	}
 	switch f.Device {
 	case "cpu":

@@ -20,19 +20,23 @@ import (
 	"bhive/infer/demo"
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
+	"bhive/kernels/cuda"
 
 	goredis "github.com/redis/go-redis/v9"
 )
 
 // modelFlags say what is loaded onto which device.
 type modelFlags struct {
-	Model     string   `short:"m" help:"demo (embedded), smollm2 (after make smollm2), a Hugging Face directory or a GGUF file." default:"demo"`
+	Model     string   `short:"m" help:"demo (embedded), smollm2 (after make smollm2), a Hugging Face directory, a GGUF file, or random:SHAPE, weights from a seed for measuring (llama-3-8b, llama-3.2-1b, llama-3-70b, smollm2-135m, tiny; cut to the layers that fit)." default:"demo"`
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
 	Device    string   `help:"Where to run: ${enum}. auto takes a GPU where one can be used." enum:"auto,cuda,cpu" default:"auto"`
 	Weights   string   `help:"How the base's weights are kept: ${enum}. With float32 everything is." enum:"bfloat16,float32,int8" default:"bfloat16"`
 	Threads   int      `help:"CPU threads; default: all."`
 
 	BatchInvariant bool `help:"On a GPU, give a token the same bits in every batch, at some cost; the CPU always does."`
+
+	GPU     func(*cuda.Config) `kong:"-"` // further settings of a GPU
+	Backend kernels.Backend    `kong:"-"` // an open device in place of one of its own
 }
 
 // basisFlags say which A's a base gets the first time that it is served from a registry.
@@ -47,6 +51,7 @@ type basisFlags struct {
 // loaded is a model ready to run, with its text side.
 type loaded struct {
 	backend    kernels.Backend
+	lent       bool // the backend outlives the model
 	model      *infer.Model
 	tokenizer  *tokenizer.Tokenizer
 	template   *chat.Template
@@ -58,7 +63,7 @@ func (l *loaded) close() {
 	if l.model != nil {
 		l.model.Close()
 	}
-	if l.backend != nil {
+	if l.backend != nil && !l.lent {
 		l.backend.Close()
 	}
 }
@@ -68,6 +73,9 @@ type basisOf func(ctx context.Context, baseHash string, geometry adapters.Geomet
 
 // load opens the device and the checkpoint and puts the model on it.
 func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, tokens func(*tokenizer.Tokenizer)) (*loaded, error) {
+	if name, ok := strings.CutPrefix(f.Model, "random:"); ok {
+		return f.loadRandom(ctx, log, name, basis, tokens)
+	}
 	path, err := checkpoint.Resolve(f.Model, f.ModelDirs)
 	if err != nil {
 		return nil, err
@@ -89,18 +97,22 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 	if tokens != nil {
 		tokens(l.tokenizer)
 	}
-	if l.backend, err = openBackend(f, log); err != nil {
+	if l.backend, l.lent, err = openDevice(f, log); err != nil {
 		return nil, err
 	}
-	format := map[string]kernels.Format{"bfloat16": kernels.FormatBF16, "float32": kernels.FormatF32, "int8": kernels.FormatInt8}[f.Weights]
-	start := time.Now()
 	hash := infer.BaseHash(cp)
-	plain := func() (*infer.Model, error) {
-		return infer.Load(ctx, l.backend, cp, nil, infer.LoadConfig{Format: format, BaseHash: hash})
-	}
-	b, err := basis(ctx, hash, infer.GeometryOf(cp.Config()), plain)
+	return f.onDevice(ctx, log, l, hash, cp.Config(), basis, func(b *adapters.Basis) (*infer.Model, error) {
+		return infer.Load(ctx, l.backend, cp, b, infer.LoadConfig{Format: f.format(), BaseHash: hash})
+	})
+}
+
+// onDevice makes the basis and then the model with it. On an error l is closed.
+func (f *modelFlags) onDevice(ctx context.Context, log *slog.Logger, l *loaded, hash string, shape checkpoint.Config, basis basisOf,
+	load func(*adapters.Basis) (*infer.Model, error)) (*loaded, error) {
+	start := time.Now()
+	b, err := basis(ctx, hash, infer.GeometryOf(shape), func() (*infer.Model, error) { return load(nil) })
 	if err == nil {
-		l.model, err = infer.Load(ctx, l.backend, cp, b, infer.LoadConfig{Format: format, BaseHash: hash})
+		l.model, err = load(b)
 	}
 	if err != nil {
 		l.close()
@@ -108,6 +120,11 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 	}
 	log.Info("model loaded", "model", l.name, "device", l.backend.Info().Device, "weights", f.Weights, "seconds", time.Since(start).Seconds())
 	return l, nil
+}
+
+// format is how base weights are kept.
+func (f *modelFlags) format() kernels.Format {
+	return map[string]kernels.Format{"bfloat16": kernels.FormatBF16, "float32": kernels.FormatF32, "int8": kernels.FormatInt8}[f.Weights]
 }
 
 // modelName is what clients call a model: its name, or the last part of its path.

@@ -32,9 +32,10 @@ type cli struct {
 	Adapters adaptersCmd `cmd:"" help:"List, show, roll back, remove, import and export adapters of a running server."`
 	Keys     keysCmd     `cmd:"" help:"Create, list and revoke the API keys of a registry."`
 	Registry registryCmd `cmd:"" help:"Copy a registry to another: a directory to Redis, or back."`
+	Plan     planCmd     `cmd:"" help:"Predict a server's memory by tiers, its steps' times and its swaps, for a model, tenants and a device that need not be here."`
 	Bench    struct {
 		CPU benchCmd    `cmd:"" name:"cpu" default:"withargs" help:"Measure decoding, prefill, adapters, training and HTTP on this machine's cores (or the device that --device names)."`
-		GPU benchGPUCmd `cmd:"" name:"gpu" help:"Measure a GPU with a random model."`
+		GPU benchGPUCmd `cmd:"" name:"gpu" help:"Measure a GPU: steps, the whole engine, adapters that swap, S-LoRA's workload."`
 	} `cmd:"" help:"Measure speed on this machine."`
 }
 

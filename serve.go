@@ -41,13 +41,14 @@ type serveCmd struct {
 	MaxTokens    int           `help:"Tokens of a step: decodes first, then chunks of prompts." default:"512"`
 	MaxContext   int           `help:"Longest prompt and text together, in tokens; default: the model's."`
 	BlockTokens  int           `help:"Tokens of a KV block." default:"16"`
-	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB." default:"512"`
+	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB; 0: what the device has left. Default: 0 on a GPU, 512 on the CPU." default:"-1"`
+	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9"`
 	QueueLimit   int           `help:"Requests that may wait." default:"1024"`
 	PrefixCache  bool          `help:"Reuse the K and V of common prefixes." default:"true" negatable:""`
 	TrainShare   float64       `help:"Share of the time that training may take while requests run." default:"0.2"`
 	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"20ms"`
 	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
-	DeviceMiB    int64         `name:"adapter-device-mib" help:"Memory for adapters on the device, in MiB." default:"1024"`
+	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
 }
@@ -138,28 +139,42 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	if err != nil {
 		return err
 	}
-	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: l.model.Geometry, DType: device.DType(), Slots: c.AdapterSlots, DeviceBytes: c.DeviceMiB << 20,
+	defer device.Close()
+	memory := c.memory(l.backend.Info())
+	if err := device.Reserve(memory.adapters, c.HostMiB<<20); err != nil {
+		return fmt.Errorf("%w; see --adapter-mib and --adapter-host-mib", err)
+	}
+	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: l.model.Geometry, DType: device.DType(), Slots: c.AdapterSlots, DeviceBytes: memory.inUse,
 		HostBytes: c.HostMiB << 20, Wake: func() { engine.Wake() }, Check: adapters.CheckVersion(l.model.Basis)}, store, device)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
+	defer func() {
+		err = errors.Join(err, pool.Close())
+		device.Close()
+		l.backend.FreeStream(stream)
+	}()
 	registry := adapters.NewRegistry(store, func(ch adapters.Change) {
 		if ch.Kind == adapters.VersionDeleted || ch.Kind == adapters.AdapterDeleted {
 			pool.Forget(ch.Tenant, ch.Name, ch.Number)
 		}
 	})
 	metrics := server.NewMetrics()
-	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: c.KVMiB << 20,
+	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: memory.kv, MemoryUtilization: memory.utilization, Reserve: memory.later,
 		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
 		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err
 	}
 	if err := engine.Open(); err != nil {
+		if errors.Is(err, infer.ErrNoMemory) {
+			err = fmt.Errorf("%w; see --kv-mib, --gpu-memory-utilization and --adapter-mib", err)
+		}
 		return err
 	}
 	defer engine.Close()
+	log.Info("memory", "kv_mib", engine.Config().KVBytes>>20, "kv_tokens", engine.Config().KVBlocks*engine.Config().BlockTokens, "adapter_mib", memory.inUse>>20,
+		"free_mib", l.backend.Info().MemoryFree>>20)
 	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {

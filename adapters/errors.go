@@ -32,6 +32,8 @@ var (
 	ErrCursorLost = errors.New("change feed cursor too old")
 	// ErrNoMemory: an adapter is larger than the pool's whole budget, or Device.Alloc found no memory.
 	ErrNoMemory = errors.New("no adapter memory")
+	// ErrMemoryBusy: Device.Alloc finds memory that was freed, but work under way still uses it.
+	ErrMemoryBusy = errors.New("adapter memory still in use")
 	// ErrClosed: the store or pool was closed.
 	ErrClosed = errors.New("closed")
 )

@@ -19,6 +19,8 @@ type PoolConfig struct {
 
 	// Check, where set, decides whether a version may be loaded; usually CheckVersion of the basis in use.
 	Check func(Version) error
+	// Load, where set, writes a target's packed B to dst in place of the store: made-up B's of benchmarks.
+	Load func(ctx context.Context, t Target, dst []byte) error
 }
 
 // Validate says which field is wrong.
@@ -47,6 +49,7 @@ type Pool struct {
 	c     PoolConfig
 	blobs BlobOpener
 	dev   Device
+	mem   HostMemory // nil: host memory is Go's
 
 	ctx    context.Context // of the fetches; ended by Close
 	cancel context.CancelFunc
@@ -61,6 +64,7 @@ type Pool struct {
 	devLRU  *list.List // *entry in stateResident, least recently used first
 
 	uploads     []*entry // in stateUploading
+	memoryBusy  bool     // the front of deviceQ waits for memory that was freed
 	freeing     []*entry // forgotten while resident: Pump frees them
 	freeSlots   []int    // a stack
 	fetching    int
@@ -95,6 +99,7 @@ type entry struct {
 	forgotten bool // goes away when nobody holds it
 
 	host  []byte // packed B; nil when evicted from the host
+	lent  bool   // host is HostMemory's
 	block Block
 	slot  int
 	done  func() bool // of the upload
@@ -134,6 +139,7 @@ func NewPool(c PoolConfig, blobs BlobOpener, d Device) (*Pool, error) {
 	for slot := c.Slots - 1; slot >= 0; slot-- {
 		p.freeSlots = append(p.freeSlots, slot)
 	}
+	p.mem, _ = d.(HostMemory)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p, nil
 }

@@ -8,7 +8,7 @@ type Block any
 // Device is what the pool needs of a device. The pool calls it from Pump and Close only, so from the engine's own
 // goroutine and between steps; it need not be safe for concurrent use.
 type Device interface {
-	// Alloc reserves device memory; ErrNoMemory where there is none.
+	// Alloc reserves device memory; ErrNoMemory where there is none, ErrMemoryBusy where what was freed is still in use: Pump asks again.
 	Alloc(bytes int64) (Block, error)
 	// Free gives it back, after work that was already enqueued.
 	Free(Block)
@@ -18,6 +18,14 @@ type Device interface {
 	// SetSlot points an adapter slot of the device's table at a B of that rank, effective from the next step. A nil
 	// block empties it.
 	SetSlot(slot int, b Block, rank int)
+}
+
+// HostMemory is what a Device may offer besides: host memory from which its Upload needs no copy. Its methods are called from any goroutine.
+type HostMemory interface {
+	// AllocHost returns memory of that many bytes, or nil where none is left.
+	AllocHost(bytes int64) []byte
+	// FreeHost gives back what AllocHost returned.
+	FreeHost([]byte)
 }
 
 // BlobOpener is the part of Store that the pool reads.

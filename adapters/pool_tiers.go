@@ -1,6 +1,7 @@
 package adapters
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -49,18 +50,42 @@ func (p *Pool) makeHostRoom(n int64) bool {
 func (p *Pool) dropHost(e *entry) {
 	if e.hostAt != nil {
 		p.hostLRU.Remove(e.hostAt)
+		p.freeHost(e.host, e.lent)
 		e.hostAt, e.host = nil, nil
 		p.hostBytes -= e.bytes
+	}
+}
+
+// allocHost is memory for a packed B, lent by the device where it lends any. The caller need not hold mu.
+func (p *Pool) allocHost(n int64) (b []byte, lent bool) {
+	if p.mem != nil {
+		if b := p.mem.AllocHost(n); b != nil {
+			return b, true
+		}
+	}
+	return make([]byte, n), false
+}
+
+func (p *Pool) freeHost(b []byte, lent bool) {
+	if lent {
+		p.mem.FreeHost(b)
 	}
 }
 
 // fetch reads an entry from the store, mixes and packs it. It runs on its own goroutine.
 func (p *Pool) fetch(e *entry) {
 	defer p.wg.Done()
-	packed, err := p.read(e.target)
+	packed, lent := p.allocHost(e.bytes)
+	err := p.read(e.target, packed)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fetching--
+	kept := false
+	defer func() {
+		if !kept {
+			p.freeHost(packed, lent)
+		}
+	}()
 	switch {
 	case p.closed:
 		p.hostBytes -= e.bytes
@@ -73,7 +98,8 @@ func (p *Pool) fetch(e *entry) {
 		p.hostBytes -= e.bytes
 		p.bury(e)
 	default:
-		e.state, e.host = stateHost, packed
+		kept = true
+		e.state, e.host, e.lent = stateHost, packed, lent
 		e.hostAt = p.hostLRU.PushBack(e)
 		if e.wanted() {
 			e.queueAt = p.deviceQ.PushBack(e)
@@ -83,11 +109,15 @@ func (p *Pool) fetch(e *entry) {
 	p.startFetches()
 }
 
-func (p *Pool) read(t Target) (packed []byte, err error) {
+// read writes a target's packed B to dst.
+func (p *Pool) read(t Target, dst []byte) (err error) {
+	if p.c.Load != nil {
+		return p.c.Load(p.ctx, t, dst)
+	}
 	parts, weights := make([]*Weights, len(t.Parts)), make([]float64, len(t.Parts))
 	for i, part := range t.Parts {
 		if parts[i], _, err = loadVersion(p.ctx, p.blobs, part.Version, p.c.Geometry); err != nil {
-			return nil, err
+			return err
 		}
 		weights[i] = part.Weight
 	}
@@ -95,11 +125,11 @@ func (p *Pool) read(t Target) (packed []byte, err error) {
 	if len(parts) > 1 || weights[0] != 1 {
 		w = Mix(parts, weights)
 	}
-	packed = w.Pack(p.c.DType)
-	if !packedFinite(packed, p.c.DType) {
-		return nil, fmt.Errorf("loading %s: %w: it overflows the working type", t.Key(), ErrCorrupt)
+	w.PackInto(dst, p.c.DType)
+	if !packedFinite(dst, p.c.DType) {
+		return fmt.Errorf("loading %s: %w: it overflows the working type", t.Key(), ErrCorrupt)
 	}
-	return packed, nil
+	return nil
 }
 
 func packedFinite(b []byte, d DType) bool {
@@ -142,10 +172,11 @@ func (p *Pool) Pump() (pending bool) {
 	}
 	p.freeing = p.freeing[:0]
 
+	p.memoryBusy = false
 	for p.deviceQ.Len() > 0 && p.admit(p.deviceQ.Front().Value.(*entry)) {
 	}
 	p.startFetches() // ended uploads let host memory be evicted
-	return len(p.uploads) > 0
+	return len(p.uploads) > 0 || p.memoryBusy
 }
 
 // admit starts an entry's upload, evicting as needed, or says that there is no room now.
@@ -156,11 +187,15 @@ func (p *Pool) admit(e *entry) bool {
 		}
 	}
 	block, err := p.dev.Alloc(e.bytes)
-	for err != nil {
+	for err != nil && !errors.Is(err, ErrMemoryBusy) {
 		if !p.evictOne() {
 			break
 		}
 		block, err = p.dev.Alloc(e.bytes)
+	}
+	if errors.Is(err, ErrMemoryBusy) {
+		p.memoryBusy = true
+		return false
 	}
 	if err != nil {
 		if p.devLRU.Len() > 0 || len(p.uploads) > 0 {

@@ -54,6 +54,15 @@ func (d DType) Size() int {
 // float32 and rounded once. Length: Rank·OutTotal·d.Size().
 func (w *Weights) Pack(d DType) []byte {
 	out := make([]byte, len(w.Data)*d.Size())
+	w.PackInto(out, d)
+	return out
+}
+
+// PackInto is Pack into memory of that length.
+func (w *Weights) PackInto(out []byte, d DType) {
+	if len(out) != len(w.Data)*d.Size() {
+		panic(fmt.Sprintf("adapters: packing %d elements into %d bytes", len(w.Data), len(out)))
+	}
 	s := float32(w.Scaling)
 	for i, v := range w.Data {
 		if d == BF16 {
@@ -62,7 +71,6 @@ func (w *Weights) Pack(d DType) []byte {
 			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(s*v))
 		}
 	}
-	return out
 }
 
 // Mix is Σ weights[i]·s_i·B_i at the largest rank, with scaling 1, summed in float32 in the given order. Smaller

@@ -167,6 +167,16 @@ func (t *Trainer) Close() {
 			*x = kernels.Tensor{}
 		}
 	}
+	if t.table != nil {
+		be.FreeAdapterTable(t.table)
+	}
+	if t.lanes != nil {
+		be.FreeLaneTable(t.lanes)
+	}
+	if t.stream != nil {
+		be.FreeStream(t.stream)
+	}
+	t.table, t.lanes, t.stream = nil, nil, nil
 	t.pass, t.samples = nil, nil
 }
 

@@ -52,6 +52,8 @@ type hive struct {
 	basis   *adapters.Basis
 	weights map[string]*adapters.Weights
 	numbers map[string]int
+	device  int64 // bytes that start reserves, where not 0
+	host    int64
 }
 
 func newHive(t testing.TB, working kernels.DType) *hive {
@@ -93,8 +95,15 @@ func (h *hive) start(t testing.TB, c Config, slots int) (*Engine, *adapters.Pool
 	if err != nil {
 		t.Fatal(err)
 	}
+	budget := int64(64 << 20)
+	if h.device > 0 {
+		budget = h.device
+		if err := device.Reserve(h.device, h.host); err != nil {
+			t.Fatal(err)
+		}
+	}
 	var e *Engine
-	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: h.model.Geometry, DType: device.DType(), Slots: slots, DeviceBytes: 64 << 20,
+	pool, err := adapters.NewPool(adapters.PoolConfig{Geometry: h.model.Geometry, DType: device.DType(), Slots: slots, DeviceBytes: budget,
 		HostBytes: 64 << 20, Wake: func() { e.Wake() }, Check: adapters.CheckVersion(h.basis)}, h.shelf, device)
 	if err != nil {
 		t.Fatal(err)

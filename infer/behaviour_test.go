@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -122,7 +123,7 @@ func TestRequests(t *testing.T) {
 	})
 	t.Run("constraint", func(t *testing.T) {
 		script := b.tok.Encode(" The quick fox", false)
-		got := generate(t, e, Request{Prompt: prompt, Params: greedily(24), Mask: &scripted{ids: script}})[0]
+		got := generate(t, e, Request{Prompt: prompt, Params: greedily(24), Constrain: func() Constraint { return &scripted{ids: script} }})[0]
 		if !slices.Equal(got.IDs, script) || got.Reason != FinishStop {
 			t.Errorf("%+v, want %v", got, script)
 		}
@@ -138,12 +139,21 @@ func TestRequests(t *testing.T) {
 		if !errors.Is(err, ErrPromptTooLong) || !strings.Contains(err.Error(), "256 tokens") {
 			t.Error(err)
 		}
+		p.MaxTokens = 6
+		if got := generate(t, e, Request{Prompt: long, Params: p})[0]; got.Usage.Completion != 6 {
+			t.Errorf("%+v", got)
+		}
+		for _, n := range []int{7, math.MaxInt} {
+			p.MaxTokens = n
+			if _, err := e.Submit(t.Context(), Request{Prompt: long, Params: p}); !errors.Is(err, ErrMaxTokens) || !strings.Contains(err.Error(), "256 tokens") {
+				t.Error(err)
+			}
+		}
 	})
 	t.Run("bad requests", func(t *testing.T) {
 		for field, r := range map[string]Request{
 			"prompt": {Params: greedily(1)},
 			"top_p":  {Prompt: prompt, Params: Params{Temperature: 1, RepetitionPenalty: 1, N: 1}},
-			"n":      {Prompt: prompt, Params: func() Params { p := greedily(1); p.N = 2; return p }(), Mask: &scripted{}},
 		} {
 			_, err := e.Submit(t.Context(), r)
 			var bad *ParamError

@@ -163,6 +163,10 @@ func (b *benchRun) prepare(k *benchKind, perSeq int) (err error) {
 		return err
 	}
 	r := rand.New(rand.NewPCG(1, 4))
+	blocks := make([]int32, k.batch*perSeq) // in no order, as an engine's are after a while
+	for i, v := range r.Perm(len(blocks)) {
+		blocks[i] = int32(v)
+	}
 	for i := range k.batch {
 		q := StepSeq{Adapter: adapters.BaseSlot, Lane: -1, Rows: []Row{GreedyRow(n - 1)}}
 		if k.adapters > 0 {
@@ -171,9 +175,7 @@ func (b *benchRun) prepare(k *benchKind, perSeq int) (err error) {
 		for range n {
 			q.Tokens = append(q.Tokens, r.Int32N(int32(b.m.Config.Vocab)))
 		}
-		for j := range perSeq {
-			q.Blocks = append(q.Blocks, int32(i*perSeq+j))
-		}
+		q.Blocks = blocks[i*perSeq:][:perSeq]
 		if k.prefill == 0 {
 			q.Start = b.c.Context - b.c.Steps/2
 		}
@@ -232,24 +234,10 @@ func (b *benchRun) run(ctx context.Context) (BenchResult, error) {
 			out.Prefill = PrefillResult{k.prefill, median, float64(k.prefill) / median.Seconds()}
 			continue
 		}
-		bytes := b.stepBytes(k)
+		bytes := b.m.stepBytes(k.batch, k.adapters, b.c.Rank, b.c.Context)
 		out.Decode = append(out.Decode, DecodeResult{k.batch, k.adapters, median, float64(k.batch) / median.Seconds(), bytes, float64(bytes) / median.Seconds()})
 	}
 	return out, nil
-}
-
-// stepBytes is what a decode step reads: all weights once (of an untied embedding only rows, which do not count), a B for each adapter,
-// and the context's K and V.
-func (b *benchRun) stepBytes(k *benchKind) int64 {
-	var n int64
-	for _, w := range b.m.weights {
-		if w != b.m.Embed || b.m.Head == b.m.Embed {
-			n += w.Bytes()
-		}
-	}
-	work := int64(b.m.Backend.Info().Working.Size())
-	n += int64(k.adapters) * int64(b.c.Rank) * int64(b.m.Geometry.OutTotal()) * work
-	return n + int64(k.batch)*int64(b.c.Context)*b.m.KVTokenBytes()
 }
 
 func (b *benchRun) close() {
@@ -262,4 +250,10 @@ func (b *benchRun) close() {
 		b.m.Backend.FreeKVCache(b.cache)
 	}
 	b.a.free()
+	if b.table != nil {
+		b.m.Backend.FreeAdapterTable(b.table)
+	}
+	if b.stream != nil {
+		b.m.Backend.FreeStream(b.stream)
+	}
 }

@@ -31,6 +31,7 @@ func NewDeviceBench(m *Model, kvTokens, slots, rank int) (*DeviceBench, error) {
 	b := &DeviceBench{m: m, stream: m.Backend.NewStream(), blocks: blocksOf(kvTokens), slots: slots, rank: rank, a: allocator{mem: m.Backend}}
 	var err error
 	if b.cache, err = m.Backend.NewKVCache(m.KVSpec(b.blocks, deviceBenchBlock)); err != nil {
+		b.Close()
 		return nil, err
 	}
 	if b.table, err = m.Backend.NewAdapterTable(max(1, slots)); err != nil {
@@ -73,6 +74,10 @@ func (b *DeviceBench) Close() {
 		b.m.Backend.FreeKVCache(b.cache)
 	}
 	b.a.free()
+	if b.table != nil {
+		b.m.Backend.FreeAdapterTable(b.table)
+	}
+	b.m.Backend.FreeStream(b.stream)
 }
 
 func blocksOf(tokens int) int { return (tokens + deviceBenchBlock - 1) / deviceBenchBlock }
@@ -236,7 +241,10 @@ func (b *DeviceBench) Ceilings() (bandwidth, flops float64, err error) {
 	be := b.m.Backend
 	a := allocator{mem: be}
 	defer a.free()
-	const side = 1 << 14 // 1 GiB of float32
+	side, m := 1<<14, 8192 // 1 GiB of float32
+	if be.Info().CopyInPlace {
+		side, m = 1<<12, 512 // a CPU's caches are small enough
+	}
 	src, dst := a.alloc(kernels.F32, side, side), a.alloc(kernels.F32, side, side)
 	if a.err != nil {
 		return 0, 0, a.err
@@ -262,9 +270,8 @@ func (b *DeviceBench) Ceilings() (bandwidth, flops float64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	bandwidth = 2 * 4 * side * side / t.Seconds()
+	bandwidth = 2 * 4 * float64(side) * float64(side) / t.Seconds()
 	act := be.Info().Activation
-	const m = 8192
 	w := b.m.Layers[0].MLPIn
 	x, y := a.alloc(act, m, w.In()), a.alloc(act, m, w.Out()+w.R())
 	bucket := kernels.Bucket{Tokens: m, Seqs: 1, Rows: 1, Blocks: 1, MaxQuery: m}
@@ -273,7 +280,7 @@ func (b *DeviceBench) Ceilings() (bandwidth, flops float64, err error) {
 		return 0, 0, a.err
 	}
 	rec := kernels.NewRecord(bucket, nil)
-	rec.Head[kernels.HeadTokens] = m
+	rec.Head[kernels.HeadTokens] = int32(m)
 	be.Upload(b.stream, words, rec.Bytes())
 	r := rand.New(rand.NewPCG(1, 9))
 	noise := make([]uint16, m*w.In())
@@ -287,18 +294,42 @@ func (b *DeviceBench) Ceilings() (bandwidth, flops float64, err error) {
 	if t, err = best(3, func() { be.Linear(b.stream, y, x, w, step) }); err != nil {
 		return 0, 0, err
 	}
-	return bandwidth, 2 * m * float64(w.In()) * float64(w.Out()+w.R()) / t.Seconds(), nil
+	return bandwidth, 2 * float64(m) * float64(w.In()) * float64(w.Out()+w.R()) / t.Seconds(), nil
 }
 
-// StepBytes is the least that a decode step reads: weights without the untied embedding, B's of distinct adapters, K and V of the context.
-func (b *DeviceBench) StepBytes(batch, distinct, context int) int64 {
-	var n int64
-	for _, w := range b.m.weights {
-		if w != b.m.Embed || b.m.Head == b.m.Embed {
-			n += w.Bytes()
-		}
+// Link measures copies out of pinned memory to the device, in bytes a second.
+func (b *DeviceBench) Link() (float64, error) {
+	be := b.m.Backend
+	a := allocator{mem: be}
+	defer a.free()
+	const size = 64 << 20
+	src, err := be.Pinned(size)
+	if err != nil {
+		return 0, err
 	}
-	work := int64(b.m.Backend.Info().Working.Size())
-	n += int64(distinct) * int64(b.rank) * int64(b.m.Geometry.OutTotal()) * work
-	return n + int64(batch)*int64(context)*b.m.KVTokenBytes()
+	defer be.FreePinned(src)
+	dst := a.alloc(kernels.U8, 1, size)
+	if a.err != nil {
+		return 0, a.err
+	}
+	fastest := time.Hour
+	for range 5 {
+		if err := b.stream.Sync(); err != nil {
+			return 0, err
+		}
+		begin := time.Now()
+		for range 4 {
+			be.Upload(b.stream, dst, src)
+		}
+		if err := b.stream.Sync(); err != nil {
+			return 0, err
+		}
+		fastest = min(fastest, time.Since(begin)/4)
+	}
+	return size / fastest.Seconds(), nil
+}
+
+// StepBytes is the least that a decode step reads.
+func (b *DeviceBench) StepBytes(batch, distinct, context int) int64 {
+	return b.m.stepBytes(batch, distinct, b.rank, context)
 }

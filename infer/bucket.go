@@ -28,7 +28,7 @@ func bucketShapes(c Config) []kernels.Bucket {
 			break
 		}
 	}
-	for n := 16; ; n *= 4 {
+	for n := 16; ; n *= 2 {
 		n = min(n, c.MaxTokens)
 		shapes = append(shapes, kernels.Bucket{Tokens: n, Seqs: c.MaxSeqs, Rows: c.MaxSeqs + c.PromptRows, Blocks: blocks, MaxQuery: n})
 		if n == c.MaxTokens {

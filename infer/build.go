@@ -42,6 +42,7 @@ func build(ctx context.Context, be kernels.Backend, cc checkpoint.Config, src so
 		return nil, fmt.Errorf("loading with a basis of geometry %+v, the model has %+v: %w", basis.Geometry, m.Geometry, adapters.ErrBaseMismatch)
 	}
 	b := &builder{ctx: ctx, m: m, src: src, stream: be.NewStream(), config: c}
+	defer be.FreeStream(b.stream)
 	m.Embed = b.weight("", nil, part{"model.embed_tokens.weight", cc.Vocab, cc.Hidden})
 	m.Head = m.Embed
 	if !cc.TieEmbeddings {

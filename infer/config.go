@@ -11,10 +11,15 @@ type Config struct {
 	MaxTokens   int   // token budget of a step: decodes first, then prefill; ≥ MaxSeqs; default 512
 	MaxContext  int   // tokens of prompt and text together; default: the model's
 	BlockTokens int   // P, tokens in a KV block; default 16
-	KVBytes     int64 // memory of the KV cache, bytes; default 512 MiB
+	KVBytes     int64 // memory of the KV cache, bytes; default 512 MiB, or by MemoryUtilization
 	KVBlocks    int   // blocks of the KV cache; overrides KVBytes where set
 	PromptRows  int   // rows of logits a step has for prompt logprobs; default 64
 	QueueLimit  int   // requests that may wait before Submit returns ErrQueueFull; default 1024
+
+	// MemoryUtilization, where neither KVBytes nor KVBlocks is set, gives the KV cache what Open finds free on the device, but for the share
+	// 1 − MemoryUtilization of its whole memory (scratch of steps, and other processes) and for Reserve; in (0, 1], 0: off.
+	MemoryUtilization float64
+	Reserve           int64 // bytes of device memory that MemoryUtilization leaves to who asks later: adapters
 
 	// Watermark is the share of KV blocks that stays free when a sequence is admitted beside others, so that it is not preempted
 	// at once; default 0.02, negative: none.
@@ -49,7 +54,7 @@ func (c Config) defaults() Config {
 	def(&c.BlockTokens, 16)
 	def(&c.PromptRows, 64)
 	def(&c.QueueLimit, 1024)
-	if c.KVBytes == 0 {
+	if c.KVBytes == 0 && c.MemoryUtilization == 0 {
 		c.KVBytes = 512 << 20
 	}
 	if c.Watermark == 0 {
@@ -83,6 +88,10 @@ func (c Config) Validate() error {
 	switch {
 	case d.KVBytes < 0:
 		return fmt.Errorf("engine configuration: KVBytes = %d is negative", d.KVBytes)
+	case !(d.MemoryUtilization >= 0 && d.MemoryUtilization <= 1):
+		return fmt.Errorf("engine configuration: MemoryUtilization = %v is not in 0 … 1", d.MemoryUtilization)
+	case d.Reserve < 0:
+		return fmt.Errorf("engine configuration: Reserve = %d is negative", d.Reserve)
 	case d.Watermark >= 1:
 		return fmt.Errorf("engine configuration: Watermark = %v is not below 1", d.Watermark)
 	case d.TrainShare >= 1:

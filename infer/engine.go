@@ -31,6 +31,8 @@ type Engine struct {
 	works   map[*work]struct{} // not done
 	credit  time.Duration      // what background work may take while requests run
 
+	meanwhile func() // while a step runs on a device of its own: uploads of adapters begin and end; nil without them
+
 	wake chan struct{} // has a value when there may be something to do
 
 	mu         sync.Mutex
@@ -81,30 +83,36 @@ func New(c Config, m *Model, pool *adapters.Pool, device *Device, t *tokenizer.T
 	if c.EOS == nil {
 		c.EOS = m.Config.EOS
 	}
-	if c.KVBlocks == 0 {
-		c.KVBlocks = int(c.KVBytes / (int64(c.BlockTokens) * m.KVTokenBytes()))
-	}
-	if c.KVBlocks < 1 || c.KVBlocks*c.BlockTokens < 2 {
-		return nil, fmt.Errorf("engine configuration: KVBytes = %d is less than a block of %d tokens", c.KVBytes, c.BlockTokens)
-	}
-	c.KVBlocks = min(c.KVBlocks, c.MaxSeqs*((c.MaxContext+c.BlockTokens-1)/c.BlockTokens)*2) // more are of no use but for prefixes
 	c.MaxTokens = max(min(c.MaxTokens, c.MaxContext*c.MaxSeqs), c.MaxSeqs)
-	c.KVBytes = int64(c.KVBlocks) * (int64(c.BlockTokens) * m.KVTokenBytes())
+	if c.KVBlocks > 0 || c.KVBytes > 0 {
+		if c.KVBlocks > 0 {
+			c.KVBytes = int64(c.KVBlocks) * int64(c.BlockTokens) * m.KVTokenBytes()
+		}
+		if c.KVBlocks, c.KVBytes = c.kvBlocks(c.KVBytes, m.KVTokenBytes()); c.KVBlocks == 0 {
+			return nil, fmt.Errorf("engine configuration: KVBytes = %d is less than a block of %d tokens", c.KVBytes, c.BlockTokens)
+		}
+		c.MaxContext = min(c.MaxContext, c.KVBlocks*c.BlockTokens)
+	} // else Open sees what is free
 	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{},
 		wake: make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
 		stats: Stats{Requests: map[FinishReason]int64{}}}, nil
 }
 
-// Open allocates the KV cache, activations and step records. It returns kernels.ErrNoMemory where they do not fit.
+// Open allocates the KV cache, activations and step records. It returns kernels.ErrNoMemory where they do not fit. With
+// Config.MemoryUtilization it also sizes the KV cache, so that Submit comes after it.
 func (e *Engine) Open() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.phase != phaseNew {
 		return fmt.Errorf("opening the engine: %w", ErrClosed)
 	}
-	r, err := openRunner(e.config, e.model, e.device, e.config.KVBlocks)
+	r, err := openRunner(e.config, e.model, e.device)
 	if err != nil {
 		return err
+	}
+	e.config = r.config
+	if e.pool != nil && !e.model.Backend.Info().CopyInPlace {
+		e.meanwhile = func() { e.pool.Pump() }
 	}
 	e.run, e.sched, e.phase = r, newScheduler(e.config, e.config.KVBlocks), phaseOpen
 	e.snapshot()
@@ -132,7 +140,7 @@ func (e *Engine) Close() {
 }
 
 // Submit queues a request. It does not wait. ctx is the client's: when it is done, the request is cancelled and everything it holds is
-// freed. Errors: *ParamError, ErrPromptTooLong, ErrQueueFull, ErrClosed, and those of adapters.Pool.Acquire.
+// freed. Errors: *ParamError, ErrPromptTooLong, ErrMaxTokens, ErrQueueFull, ErrClosed, and those of adapters.Pool.Acquire.
 func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	vocab := e.model.Config.Vocab
 	if err := r.Params.Validate(vocab); err != nil {
@@ -141,12 +149,16 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	if len(r.Prompt) == 0 {
 		return nil, &ParamError{Param: "prompt", Message: "must have at least one token"}
 	}
-	if r.Mask != nil && r.Params.N > 1 {
-		return nil, &ParamError{Param: "n", Message: "must be 1 where the text is constrained"}
+	limit := e.config.MaxContext
+	if e.config.KVBlocks == 0 { // the KV cache is sized by Open
+		return nil, fmt.Errorf("submitting before Open: %w", ErrClosed)
 	}
-	limit := min(e.config.MaxContext, e.config.KVBlocks*e.config.BlockTokens)
 	if len(r.Prompt) >= limit {
 		return nil, fmt.Errorf("%w: it has %d tokens, and prompt and text together have room for %d", ErrPromptTooLong, len(r.Prompt), limit)
+	}
+	if n := r.Params.MaxTokens; n > limit-len(r.Prompt) {
+		return nil, fmt.Errorf("%w: the model's maximum context length is %d tokens, the prompt has %d, and max_tokens asks for %d more", ErrMaxTokens, limit,
+			len(r.Prompt), n)
 	}
 	w := &work{Request: r, at: time.Now(), prompt: make([]int32, len(r.Prompt))}
 	for i, id := range r.Prompt {
@@ -298,7 +310,7 @@ func (e *Engine) Stats() Stats {
 	return s
 }
 
-// Config is the configuration with its defaults filled in, MaxContext among them.
+// Config is the configuration with its defaults filled in; MaxContext is at most what the KV cache holds.
 func (e *Engine) Config() Config {
 	c := e.config
 	c.EOS = slices.Clone(c.EOS)

@@ -11,52 +11,36 @@ import (
 // reordered for that and their rows assigned.
 func fill(r *kernels.Record, p *plan, blockTokens int) {
 	slices.SortStableFunc(p.items, func(a, b item) int { return cmp.Compare(a.slot(), b.slot()) })
-	token, row, segs := 0, 0, 0
+	w := recordWriter{r: r, blockTokens: blockTokens}
 	for i := range p.items {
 		it := &p.items[i]
 		q := it.sequence
-		slot := q.slot()
-		it.row = row
-		r.QueryStart[i], r.Context[i] = int32(token), int32(it.from+it.n)
-		copy(r.BlockTable[i*r.Bucket.Blocks:(i+1)*r.Bucket.Blocks], q.table)
-		if segs == 0 || r.SegAdapter[segs-1] != slot {
-			r.SegStart[segs], r.SegAdapter[segs], r.SegLane[segs] = int32(token), slot, -1
-			segs++
+		it.row = w.rows
+		w.begin(it.from, it.n, q.table, int(q.slot()), -1)
+		read := min(max(len(q.tokens)-it.from, 0), it.n)
+		for _, id := range q.tokens[it.from : it.from+read] {
+			w.token(id, -1)
 		}
-		for j := range it.n {
-			pos := it.from + j
-			r.Feed[token+j] = -1
-			if pos < len(q.tokens) {
-				r.Token[token+j] = q.tokens[pos]
-			} else {
-				r.Token[token+j], r.Feed[token+j] = 0, int32(q.feed)
-			}
-			r.Position[token+j] = int32(pos)
-			r.KVSlot[token+j] = q.table[pos/blockTokens]*int32(blockTokens) + int32(pos%blockTokens)
-			r.Seq[token+j], r.Adapter[token+j] = int32(i), slot
+		for range it.n - read {
+			w.token(0, int32(q.feed))
 		}
 		for j := range it.score {
 			at := it.scoreAt + j
-			r.RowToken[row] = int32(token + at - it.from)
-			q.scoreRow(r, row, q.tokens[at+1])
-			row++
+			row := q.scoreRow(at-it.from, q.tokens[at+1])
+			w.row(&row)
 		}
-		token += it.n
 		if it.draw {
-			r.RowToken[row] = int32(token - 1)
-			q.drawRow(r, row, it.from+it.n)
-			row++
+			row := q.drawRow(it.n-1, it.from+it.n)
+			w.row(&row)
 		}
 	}
-	r.QueryStart[len(p.items)], r.SegStart[segs] = int32(token), int32(token)
-	r.Head[kernels.HeadTokens], r.Head[kernels.HeadSeqs] = int32(token), int32(len(p.items))
-	r.Head[kernels.HeadRows], r.Head[kernels.HeadSegs] = int32(row), int32(segs)
+	w.end()
 }
 
-// drawRow asks for the token at a position of the sequence.
-func (q *sequence) drawRow(r *kernels.Record, row, position int) {
+// drawRow asks for the token at a position of the sequence, after one of the step's tokens.
+func (q *sequence) drawRow(token, position int) Row {
 	p := &q.Params
-	flags := int32(0)
+	flags := 0
 	if p.greedy() {
 		flags |= kernels.RowGreedy
 	}
@@ -66,23 +50,17 @@ func (q *sequence) drawRow(r *kernels.Record, row, position int) {
 	if len(p.LogitBias) > 0 {
 		flags |= kernels.RowBias
 	}
-	if q.Mask != nil || position-len(q.prompt) < p.MinTokens {
+	if q.constraint != nil || position-len(q.prompt) < p.MinTokens {
 		flags |= kernels.RowMask
 	}
-	r.RowFlags[row], r.RowSampler[row], r.RowForced[row] = flags, int32(q.row), -1
-	r.RowTopK[row], r.RowTop[row] = int32(max(p.TopK, 0)), int32(max(p.Logprobs, 0))
-	r.RowSeedLo[row], r.RowSeedHi[row], r.RowDraw[row] = int32(uint32(q.seed)), int32(uint32(q.seed>>32)), int32(position)
-	r.RowTemperature[row] = kernels.Bits(max(p.Temperature, 1e-5))
-	r.RowTopP[row], r.RowMinP[row] = kernels.Bits(p.TopP), kernels.Bits(p.MinP)
-	r.RowRepetition[row] = kernels.Bits(p.RepetitionPenalty)
-	r.RowPresence[row], r.RowFrequency[row] = kernels.Bits(p.PresencePenalty), kernels.Bits(p.FrequencyPenalty)
+	return Row{Token: token, Sampler: q.row, Forced: -1, Flags: flags, TopK: max(p.TopK, 0), Top: max(p.Logprobs, 0), Seed: int64(q.seed),
+		Draw: position, Temperature: max(p.Temperature, 1e-5), TopP: p.TopP, MinP: p.MinP, Repetition: p.RepetitionPenalty,
+		Presence: p.PresencePenalty, Frequency: p.FrequencyPenalty}
 }
 
-// scoreRow asks for the logprob of a token of the prompt.
-func (q *sequence) scoreRow(r *kernels.Record, row int, token int32) {
-	r.RowFlags[row], r.RowSampler[row], r.RowForced[row] = kernels.RowGreedy, int32(q.row), token
-	r.RowTopK[row], r.RowTop[row] = 0, int32(max(q.Params.Logprobs, 0))
-	r.RowSeedLo[row], r.RowSeedHi[row], r.RowDraw[row] = 0, 0, 0
-	r.RowTemperature[row], r.RowTopP[row], r.RowMinP[row] = kernels.Bits(1), kernels.Bits(1), 0
-	r.RowRepetition[row], r.RowPresence[row], r.RowFrequency[row] = kernels.Bits(1), 0, 0
+// scoreRow asks for the logprob of a token of the prompt, after one of the step's tokens.
+func (q *sequence) scoreRow(token int, next int32) Row {
+	row := GreedyRow(token)
+	row.Sampler, row.Forced, row.Top = q.row, int(next), max(q.Params.Logprobs, 0)
+	return row
 }

@@ -20,7 +20,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.mu.Unlock()
 	err := e.loop(ctx)
 	for _, f := range e.flights { // nothing may be under way when memory is freed
-		e.run.wait(f)
+		e.run.wait(f, nil)
 	}
 	e.flights = nil
 	cause := err
@@ -79,8 +79,10 @@ func (e *Engine) takeInbox() {
 	e.mu.Unlock()
 	for _, w := range inbox {
 		e.works[w] = struct{}{}
-		if w.Mask != nil && !w.seqs[0].constrain(e.run.vocab) {
-			e.end(w.seqs[0], FinishStop, "")
+		if w.Constrain != nil && !w.constrain(e.run.vocab) {
+			for _, q := range w.seqs {
+				e.end(q, FinishStop, "")
+			}
 			continue
 		}
 		e.sched.queue.aside = append(e.sched.queue.aside, w)
@@ -151,7 +153,7 @@ func (e *Engine) launch(p plan, start time.Time) {
 		if !q.prepared {
 			e.prepare(q, f)
 		}
-		if q.Mask != nil && it.draw {
+		if q.constraint != nil && it.draw {
 			f.keep = append(f.keep, e.run.uploadMask(q, e.config.EOS))
 		}
 	}
@@ -184,7 +186,7 @@ func (e *Engine) prepare(q *sequence, f *flight) {
 func (e *Engine) collect() error {
 	f := e.flights[0]
 	e.flights = e.flights[:copy(e.flights, e.flights[1:])]
-	err := e.run.wait(f)
+	err := e.run.wait(f, e.meanwhile)
 	read := time.Now()
 	if errors.Is(err, errSticky) {
 		return err

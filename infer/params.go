@@ -11,7 +11,7 @@ import (
 // Params says how tokens are chosen and when a choice ends. DefaultParams gives the neutral values; the zero Params is not valid.
 // Field names in errors are those of the OpenAI and vLLM requests.
 type Params struct {
-	MaxTokens int // tokens to generate at most, a choice; 0: as many as fit in the context. Clipped to the context
+	MaxTokens int // tokens to generate at most, a choice; 0: as many as fit in the context
 	MinTokens int // before so many tokens no end-of-text, stop token or stop string ends a choice
 
 	Temperature       float32 // ≥ 0; 0: greedy

@@ -21,8 +21,8 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	e.mu.Lock()
 	e.stats.GeneratedTokens++
 	e.mu.Unlock()
-	if q.Mask != nil {
-		q.Mask.Accept(info.ID)
+	if q.constraint != nil {
+		q.constraint.Accept(info.ID)
 	}
 	check := q.generated() > p.MinTokens || p.MinTokens == 0
 	switch {
@@ -40,7 +40,7 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	case len(q.tokens) >= q.limit:
 		e.show(q, s, "", "")
 		e.end(q, FinishLength, "")
-	case q.Mask != nil && !q.constrain(e.run.vocab):
+	case q.constraint != nil && !q.constrain(e.run.vocab):
 		e.show(q, s, "", "")
 		e.end(q, FinishStop, "")
 	default:
@@ -122,9 +122,17 @@ func (e *Engine) fail(w *work, err error) {
 	e.release(w, err)
 }
 
-// release gives back what a work holds, when all its choices are done.
+// release gives back what a work holds, when all its choices are done. The statistics that whoever waits for the end sees hold it.
 func (e *Engine) release(w *work, err error) {
 	delete(e.works, w)
+	if e.sched != nil {
+		e.publishStats()
+	}
+	e.settle(w, err)
+}
+
+// settle ends a work towards its client.
+func (e *Engine) settle(w *work, err error) {
 	for _, f := range w.end {
 		f()
 	}
@@ -140,8 +148,8 @@ func (e *Engine) release(w *work, err error) {
 	e.mu.Unlock()
 }
 
-// discard is release for a work that the loop has not seen.
-func (e *Engine) discard(w *work) { e.release(w, ErrClosed) }
+// discard ends a work that the loop has not seen.
+func (e *Engine) discard(w *work) { e.settle(w, ErrClosed) }
 
 // stop fails everything, when the loop has ended or will not begin.
 func (e *Engine) stop(err error) {

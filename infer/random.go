@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"bhive/adapters"
@@ -24,22 +25,47 @@ func RandomModels() []string {
 }
 
 var randomShapes = map[string]checkpoint.Config{
-	"tiny":          {Layers: 2, Hidden: 64, FeedForward: 160, Heads: 4, KVHeads: 2, HeadDim: 16, Vocab: 512, MaxPositions: 1024, TieEmbeddings: true},
-	"smollm2-135m":  {Layers: 30, Hidden: 576, FeedForward: 1536, Heads: 9, KVHeads: 3, HeadDim: 64, Vocab: 49152, MaxPositions: 8192, TieEmbeddings: true},
-	"llama-3.2-1b":  {Layers: 16, Hidden: 2048, FeedForward: 8192, Heads: 32, KVHeads: 8, HeadDim: 64, Vocab: 128256, MaxPositions: 8192, TieEmbeddings: true},
-	"llama-3-8b":    {Layers: 32, Hidden: 4096, FeedForward: 14336, Heads: 32, KVHeads: 8, HeadDim: 128, Vocab: 128256, MaxPositions: 8192},
-	"llama-3-70b-8": {Layers: 8, Hidden: 8192, FeedForward: 28672, Heads: 64, KVHeads: 8, HeadDim: 128, Vocab: 128256, MaxPositions: 8192}, // 8 of 80 layers
+	"tiny":         {Layers: 2, Hidden: 64, FeedForward: 160, Heads: 4, KVHeads: 2, HeadDim: 16, Vocab: 4096, MaxPositions: 1024, TieEmbeddings: true},
+	"smollm2-135m": {Layers: 30, Hidden: 576, FeedForward: 1536, Heads: 9, KVHeads: 3, HeadDim: 64, Vocab: 49152, MaxPositions: 8192, TieEmbeddings: true},
+	"llama-3.2-1b": {Layers: 16, Hidden: 2048, FeedForward: 8192, Heads: 32, KVHeads: 8, HeadDim: 64, Vocab: 128256, MaxPositions: 8192, TieEmbeddings: true},
+	"llama-3-8b":   {Layers: 32, Hidden: 4096, FeedForward: 14336, Heads: 32, KVHeads: 8, HeadDim: 128, Vocab: 128256, MaxPositions: 8192},
+	"llama-3-70b":  {Layers: 80, Hidden: 8192, FeedForward: 28672, Heads: 64, KVHeads: 8, HeadDim: 128, Vocab: 128256, MaxPositions: 8192},
 }
 
-// RandomConfig is the architecture of a random model.
+// RandomConfig is the architecture of a random model: a name of RandomModels, or NAME:LAYERS for its first layers.
 func RandomConfig(name string) (checkpoint.Config, error) {
-	c, ok := randomShapes[name]
+	shape, layers, cut := strings.Cut(name, ":")
+	c, ok := randomShapes[shape]
 	if !ok {
-		return c, fmt.Errorf("%w: no random model %q; there are %s", ErrCheckpoint, name, strings.Join(RandomModels(), ", "))
+		return c, fmt.Errorf("%w: no random model %q; there are %s", ErrCheckpoint, shape, strings.Join(RandomModels(), ", "))
+	}
+	if cut {
+		n, err := strconv.Atoi(layers)
+		if err != nil || n < 1 || n > c.Layers {
+			return c, fmt.Errorf("%w: random model %q: the layers after the colon are no number from 1 to %d", ErrCheckpoint, name, c.Layers)
+		}
+		c.Layers = n
 	}
 	c.Family, c.NormEps, c.BOS, c.Pad, c.EOS = checkpoint.Llama, 1e-5, -1, -1, nil
 	c.Rope = checkpoint.Rope{Type: checkpoint.RopeDefault, Dim: c.HeadDim, Theta: 500000}
 	return c, nil
+}
+
+// FitRandom is the name of a random model with as many of its layers as fit in bytes, with A's of that many rows and bfloat16 weights: the
+// name itself where it fits or says its layers.
+func FitRandom(name string, rows int, bytes int64) (string, error) {
+	c, err := RandomConfig(name)
+	if err != nil || strings.Contains(name, ":") {
+		return name, err
+	}
+	f := Footprint{Config: c, Rows: rows, WeightBits: 16, WorkBytes: 2}
+	all := c.Layers
+	for ; f.Config.Layers > 1 && f.Bytes() > bytes; f.Config.Layers-- {
+	}
+	if f.Config.Layers < all {
+		name = fmt.Sprintf("%s:%d", name, f.Config.Layers)
+	}
+	return name, nil
 }
 
 // RandomHash is the BaseHash of a random model.

@@ -60,68 +60,98 @@ func BucketOf(seqs []StepSeq, blocks int, training bool) kernels.Bucket {
 // FillRecord writes a step of these sequences into r, in order; neighbours with one adapter and lane share a segment.
 // A KV block holds blockTokens tokens. It allocates nothing. A step that does not fit the bucket is a bug and panics.
 func FillRecord(r *kernels.Record, blockTokens int, seqs []StepSeq) {
-	b := r.Bucket
-	if len(seqs) > b.Seqs {
-		panic(fmt.Sprintf("infer: %d sequences in a bucket of %d", len(seqs), b.Seqs))
-	}
-	tokens, rows, segs := 0, 0, 0
+	w := recordWriter{r: r, blockTokens: blockTokens}
 	for i := range seqs {
 		q := &seqs[i]
-		n := len(q.Tokens)
-		fits(n > 0 && n <= b.MaxQuery, "tokens of a sequence", n, b.MaxQuery)
-		fits(tokens+n <= b.Tokens, "tokens", tokens+n, b.Tokens)
-		fits(rows+len(q.Rows) <= b.Rows, "rows", rows+len(q.Rows), b.Rows)
-		context := q.Start + n
-		used := (context + blockTokens - 1) / blockTokens
-		fits(used <= b.Blocks, "blocks of a sequence", used, b.Blocks)
-		fits(used <= len(q.Blocks), "blocks of a context", used, len(q.Blocks))
-
-		r.QueryStart[i], r.Context[i] = int32(tokens), int32(context)
-		copy(r.BlockTable[i*b.Blocks:(i+1)*b.Blocks], q.Blocks)
-
-		lane := -1
-		if b.Training {
-			lane = q.Lane
-		}
-		if segs == 0 || r.SegAdapter[segs-1] != int32(q.Adapter) || r.SegLane[segs-1] != int32(lane) {
-			r.SegStart[segs], r.SegAdapter[segs], r.SegLane[segs] = int32(tokens), int32(q.Adapter), int32(lane)
-			segs++
-		}
+		w.begin(q.Start, len(q.Tokens), q.Blocks, q.Adapter, q.Lane)
 		for j, id := range q.Tokens {
-			t, p := tokens+j, q.Start+j
-			r.Token[t], r.Feed[t], r.Position[t], r.Seq[t], r.Adapter[t] = id, -1, int32(p), int32(i), int32(q.Adapter)
-			r.KVSlot[t] = q.Blocks[p/blockTokens]*int32(blockTokens) + int32(p%blockTokens)
+			feed := int32(-1)
 			if q.Feed != nil {
-				r.Feed[t] = q.Feed[j]
+				feed = q.Feed[j]
 			}
-			if b.Training {
-				r.Label[t], r.Loss[t] = -1, 0
+			if r.Bucket.Training {
+				label, loss := int32(-1), float32(0)
 				if q.Labels != nil {
-					r.Label[t] = q.Labels[j]
+					label = q.Labels[j]
 				}
 				if q.Loss != nil {
-					r.Loss[t] = kernels.Bits(q.Loss[j])
+					loss = q.Loss[j]
 				}
+				r.Label[w.tokens], r.Loss[w.tokens] = label, kernels.Bits(loss)
 			}
+			w.token(id, feed)
 		}
 		for j := range q.Rows {
-			w := &q.Rows[j]
-			fits(w.Token >= 0 && w.Token < n, "token of a row", w.Token, n)
-			fillRow(r, rows+j, tokens, w)
+			w.row(&q.Rows[j])
 		}
-		tokens, rows = tokens+n, rows+len(q.Rows)
 	}
-	r.QueryStart[len(seqs)], r.SegStart[segs] = int32(tokens), int32(tokens)
-	r.Head[kernels.HeadTokens], r.Head[kernels.HeadSeqs] = int32(tokens), int32(len(seqs))
-	r.Head[kernels.HeadRows], r.Head[kernels.HeadSegs] = int32(rows), int32(segs)
+	w.end()
 }
 
-func fillRow(r *kernels.Record, i, base int, w *Row) {
-	r.RowToken[i], r.RowSampler[i], r.RowForced[i], r.RowFlags[i] = int32(base+w.Token), int32(w.Sampler), int32(w.Forced), int32(w.Flags)
-	r.RowTopK[i], r.RowTop[i], r.RowDraw[i] = int32(w.TopK), int32(w.Top), int32(w.Draw)
-	r.RowSeedLo[i], r.RowSeedHi[i] = int32(uint32(w.Seed)), int32(uint32(uint64(w.Seed)>>32))
-	r.RowTemperature[i], r.RowTopP[i], r.RowMinP[i] = kernels.Bits(w.Temperature), kernels.Bits(w.TopP), kernels.Bits(w.MinP)
-	r.RowRepetition[i], r.RowPresence[i], r.RowFrequency[i] = kernels.Bits(w.Repetition), kernels.Bits(w.Presence), kernels.Bits(w.Frequency)
+// recordWriter writes a step into a record: for each sequence begin, its tokens and its rows, and end after the last.
+type recordWriter struct {
+	r           *kernels.Record
+	blockTokens int
+
+	seqs, tokens, rows, segs int // written
+
+	blocks        []int32 // of the sequence under way
+	adapter       int32
+	first, n, pos int // its first token in the step, its tokens, the next one's position
+}
+
+// begin starts a sequence of n tokens from position start on.
+func (w *recordWriter) begin(start, n int, blocks []int32, adapter, lane int) {
+	r, b := w.r, &w.r.Bucket
+	context := start + n
+	used := (context + w.blockTokens - 1) / w.blockTokens
+	fits(w.seqs < b.Seqs, "sequences", w.seqs+1, b.Seqs)
+	fits(n > 0 && n <= b.MaxQuery, "tokens of a sequence", n, b.MaxQuery)
+	fits(w.tokens+n <= b.Tokens, "tokens", w.tokens+n, b.Tokens)
+	fits(used <= b.Blocks, "blocks of a sequence", used, b.Blocks)
+	fits(used <= len(blocks), "blocks of a context", used, len(blocks))
+	w.blocks, w.adapter, w.first, w.n, w.pos = blocks, int32(adapter), w.tokens, n, start
+
+	r.QueryStart[w.seqs], r.Context[w.seqs] = int32(w.tokens), int32(context)
+	copy(r.BlockTable[w.seqs*b.Blocks:(w.seqs+1)*b.Blocks], blocks)
+	if !b.Training {
+		lane = -1
+	}
+	if w.segs == 0 || r.SegAdapter[w.segs-1] != w.adapter || r.SegLane[w.segs-1] != int32(lane) {
+		r.SegStart[w.segs], r.SegAdapter[w.segs], r.SegLane[w.segs] = int32(w.tokens), w.adapter, int32(lane)
+		w.segs++
+	}
+	w.seqs++
+}
+
+// token writes the sequence's next token: id, or what the previous step drew in row feed, where that is not −1.
+func (w *recordWriter) token(id, feed int32) {
+	r, t, p := w.r, w.tokens, w.blockTokens
+	r.Token[t], r.Feed[t], r.Position[t], r.Seq[t], r.Adapter[t] = id, feed, int32(w.pos), int32(w.seqs-1), w.adapter
+	r.KVSlot[t] = w.blocks[w.pos/p]*int32(p) + int32(w.pos%p)
+	w.tokens++
+	w.pos++
+}
+
+// row asks for the logits of one of the sequence's tokens.
+func (w *recordWriter) row(q *Row) {
+	r, i := w.r, w.rows
+	fits(i < r.Bucket.Rows, "rows", i+1, r.Bucket.Rows)
+	fits(q.Token >= 0 && q.Token < w.n, "token of a row", q.Token, w.n)
+	r.RowToken[i], r.RowSampler[i], r.RowForced[i], r.RowFlags[i] = int32(w.first+q.Token), int32(q.Sampler), int32(q.Forced), int32(q.Flags)
+	r.RowTopK[i], r.RowTop[i], r.RowDraw[i] = int32(q.TopK), int32(q.Top), int32(q.Draw)
+	r.RowSeedLo[i], r.RowSeedHi[i] = int32(uint32(q.Seed)), int32(uint32(uint64(q.Seed)>>32))
+	r.RowTemperature[i], r.RowTopP[i], r.RowMinP[i] = kernels.Bits(q.Temperature), kernels.Bits(q.TopP), kernels.Bits(q.MinP)
+	r.RowRepetition[i], r.RowPresence[i], r.RowFrequency[i] = kernels.Bits(q.Repetition), kernels.Bits(q.Presence), kernels.Bits(q.Frequency)
+	w.rows++
+}
+
+// end writes the counts.
+func (w *recordWriter) end() {
+	r := w.r
+	r.QueryStart[w.seqs], r.SegStart[w.segs] = int32(w.tokens), int32(w.tokens)
+	r.Head[kernels.HeadTokens], r.Head[kernels.HeadSeqs] = int32(w.tokens), int32(w.seqs)
+	r.Head[kernels.HeadRows], r.Head[kernels.HeadSegs] = int32(w.rows), int32(w.segs)
 }
 
 func fits(ok bool, what string, n, most int) {

@@ -13,11 +13,12 @@ type Request struct {
 	Prompt   []int           // token ids, at least one
 	Adapter  adapters.Target // resolved versions; the zero Target is the base. Leased from Submit to the end
 	Params   Params
-	Deadline time.Time  // zero: none. Choices that run at that time end with FinishDeadline
-	Mask     Constraint // optional, with N = 1: restricts each token, e.g. to a grammar
+	Deadline time.Time // zero: none. Choices that run at that time end with FinishDeadline
+	// Constrain is optional: it makes the constraint of each choice, before Submit returns.
+	Constrain func() Constraint
 }
 
-// Constraint restricts what may be generated next. It is called on the engine's goroutine and should take well below a millisecond.
+// Constraint restricts what one choice may go on with, e.g. to a grammar. It is called on the engine's goroutine and should take well below a millisecond.
 // Its sequence is never ahead of what Accept was told, so it decodes without overlap.
 type Constraint interface {
 	// Mask sets bit id%32 of dst[id/32] for each token allowed next; dst is zero before, [(vocabulary+31)/32].

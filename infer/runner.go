@@ -11,6 +11,7 @@ import (
 // runner is the engine's share of a device: KV cache, activations, step records, sampler state, and the steps under way.
 type runner struct {
 	model   *Model
+	own     bool // stream and table are not the adapters' device's
 	config  Config
 	vocab   int
 	mem     resources
@@ -41,28 +42,33 @@ type flight struct {
 	err   error         // it could not be enqueued
 }
 
-// openRunner allocates for n KV blocks. Where it fails nothing stays allocated.
-func openRunner(c Config, m *Model, adapters *Device, nBlocks int) (d *runner, err error) {
+// openRunner allocates everything; its config has the size of the KV cache, which comes last and may take what is left. Where it fails
+// nothing stays allocated.
+func openRunner(c Config, m *Model, adapters *Device) (d *runner, err error) {
 	d = &runner{model: m, config: c, vocab: m.Config.Vocab, mem: resources{backend: m.Backend}}
 	defer func() {
+		if p := recover(); p != nil { // scratch of a captured step
+			var ok bool
+			if err, ok = p.(error); !ok || !errors.Is(err, kernels.ErrNoMemory) {
+				panic(p)
+			}
+		}
 		if err != nil {
 			d.close()
-			d, err = nil, fmt.Errorf("opening the engine with %d KV blocks: %w", nBlocks, err)
+			err = fmt.Errorf("opening the engine with %d KV blocks: %w", d.config.KVBlocks, err)
+			d = nil
 		}
 	}()
 	if adapters != nil {
 		d.stream, d.table = adapters.serving, adapters.Table
 	} else {
-		d.stream = m.Backend.NewStream()
+		d.stream, d.own = m.Backend.NewStream(), true
 		if d.table, err = m.Backend.NewAdapterTable(1); err != nil {
 			return d, err
 		}
 	}
 	rows := c.MaxSeqs + c.PromptRows
 	if d.state, err = NewState(m, c.MaxTokens, rows); err != nil {
-		return d, err
-	}
-	if d.cache, err = m.Backend.NewKVCache(m.KVSpec(nBlocks, c.BlockTokens)); err != nil {
 		return d, err
 	}
 	d.sampler = kernels.SamplerState{
@@ -87,6 +93,14 @@ func openRunner(c Config, m *Model, adapters *Device, nBlocks int) (d *runner, e
 	}
 	if d.mem.err != nil {
 		return d, d.mem.err
+	}
+	if c.KVBlocks == 0 {
+		if d.config, err = c.withFreeMemory(m.Backend.Info(), m.KVTokenBytes()); err != nil {
+			return d, err
+		}
+	}
+	if d.cache, err = m.Backend.NewKVCache(m.KVSpec(d.config.KVBlocks, c.BlockTokens)); err != nil {
+		return d, err
 	}
 	if c.Graphs {
 		for _, b := range d.buckets {
@@ -116,6 +130,13 @@ func (d *runner) close() {
 		d.cache = nil
 	}
 	d.mem.free()
+	if d.own {
+		if d.table != nil {
+			d.model.Backend.FreeAdapterTable(d.table)
+		}
+		d.model.Backend.FreeStream(d.stream)
+		d.own, d.table = false, nil
+	}
 }
 
 // ops enqueues a bucket's ops: what a graph replays.
@@ -169,10 +190,17 @@ func (d *runner) launch(f *flight) {
 // errSticky marks a device error after which nothing on the device can be trusted.
 var errSticky = errors.New("the device failed")
 
-// wait waits for a step's results.
-func (d *runner) wait(f *flight) error {
+// patience is how long the engine sleeps between two looks at a step under way.
+const patience = 50 * time.Microsecond
+
+// wait waits for a step's results. Meanwhile, where it is not nil, it calls meanwhile again and again.
+func (d *runner) wait(f *flight, meanwhile func()) error {
 	if f.err != nil {
 		return f.err
+	}
+	for meanwhile != nil && !f.done.Done() {
+		meanwhile()
+		time.Sleep(patience)
 	}
 	if err := f.done.Wait(); err != nil {
 		return fmt.Errorf("%w: %w", errSticky, err)

@@ -1,7 +1,7 @@
 package infer
 
 import (
-	"math/bits"
+	"slices"
 	"unsafe"
 
 	"bhive/kernels"
@@ -38,7 +38,7 @@ func (d *runner) prepare(q *sequence, eos []int) (keep [][]byte) {
 		up(d.sampler.BiasID, bytesOf(ids))
 		up(d.sampler.Bias, bytesOf(bias))
 	}
-	if q.Mask == nil && q.generated() < p.MinTokens {
+	if q.constraint == nil && q.generated() < p.MinTokens {
 		up(d.sampler.Mask, bytesOf(q.withoutEnds(nil, d.vocab, eos)))
 	}
 	return keep
@@ -48,7 +48,9 @@ func (d *runner) prepare(q *sequence, eos []int) (keep [][]byte) {
 func (d *runner) uploadMask(q *sequence, eos []int) []byte {
 	mask := q.mask
 	if q.generated() < q.Params.MinTokens {
-		mask = q.withoutEnds(mask, d.vocab, eos)
+		if longer := q.withoutEnds(mask, d.vocab, eos); anyBit(longer) { // else the text cannot be longer
+			mask = longer
+		}
 	}
 	src := bytesOf(mask)
 	d.model.Backend.Upload(d.stream, d.sampler.Mask.RowRange(q.row, q.row+1), src)
@@ -82,15 +84,25 @@ func (q *sequence) withoutEnds(mask []int32, vocab int, eos []int) []int32 {
 // constrain asks the constraint what may come next, and reports whether anything may.
 func (q *sequence) constrain(vocab int) bool {
 	q.mask = make([]int32, maskWords(vocab)) // a new one: a step may still read the last
-	q.Mask.Mask(q.mask)
+	q.constraint.Mask(q.mask)
 	if tail := vocab % 32; tail > 0 { // bits beyond the vocabulary are no tokens
 		q.mask[len(q.mask)-1] &= 1<<tail - 1
 	}
-	n := 0
-	for _, w := range q.mask {
-		n += bits.OnesCount32(uint32(w))
+	return anyBit(q.mask)
+}
+
+// constrain asks the constraints of all choices, and reports whether anything may come in each.
+func (w *work) constrain(vocab int) bool {
+	for _, q := range w.seqs {
+		if !q.constrain(vocab) {
+			return false
+		}
 	}
-	return n > 0
+	return true
+}
+
+func anyBit(mask []int32) bool {
+	return slices.ContainsFunc(mask, func(w int32) bool { return w != 0 })
 }
 
 func floats(w []int32) []float32 {

@@ -145,6 +145,13 @@ func (s *Scorer) Close() {
 			s.m.Backend.Free(t)
 		}
 	}
+	if s.table != nil {
+		s.m.Backend.FreeAdapterTable(s.table)
+	}
+	if s.stream != nil {
+		s.m.Backend.FreeStream(s.stream)
+	}
+	s.stream, s.table = nil, nil
 	s.state, s.cache, s.tensors, s.blocks = nil, nil, nil, nil
 }
 

@@ -65,7 +65,8 @@ type sequence struct {
 	forced  int         // prompt tokens whose logprob enqueued steps have taken
 
 	out         *output
-	mask        []int32 // allowed next, where there is a constraint
+	constraint  Constraint // nil: none
+	mask        []int32    // allowed next, where there is a constraint
 	promptShown bool
 	counted     bool // no longer among those that wait
 	cached      int  // prompt tokens found in the prefix cache at first admission
@@ -88,6 +89,9 @@ func (w *work) newSequences(limit int) {
 	for i := range p.N {
 		q := &sequence{work: w, index: i, limit: limit, seed: seed + uint64(i), row: -1}
 		q.tokens = append(make([]int32, 0, len(w.prompt)+min(limit-len(w.prompt), 64)), w.prompt...)
+		if w.Constrain != nil {
+			q.constraint = w.Constrain()
+		}
 		w.seqs = append(w.seqs, q)
 	}
 	w.left = p.N
@@ -106,7 +110,7 @@ func (q *sequence) scores() bool {
 
 // waits reports whether the next token must not be computed before the last one has been read.
 func (q *sequence) waits() bool {
-	return q.pending > 0 && (q.Mask != nil || q.total() >= q.limit)
+	return q.pending > 0 && (q.constraint != nil || q.total() >= q.limit)
 }
 
 // olderThan orders sequences by arrival.

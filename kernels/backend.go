@@ -48,15 +48,19 @@ type Memory interface {
 	// Download copies src, contiguous, to dst. dst is valid when the stream has passed.
 	Download(s Stream, dst []byte, src Tensor)
 
+	// Streams, weights, caches and tables are given back when nothing enqueued uses them any more.
 	NewStream() Stream
+	FreeStream(Stream)
 	NewWeight(WeightSpec) (Weight, error)
 	FreeWeight(Weight)
 	NewKVCache(KVSpec) (KVCache, error)
 	FreeKVCache(KVCache)
 	NewAdapterTable(slots int) (AdapterTable, error)
+	FreeAdapterTable(AdapterTable)
 	// SetAdapter writes a table entry, in the stream's order; block is [1, rank·rows] of the working dtype. A zero block empties the entry.
 	SetAdapter(s Stream, t AdapterTable, slot int, block Tensor, rank int)
 	NewLaneTable(lanes int) (LaneTable, error)
+	FreeLaneTable(LaneTable)
 	// SetLane writes a table entry; grad is F32 [1, rank·rows]; scaling is the adapter's alpha/rank.
 	SetLane(s Stream, t LaneTable, lane int, grad Tensor, rank int, scaling float32)
 }

@@ -42,18 +42,19 @@ func (m *messages) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-func (q *chatRequest) maxTokens() (int, error) {
+// maxTokens is the most tokens asked for, 0: as many as fit; and the name of the field that says so.
+func (q *chatRequest) maxTokens() (most int, name string, err error) {
 	n, name := q.MaxCompletionTokens, "max_completion_tokens"
 	if n == nil {
 		n, name = q.MaxTokens, "max_tokens"
 	}
 	if n == nil {
-		return 0, nil // as many as fit
+		return 0, name, nil
 	}
 	if *n < 1 {
-		return 0, badField(name, "%s: must be at least 1, is %d", name, *n)
+		return 0, name, badField(name, "%s: must be at least 1, is %d", name, *n)
 	}
-	return *n, nil
+	return *n, name, nil
 }
 
 // renderChat is the prompt of a conversation.
@@ -96,7 +97,8 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	if err != nil {
 		return err
 	}
-	if p.MaxTokens, err = q.maxTokens(); err != nil {
+	limit := ""
+	if p.MaxTokens, limit, err = q.maxTokens(); err != nil {
 		return err
 	}
 	logprobs := q.Logprobs != nil && *q.Logprobs
@@ -109,6 +111,10 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 		p.Logprobs = 0
 		set(&p.Logprobs, q.TopLogprobs)
 	}
+	constrain, err := s.constraint(&q.formatFields)
+	if err != nil {
+		return err
+	}
 	text, err := s.renderChat(&q)
 	if err != nil {
 		return err
@@ -119,10 +125,15 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	}
 	// The template has written the beginning-of-text token where the model wants one.
 	g, err := s.submit(r.Context(), []infer.Request{{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: s.d.Tokenizer.Encode(text, false),
-		Adapter: target, Params: p}})
-	if errors.Is(err, infer.ErrPromptTooLong) {
+		Adapter: target, Params: p, Constrain: constrain}})
+	switch {
+	case errors.Is(err, infer.ErrPromptTooLong):
 		e := asAPIError(err)
 		e.Param = "messages"
+		return e
+	case errors.Is(err, infer.ErrMaxTokens):
+		e := asAPIError(err)
+		e.Param = limit
 		return e
 	}
 	if err != nil {

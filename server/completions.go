@@ -102,7 +102,6 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 		return badField("best_of", "best_of: only the value of n (%d) is supported", p.N)
 	}
 	echo := q.Echo != nil && *q.Echo
-	p.MaxTokens = s.config.DefaultMaxTokens
 	set(&p.MaxTokens, q.MaxTokens)
 	only := p.MaxTokens == 0 && q.MaxTokens != nil // the prompt alone is wanted
 	if only {
@@ -117,6 +116,10 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 		}
 		p.Logprobs, p.PromptLogprobs = *q.Logprobs, echo
 	}
+	constrain, err := s.constraint(&q.formatFields)
+	if err != nil {
+		return err
+	}
 	ids, texts, err := s.encodePrompts(q.Prompt)
 	if err != nil {
 		return err
@@ -127,7 +130,11 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	}
 	var requests []infer.Request
 	for _, prompt := range ids {
-		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p})
+		if q.MaxTokens == nil { // what room there is, up to the default
+			p.MaxTokens = max(1, min(s.config.DefaultMaxTokens, s.d.Engine.Config().MaxContext-len(prompt)))
+		}
+		requests = append(requests, infer.Request{ID: requestID(r.Context()), Tenant: tenant(r.Context()), Prompt: prompt, Adapter: target, Params: p,
+			Constrain: constrain})
 	}
 	g, err := s.submit(r.Context(), requests)
 	if err != nil {

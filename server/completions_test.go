@@ -79,3 +79,23 @@ func TestCompletion(t *testing.T) {
 		t.Errorf("streamed %q with usage %+v, want %q and %+v", text, usage, got.Choices[0].Text, got.Usage)
 	}
 }
+
+// TestMaxTokensAbsent: without max_tokens a completion has 16 tokens or what room there is, a chat all the room.
+func TestMaxTokensAbsent(t *testing.T) {
+	c := serve(t)
+	room := shared(t).deps.Engine.Config().MaxContext
+	prompt := make([]int, room-4)
+	for i := range prompt {
+		prompt[i] = 300 + i%50
+	}
+	for n, want := range map[int]int{len(prompt): 4, 10: 16} {
+		if got := c.complete(object{"model": "demo", "prompt": prompt[:n], "ignore_eos": true}); got.Usage.CompletionTokens != want {
+			t.Errorf("a prompt of %d tokens: %d tokens follow, want %d", n, got.Usage.CompletionTokens, want)
+		}
+	}
+	var chat struct{ Usage usageJSON }
+	c.post("/v1/chat/completions", object{"model": "demo", "messages": []object{{"role": "user", "content": strings.Repeat("fox ", 400)}}, "ignore_eos": true}).want(200).into(&chat)
+	if chat.Usage.PromptTokens+chat.Usage.CompletionTokens != room {
+		t.Errorf("a chat has %+v, want %d together", chat.Usage, room)
+	}
+}

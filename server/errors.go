@@ -51,6 +51,7 @@ var table = []struct {
 	{infer.ErrQueueFull, http.StatusTooManyRequests, "rate_limit_error", "queue_full", "", 1},
 	{finetune.ErrBusy, http.StatusTooManyRequests, "rate_limit_error", "too_many_jobs", "", 30},
 	{infer.ErrPromptTooLong, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "prompt", 0},
+	{infer.ErrMaxTokens, http.StatusBadRequest, "invalid_request_error", "context_length_exceeded", "max_tokens", 0},
 	{errDraining, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{errLoading, http.StatusServiceUnavailable, "server_error", "loading", "", 5},
 	{infer.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
@@ -63,6 +64,7 @@ var table = []struct {
 	{adapters.ErrStoreUnavailable, http.StatusServiceUnavailable, "server_error", "store_unavailable", "", 5},
 	{adapters.ErrClosed, http.StatusServiceUnavailable, "server_error", "shutting_down", "", 5},
 	{adapters.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_adapter_memory", "", 5},
+	{infer.ErrNoMemory, http.StatusServiceUnavailable, "server_error", "no_gpu_memory", "", 5},
 	{adapters.ErrExists, http.StatusConflict, "conflict_error", "already_exists", "name", 0},
 	{adapters.ErrBasisMismatch, http.StatusConflict, "conflict_error", "basis_mismatch", "", 0},
 	{adapters.ErrBaseMismatch, http.StatusConflict, "conflict_error", "base_mismatch", "", 0},
@@ -105,6 +107,9 @@ func asAPIError(err error) *apiError {
 			continue
 		}
 		e := &apiError{Status: row.status, Type: row.kind, Param: row.param, Code: row.code, Message: err.Error(), Retry: row.retry}
+		if row.err == infer.ErrNoMemory {
+			e.Message = "no GPU memory for this request now"
+		}
 		if inField { // which of the fields is to blame, and in its words
 			e.Param, e.Message = field.Field, field.Error()
 		}

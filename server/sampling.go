@@ -34,13 +34,13 @@ type samplingFields struct {
 	IgnoreEOS         *bool              `json:"ignore_eos"`
 	MinTokens         *int               `json:"min_tokens"`
 	SkipSpecial       *bool              `json:"skip_special_tokens"`
+	formatFields
 
 	// Not supported: refused rather than ignored, since the answer would not be what was asked for.
-	ResponseFormat json.RawMessage `json:"response_format"`
-	Tools          json.RawMessage `json:"tools"`
-	ToolChoice     json.RawMessage `json:"tool_choice"`
-	Functions      json.RawMessage `json:"functions"`
-	FunctionCall   json.RawMessage `json:"function_call"`
+	Tools        json.RawMessage `json:"tools"`
+	ToolChoice   json.RawMessage `json:"tool_choice"`
+	Functions    json.RawMessage `json:"functions"`
+	FunctionCall json.RawMessage `json:"function_call"`
 }
 
 // stopStrings reads `stop`: null, a string or an array of them.
@@ -79,14 +79,6 @@ func (f *samplingFields) params(defaults infer.Params) (infer.Params, error) {
 	}{{"tools", f.Tools}, {"tool_choice", f.ToolChoice}, {"functions", f.Functions}, {"function_call", f.FunctionCall}} {
 		if asks(u.raw) {
 			return infer.Params{}, badField(u.name, "%s: not supported by this server", u.name)
-		}
-	}
-	if asks(f.ResponseFormat) {
-		var format struct {
-			Type string `json:"type"`
-		}
-		if err := json.Unmarshal(f.ResponseFormat, &format); err != nil || format.Type != "text" {
-			return infer.Params{}, badField("response_format", "response_format: only type text is supported by this server")
 		}
 	}
 	if f.StreamOptions != nil && !f.stream() {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/chat"
+	"bhive/infer/grammar"
 	"bhive/infer/tokenizer"
 	"bhive/server/keys"
 
@@ -56,7 +58,8 @@ type Server struct {
 	metrics  *Metrics
 	probe    *probe
 	handler  http.Handler
-	imports  chan struct{} // holds one for each import or sum at work
+	imports  chan struct{}         // holds one for each import or sum at work
+	grammars func() *grammar.Cache // made at the first call
 	draining atomic.Bool
 }
 
@@ -77,6 +80,7 @@ func New(c Config, d Deps) (*Server, error) {
 	}
 	s.probe = &probe{store: d.Store, log: s.log}
 	s.metrics.bind(d, s.probe)
+	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })
 	s.handler = s.routes()
 	return s, nil
 }

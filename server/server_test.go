@@ -176,10 +176,10 @@ func TestOperations(t *testing.T) {
 // Every sentinel error of the packages below has its answer.
 func TestErrorTable(t *testing.T) {
 	for err, want := range map[error]int{
-		infer.ErrQueueFull: 429, finetune.ErrBusy: 429, infer.ErrPromptTooLong: 400, infer.ErrClosed: 503, finetune.ErrClosed: 503, finetune.ErrNotFound: 404,
+		infer.ErrQueueFull: 429, finetune.ErrBusy: 429, infer.ErrPromptTooLong: 400, infer.ErrMaxTokens: 400, infer.ErrClosed: 503, finetune.ErrClosed: 503, finetune.ErrNotFound: 404,
 		finetune.ErrState: 409, adapters.ErrNotFound: 404, adapters.ErrExists: 409, adapters.ErrConflict: 409, adapters.ErrInvalidName: 400,
 		adapters.ErrBasisMismatch: 409, adapters.ErrBaseMismatch: 409, adapters.ErrRank: 400, adapters.ErrUnsupported: 400,
-		adapters.ErrStoreUnavailable: 503, adapters.ErrClosed: 503, adapters.ErrNoMemory: 503, adapters.ErrCorrupt: 500, infer.ErrStep: 500, infer.ErrAdapterLoad: 503, errDraining: 503,
+		adapters.ErrStoreUnavailable: 503, adapters.ErrClosed: 503, adapters.ErrNoMemory: 503, adapters.ErrCorrupt: 500, infer.ErrStep: 500, infer.ErrNoMemory: 503, infer.ErrAdapterLoad: 503, errDraining: 503,
 	} {
 		e := asAPIError(err)
 		if e.Status != want || e.Message == "" || e.Type == "" {

@@ -15,8 +15,8 @@ var (
 	ErrTemplate = errors.New("chat: template failed")
 	// ErrMessage is returned for a message, tool or argument that is not valid JSON or not of the expected shape.
 	ErrMessage = errors.New("chat: malformed message")
-	// ErrNotPrefix is returned by RenderWithMask when a conversation's beginning renders differently once more follows, so that
-	// no byte range belongs to a turn.
+	// ErrNotPrefix is returned by RenderWithMask when a turn renders differently once more follows and cannot be found in the whole
+	// rendering either, so that no byte range belongs to it.
 	ErrNotPrefix = errors.New("chat: template does not render turn by turn")
 )
 

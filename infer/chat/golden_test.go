@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"strings"
 	"testing"
 
 	"bhive/infer/tokenizer"
@@ -101,27 +100,5 @@ func TestGoldenSmolLM2(t *testing.T) {
 		if d := cmp.Diff(g.Text, text); d != "" {
 			t.Errorf("text (-want +got):\n%s", d)
 		}
-	}
-}
-
-func TestRenderWithMask(t *testing.T) {
-	tmpl, _ := demo(t)
-	zero := 0
-	text, spans, err := tmpl.RenderWithMask(Input{Messages: []Message{
-		{Role: "system", Content: "Be brief."}, {Role: "user", Content: "Hi"}, {Role: "assistant", Content: "Hello. \n"},
-		{Role: "user", Content: "Bye"}, {Role: "assistant", Content: "No.", Weight: &zero},
-		{Role: "user", Content: "Really"}, {Role: "assistant", Content: "Yes."}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, s := range spans {
-		got = append(got, text[s.Start:s.End])
-	}
-	if d := cmp.Diff([]string{"Hello. \n<|im_end|>", "Yes.<|im_end|>"}, got); d != "" {
-		t.Errorf("trained text (-want +got):\n%s", d)
-	}
-	if !strings.HasSuffix(text[:spans[0].Start], "<|im_start|>assistant\n") {
-		t.Errorf("before the first span: %q", text[:spans[0].Start])
 	}
 }

@@ -2,56 +2,149 @@ package chat
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Span is a range of bytes of a rendered text.
 type Span struct{ Start, End int }
 
 // RenderWithMask renders a whole conversation and returns the ranges that are trained: of each assistant's message of weight 1 its
-// content and the end-of-turn marker that follows it (not the white space behind the marker, which nobody generates).
+// content and the end-of-turn marker that follows it. The white space behind the marker is not trained: generation ends with
+// the marker, so nobody ever draws what is behind it, and its gradient would only dilute the rest. (Reference losses that are computed
+// with the line break in the labels stay comparable: they come with labels of their own, and do not pass through here.)
 //
-// It renders the conversation's beginnings and wants each to be a prefix of the next; otherwise ErrNotPrefix. in's
-// AddGenerationPrompt has no effect.
+// A turn begins where the rendering of what is before it, with the generation prompt, ends: what the model is given when it
+// writes that turn. Where a turn is rendered otherwise once more follows, as templates of thinking models drop the thoughts of
+// earlier turns, it is looked for in the whole rendering, and what is there of it is trained: the answer, without the
+// thoughts. Who wants the thoughts of every turn trained gives a conversation for each, ending with it. Where a turn cannot be found either, the error
+// is ErrNotPrefix. in's AddGenerationPrompt has no effect.
 func (t *Template) RenderWithMask(in Input) (string, []Span, error) {
-	all := in.Messages
-	part := func(n int, prompt bool) (string, error) {
-		in.Messages, in.AddGenerationPrompt = all[:n], prompt
-		text, err := t.Render(in)
-		if err != nil {
-			return "", fmt.Errorf("rendering the first %d of %d messages: %w", n, len(all), err)
-		}
-		return text, nil
-	}
-	text, err := part(len(all), false)
-	if err != nil {
+	r := masking{t: t, in: in, all: in.Messages}
+	var err error
+	if r.text, err = r.render(r.all, false); err != nil {
 		return "", nil, err
 	}
 	var spans []Span
-	for i, m := range all {
+	at := 0
+	for i, m := range r.all {
 		if m.Role != "assistant" || m.Weight != nil && *m.Weight == 0 {
 			continue
 		}
-		before, err := part(i, true)
+		s, err := r.turn(i)
 		if err != nil {
 			return "", nil, err
 		}
-		through, err := part(i+1, false)
-		if err != nil {
-			return "", nil, err
-		}
-		if !strings.HasPrefix(through, before) || !strings.HasPrefix(text, through) {
+		if s.Start < at {
 			return "", nil, fmt.Errorf("%w: message %d", ErrNotPrefix, i)
 		}
-		turn := through[len(before):]
-		end := len(strings.TrimRightFunc(turn, unicode.IsSpace))
-		if k := strings.LastIndex(turn, m.Content); k >= 0 { // white space of the content stays
-			end = max(end, k+len(m.Content))
-		}
-		if end > 0 {
-			spans = append(spans, Span{len(before), len(before) + end})
+		if s.End > s.Start {
+			spans = append(spans, s)
+			at = s.End
 		}
 	}
-	return text, spans, nil
+	return r.text, spans, nil
+}
+
+// masking is one RenderWithMask.
+type masking struct {
+	t    *Template
+	in   Input
+	all  []Message
+	text string // of the whole conversation
+}
+
+func (r *masking) render(messages []Message, prompt bool) (string, error) {
+	r.in.Messages, r.in.AddGenerationPrompt = messages, prompt
+	text, err := r.t.Render(r.in)
+	if err != nil {
+		return "", fmt.Errorf("rendering the first %d of %d messages: %w", len(messages), len(r.all), err)
+	}
+	return text, nil
+}
+
+// turn finds what is trained of message i.
+func (r *masking) turn(i int) (Span, error) {
+	before, err := r.render(r.all[:i], true)
+	if err != nil {
+		return Span{}, err
+	}
+	through, err := r.render(r.all[:i+1], false)
+	if err != nil {
+		return Span{}, err
+	}
+	if !strings.HasPrefix(through, before) || !strings.HasPrefix(r.text, through) {
+		return r.search(i, before)
+	}
+	turn := through[len(before):]
+	end := len(trimRight(turn))
+	content := r.all[i].Content
+	if k := strings.LastIndex(turn, content); k >= 0 { // white space of the content stays
+		end = max(end, k+len(content))
+	}
+	return Span{len(before), len(before) + end}, nil
+}
+
+// search finds message i in the whole text by a marker put behind its content: the text before the marker ends with what is rendered of
+// the content, and what follows the marker where the message is the last one is the end of a turn.
+func (r *masking) search(i int, before string) (Span, error) {
+	failed := fmt.Errorf("%w: message %d", ErrNotPrefix, i)
+	marker := "\ue000"
+	for strings.Contains(r.text, marker) {
+		marker += "\ue001"
+	}
+	content := r.all[i].Content
+	if content == "" {
+		return Span{}, failed
+	}
+	marked := slices.Clone(r.all)
+	marked[i].Content += marker
+	whole, err := r.render(marked, false)
+	if err != nil {
+		return Span{}, err
+	}
+	through, err := r.render(marked[:i+1], false)
+	if err != nil {
+		return Span{}, err
+	}
+	head, _, found := strings.Cut(whole, marker)
+	_, tail, last := strings.Cut(through, marker)
+	if !found || !last {
+		return Span{}, failed
+	}
+	if !strings.HasPrefix(r.text, head) { // the template trims contents
+		head, content = trimRight(head), trimRight(content)
+	}
+	tail = trimRight(tail)
+	if !strings.HasPrefix(r.text, head+tail) {
+		return Span{}, failed
+	}
+	start := len(before)
+	if !strings.HasPrefix(head, before) {
+		shown := commonSuffix(head, content)
+		if len(shown) < len(content) { // of a content in part the beginning is not white space of its own
+			shown = strings.TrimLeftFunc(shown, unicode.IsSpace)
+		}
+		if shown == "" {
+			return Span{}, failed
+		}
+		start = len(head) - len(shown)
+	}
+	return Span{start, len(head) + len(tail)}, nil
+}
+
+func trimRight(s string) string { return strings.TrimRightFunc(s, unicode.IsSpace) }
+
+// commonSuffix is the longest end that a and b share, in whole characters.
+func commonSuffix(a, b string) string {
+	n := 0
+	for n < min(len(a), len(b)) && a[len(a)-1-n] == b[len(b)-1-n] {
+		n++
+	}
+	for n > 0 && !utf8.RuneStart(b[len(b)-n]) {
+		n--
+	}
+	return b[len(b)-n:]
 }

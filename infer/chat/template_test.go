@@ -103,16 +103,6 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-func TestNotPrefix(t *testing.T) {
-	tmpl, err := Parse(`{% for m in messages %}{% if loop.last %}!{% endif %}{{ m.content }}{% endfor %}`, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, _, err := tmpl.RenderWithMask(Input{Messages: []Message{{Role: "user", Content: "a"}, {Role: "assistant", Content: "b"}}}); !errors.Is(err, ErrNotPrefix) {
-		t.Errorf("%v, want %v", err, ErrNotPrefix)
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	f.Add(smolTemplate, "hi")
 	f.Add(`{% for m in messages %}{{ m | tojson }}{% endfor %}{{ messages[-1:] }}`, "x")

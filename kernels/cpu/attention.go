@@ -15,6 +15,9 @@ type tile struct {
 const (
 	tileTokens = 16
 	tileScores = 1 << 16 // scores that a tile holds at most, where one token alone does not exceed them
+
+	shareKeys   = 256 // keys from which on sharing a part is worth a second pass
+	shareRounds = 8   // parts a worker from which on one more of them does not matter
 )
 
 type attentionTask struct {
@@ -29,6 +32,11 @@ type attentionTask struct {
 	group  int // query heads a key head
 	blocks int // width of the block table
 	tiles  []tile
+
+	shares int       // parts that all workers share: the first ones
+	scored []float32 // their scores, [shares, stride]
+	stride int
+	values bool // the second pass, over the shared parts' values
 }
 
 // Attention: o[t] = softmax(scale·q[t]·Kᵀ)·V over the visible keys of t's sequence.
@@ -52,11 +60,37 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 
 func (b *Backend) runAttention(a *attentionTask, step kernels.Step) {
 	t := &b.attention
-	tiles := t.tiles
+	tiles, scored := t.tiles, t.scored
 	*t = *a
 	t.r = b.record(step)
-	t.tiles = t.cutTiles(tiles[:0])
-	b.pool.run(taskAttention, len(t.tiles)*t.cache.spec.KVHeads)
+	t.tiles, t.scored = t.cutTiles(tiles[:0]), scored
+	parts, workers := len(t.tiles)*t.cache.spec.KVHeads, b.pool.workers
+	t.share(parts)
+	b.pool.run(taskAttention, parts-t.shares+t.shares*workers)
+	if t.shares > 0 {
+		t.values = true
+		b.pool.run(taskAttention, t.shares*workers)
+	}
+}
+
+// share decides which parts all workers take together, so that none idles while others do the last: what is left of the parts after
+// as many for each. A part is shared without reading a key or value twice, and to the same bits: scores are cut by
+// position, the outputs by column.
+func (t *attentionTask) share(parts int) {
+	workers := t.b.pool.workers
+	if t.shares = parts % workers; parts >= shareRounds*workers {
+		t.shares = 0
+	}
+	t.stride = 0
+	for i := range t.shares {
+		p := t.piece(i)
+		if p.n < shareKeys {
+			t.shares = 0
+			return
+		}
+		t.stride = max(t.stride, p.rows*p.n)
+	}
+	grown(&t.scored, t.shares*t.stride)
 }
 
 // cutTiles cuts the step's sequences into tiles.
@@ -85,45 +119,120 @@ func (t *attentionTask) runs(seq int32, lo, hi int) runs {
 	return runs{blocks: t.r.BlockTable[int(seq)*t.blocks:][:t.blocks], p: t.cache.spec.BlockTokens, at: lo, hi: hi}
 }
 
-// part takes one tile and one key head. The last tiles come first: they have the most keys.
+// piece is a part's work: one tile and one key head.
+type piece struct {
+	tile
+	head    int
+	base, n int // the positions that any of the tile's tokens sees: [base, base+n)
+	rows    int // tokens · group
+}
+
+// piece gives a part. The last tiles come first: they have the most keys.
+func (t *attentionTask) piece(i int) piece {
+	kv := t.cache.spec.KVHeads
+	p := piece{tile: t.tiles[len(t.tiles)-1-i/kv], head: i % kv}
+	p.rows = int(p.t1-p.t0) * t.group
+	base, _ := t.visible(int(p.t0))
+	_, end := t.visible(int(p.t1) - 1)
+	p.base, p.n = base, end-base
+	return p
+}
+
+// part runs a part of the first pass, the shared ones' scores last, or a share of the second pass.
 //
 // A token's softmax runs over its scores from its first visible position on, and its output adds values in order of
-// position, one chain an element: neither depends on the tile or on the runs of the cache.
+// position, one chain an element: neither depends on the tile, on the runs of the cache or on who shares a part.
 func (t *attentionTask) part(worker, i int) {
-	kv := t.cache.spec.KVHeads
-	tl, head := t.tiles[len(t.tiles)-1-i/kv], i%kv
-	d := t.cache.spec.HeadDim
+	workers := t.b.pool.workers
+	whole := len(t.tiles)*t.cache.spec.KVHeads - t.shares
+	switch {
+	case t.values:
+		t.valueShare(worker, i/workers, i%workers)
+	case i >= whole:
+		t.scoreShare(worker, (i-whole)/workers, (i-whole)%workers)
+	default:
+		t.whole(worker, t.piece(t.shares+i))
+	}
+}
+
+func (t *attentionTask) whole(worker int, p piece) {
 	s := &t.b.scratch[worker]
-	rows := int(tl.t1-tl.t0) * t.group
-	base, _ := t.visible(int(tl.t0))
-	_, end := t.visible(int(tl.t1) - 1)
-	n := end - base
-	q := grown(&s.a, 2*tileTokens*t.group*d)
-	q, o := q[:rows*d], q[rows*d:2*rows*d]
+	q := t.queries(s, p)
 	scores := grown(&s.b, max(tileScores, t.group*t.blocks*t.cache.spec.BlockTokens))
-	t.pack(q, t.q, tl, head)
-	t.scores(scores, q, tl.seq, base, end, rows, head, t.cache.k[t.layer], t.scale)
+	t.scores(s, scores, p.n, q, p.seq, p.base, p.base+p.n, p.rows, p.head, t.cache.k[t.layer], t.scale)
 	sums := grown(&s.c, tileTokens*t.group)
-	for row := range rows {
-		token := int(tl.t0) + row/t.group
+	t.softmax(scores, sums, p, true)
+	t.output(s, scores, sums, p, 0, t.cache.spec.HeadDim)
+}
+
+// scoreShare scores one of the workers' shares of a part's positions.
+func (t *attentionTask) scoreShare(worker, i, share int) {
+	p := t.piece(i)
+	from, to := cut(p.n, t.b.pool.workers, share)
+	if from < to {
+		q := t.queries(&t.b.scratch[worker], p)
+		t.scores(&t.b.scratch[worker], t.scored[i*t.stride+from:], p.n, q, p.seq, p.base+from, p.base+to, p.rows, p.head, t.cache.k[t.layer], t.scale)
+	}
+}
+
+// valueShare writes one of the workers' shares of a part's columns. Each takes the softmax for itself.
+func (t *attentionTask) valueShare(worker, i, share int) {
+	p := t.piece(i)
+	from, to := cut(t.cache.spec.HeadDim, t.b.pool.workers, share)
+	if from == to {
+		return
+	}
+	s := &t.b.scratch[worker]
+	scores := grown(&s.b, max(tileScores, t.group*t.blocks*t.cache.spec.BlockTokens))[:p.rows*p.n]
+	copy(scores, t.scored[i*t.stride:])
+	sums := grown(&s.c, tileTokens*t.group)
+	t.softmax(scores, sums, p, from == 0)
+	t.output(s, scores, sums, p, from, to)
+}
+
+// cut gives the worker's share of n in runs of 16, one vector.
+func cut(n, workers, worker int) (from, to int) {
+	size := (n + workers - 1) / workers
+	size = (size + 15) &^ 15
+	return min(worker*size, n), min((worker+1)*size, n)
+}
+
+// queries packs a piece's queries; the result is [rows, D], with as much room behind it.
+func (t *attentionTask) queries(s *scratch, p piece) []float32 {
+	d := t.cache.spec.HeadDim
+	q := grown(&s.a, 2*tileTokens*t.group*d)
+	t.pack(q, t.q, p.tile, p.head)
+	return q[:p.rows*d]
+}
+
+// softmax turns a piece's scores [rows, n] into exponentials, zero where a token does not look, and gives the inverse of each row's sum.
+func (t *attentionTask) softmax(scores, sums []float32, p piece, lse bool) {
+	for row := range p.rows {
+		token := int(p.t0) + row/t.group
 		lo, hi := t.visible(token)
-		x := scores[row*n:][:n]
-		clear(x[:lo-base])
-		clear(x[hi-base:])
-		x = x[lo-base : hi-base]
+		x := scores[row*p.n:][:p.n]
+		clear(x[:lo-p.base])
+		clear(x[hi-p.base:])
+		x = x[lo-p.base : hi-p.base]
 		top := x[t.b.k.ArgMax(x)]
 		sum := softmax(t.b.k, x, top)
 		sums[row] = float32(1 / sum)
-		if t.lse.at != nil {
-			t.lse.row(token)[head*t.group+row%t.group] = float32(float64(top) + math.Log(sum))
+		if lse && t.lse.at != nil {
+			t.lse.row(token)[p.head*t.group+row%t.group] = float32(float64(top) + math.Log(sum))
 		}
 	}
+}
+
+// output combines columns [from, to) of a piece's values.
+func (t *attentionTask) output(s *scratch, scores, sums []float32, p piece, from, to int) {
+	d, w := t.cache.spec.HeadDim, to-from
+	o := grown(&s.a, 2*tileTokens*t.group*d)[:p.rows*w]
 	clear(o)
-	t.combine(o, scores, tl.seq, base, end, rows, head, t.cache.v[t.layer])
-	for row := range rows {
-		x := o[row*d:][:d]
+	t.combine(s, o, scores, p.seq, p.base, p.base+p.n, p.rows, p.head*d+from, w, t.cache.v[t.layer])
+	for row := range p.rows {
+		x := o[row*w:][:w]
 		t.b.k.Scale(x, sums[row])
-		copy(t.out.row(int(tl.t0) + row/t.group)[(head*t.group+row%t.group)*d:], x)
+		copy(t.out.row(int(p.t0) + row/t.group)[(p.head*t.group+row%t.group)*d+from:], x)
 	}
 }
 
@@ -136,32 +245,54 @@ func (t *attentionTask) pack(dst []float32, src mat, tl tile, head int) {
 	}
 }
 
-// scores: dst[row, p−base] = scale·q[row]·k[p], for the positions [base, end) of a sequence; dst has end−base columns.
-func (t *attentionTask) scores(dst, q []float32, seq int32, base, end, rows, head int, k working, scale float32) {
-	d, w, n := t.cache.spec.HeadDim, t.cache.width, end-base
-	at := 0
-	rs := t.runs(seq, base, end)
-	for slot, m := rs.next(); m > 0; slot, m = rs.next() {
-		if k.h != nil {
-			t.b.k.AttnScoresBF16(dst[at:], n, q, d, k.h[slot*w+head*d:], w, rows, m, d, scale)
-		} else {
-			t.b.k.AttnScoresF32(dst[at:], n, q, d, k.f[slot*w+head*d:], w, rows, m, d, scale)
+// gatherRows is how many positions are taken together: their rows of one head stay in the first-level cache.
+const gatherRows = 256
+
+// gathered is d columns, from one on, of the cache's rows at positions [lo, hi) of a sequence, and their stride: in place where the blocks
+// follow each other, else a copy in buf, since a product over every block of its own costs more than the copy.
+func gathered[E any](t *attentionTask, buf *[]E, from []E, seq int32, lo, hi, column, d int) (rows []E, stride int) {
+	w := t.cache.width
+	rs := t.runs(seq, lo, hi)
+	slot, n := rs.next()
+	if n == hi-lo {
+		return from[slot*w+column:], w
+	}
+	rows = grown(buf, gatherRows*d)
+	for at := 0; n > 0; slot, n = rs.next() {
+		for j := range n {
+			copy(rows[at:at+d], from[(slot+j)*w+column:])
+			at += d
 		}
-		at += m
+	}
+	return rows, d
+}
+
+// scores: dst[row, p−base] = scale·q[row]·k[p], for the positions [base, end) of a sequence; n is dst's columns.
+func (t *attentionTask) scores(s *scratch, dst []float32, n int, q []float32, seq int32, base, end, rows, head int, k working, scale float32) {
+	d := t.cache.spec.HeadDim
+	for lo := base; lo < end; lo += gatherRows {
+		hi := min(lo+gatherRows, end)
+		if k.h != nil {
+			x, stride := gathered(t, &s.h, k.h, seq, lo, hi, head*d, d)
+			t.b.k.AttnScoresBF16(dst[lo-base:], n, q, d, x, stride, rows, hi-lo, d, scale)
+		} else {
+			x, stride := gathered(t, &s.f, k.f, seq, lo, hi, head*d, d)
+			t.b.k.AttnScoresF32(dst[lo-base:], n, q, d, x, stride, rows, hi-lo, d, scale)
+		}
 	}
 }
 
-// combine: o[row] += Σ p[row, p−base]·v[p], for the positions [base, end) of a sequence, ascending.
-func (t *attentionTask) combine(o, p []float32, seq int32, base, end, rows, head int, v working) {
-	d, w, n := t.cache.spec.HeadDim, t.cache.width, end-base
-	at := 0
-	rs := t.runs(seq, base, end)
-	for slot, m := rs.next(); m > 0; slot, m = rs.next() {
+// combine: o[row] += Σ p[row, p−base]·v[p], for the positions [base, end) of a sequence, ascending; d columns of v from column on.
+func (t *attentionTask) combine(s *scratch, o, p []float32, seq int32, base, end, rows, column, d int, v working) {
+	n := end - base
+	for lo := base; lo < end; lo += gatherRows {
+		hi := min(lo+gatherRows, end)
 		if v.h != nil {
-			t.b.k.AttnCombineBF16(o, d, p[at:], n, v.h[slot*w+head*d:], w, rows, m, d)
+			x, stride := gathered(t, &s.h, v.h, seq, lo, hi, column, d)
+			t.b.k.AttnCombineBF16(o, d, p[lo-base:], n, x, stride, rows, hi-lo, d)
 		} else {
-			t.b.k.AttnCombineF32(o, d, p[at:], n, v.f[slot*w+head*d:], w, rows, m, d)
+			x, stride := gathered(t, &s.f, v.f, seq, lo, hi, column, d)
+			t.b.k.AttnCombineF32(o, d, p[lo-base:], n, x, stride, rows, hi-lo, d)
 		}
-		at += m
 	}
 }

@@ -69,7 +69,7 @@ func (t *attentionBackwardTask) queryPart(worker int, tl tile, head int) {
 	_, ds := t.probabilities(worker, tl, head, base, end)
 	dq := grown(&t.b.scratch[worker].d, tileTokens*t.group*d)[:rows*d]
 	clear(dq)
-	t.combine(dq, ds, tl.seq, base, end, rows, head, t.cache.k[t.layer])
+	t.combine(&t.b.scratch[worker], dq, ds, tl.seq, base, end, rows, head*d, d, t.cache.k[t.layer])
 	w := t.group * d
 	for token := int(tl.t0); token < int(tl.t1); token++ {
 		copy(t.dq.row(token)[head*w:][:w], dq)
@@ -111,8 +111,8 @@ func (t *attentionBackwardTask) probabilities(worker int, tl tile, head, base, e
 	p, ds = grown(&s.b, size)[:rows*n], grown(&s.c, size)[:rows*n]
 	t.pack(q, t.q, tl, head)
 	t.pack(do, t.dO, tl, head)
-	t.scores(p, q, tl.seq, base, end, rows, head, t.cache.k[t.layer], t.scale)
-	t.scores(ds, do, tl.seq, base, end, rows, head, t.cache.v[t.layer], 1)
+	t.scores(s, p, n, q, tl.seq, base, end, rows, head, t.cache.k[t.layer], t.scale)
+	t.scores(s, ds, n, do, tl.seq, base, end, rows, head, t.cache.v[t.layer], 1)
 	for row := range rows {
 		token, h := int(tl.t0)+row/t.group, head*t.group+row%t.group
 		lo, hi := t.visible(token)

@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"bhive/kernels"
@@ -60,4 +61,50 @@ func TestAttention(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAttentionShares: what workers share of the last parts has the same bits as on one thread.
+func TestAttentionShares(t *testing.T) {
+	const heads, kv, size = 6, 3, 40
+	const width = heads * size
+	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
+		for _, window := range []int{0, 300} {
+			for name, seqs := range map[string][]seq{
+				"one token":  {{n: 1, context: 700, adapter: -1, lane: -1}},
+				"odd":        {{n: 1, context: 259, adapter: -1, lane: -1}},
+				"below":      {{n: 1, context: 100, adapter: -1, lane: -1}},
+				"three":      {{n: 1, context: 500, adapter: -1, lane: -1}, {n: 1, context: 300, adapter: -1, lane: -1}, {n: 1, context: 411, adapter: -1, lane: -1}},
+				"with chunk": {{n: 1, context: 500, adapter: -1, lane: -1}, {n: 21, context: 400, adapter: -1, lane: -1}},
+			} {
+				var want []float32
+				var lse []float32
+				shared := false
+				for _, threads := range []int{1, 2, 4, 5, 7} {
+					r := newRig(t, Config{Threads: threads, Working: d})
+					b := r.step(9, seqs...)
+					m := b.step.Bucket.Tokens
+					k, err := r.NewKVCache(kernels.KVSpec{Layers: 2, Blocks: 800, BlockTokens: blockTokens, KVHeads: kv, HeadDim: size})
+					if err != nil {
+						t.Fatal(err)
+					}
+					c := k.(*kvCache)
+					r.fillCache(c)
+					a := kernels.AttentionArgs{Out: r.garbage(m, width), Q: r.random(m, width, 1), Cache: c, Layer: 1, Scale: 0.4, Window: window, LSE: r.garbage(m, heads)}
+					r.Attention(r.s, a, b.step)
+					n := b.tokens()
+					o, l := values(a.Out)[:n*width], values(a.LSE)[:n*heads]
+					if want == nil {
+						want, lse = o, l
+					}
+					shared = shared || r.attention.shares > 0
+					if !slices.Equal(o, want) || !slices.Equal(l, lse) {
+						t.Errorf("%s, %s, window %d: %d threads give other bits than one", d, name, window, threads)
+					}
+				}
+				if shared != (name != "below") {
+					t.Errorf("%s, %s: shared: %v", d, name, shared)
+				}
+			}
+		}
+	}
 }

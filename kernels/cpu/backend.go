@@ -143,6 +143,8 @@ func machineMemory() int64 {
 // scratch is one worker's own memory; it grows to the shapes in use and stays.
 type scratch struct {
 	a, b, c, d []float32
+	f          []float32 // rows of the cache, gathered
+	h          []uint16
 	ids        []int32
 	_          [64]byte // workers write their headers
 }

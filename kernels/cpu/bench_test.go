@@ -278,3 +278,24 @@ func BenchmarkModel(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDecodeAttention measures the attention of one token over all layers of SmolLM2's shape, with its 3 key heads and with others.
+func BenchmarkDecodeAttention(b *testing.B) {
+	for _, c := range []struct{ threads, kv, group, context int }{{1, 3, 3, 512}, {2, 3, 3, 512}, {1, 3, 3, 2048}, {2, 3, 3, 2048}, {2, 2, 7, 2048}, {2, 1, 8, 2048}} {
+		b.Run(fmt.Sprintf("threads=%d/heads=%dx%d/%d", c.threads, c.kv, c.group, c.context), func(b *testing.B) {
+			r := newRig(b, Config{Threads: c.threads, Working: kernels.BF16})
+			st := r.step(9, seq{n: 1, context: c.context - 1, adapter: -1, lane: -1})
+			cache, err := r.NewKVCache(kernels.KVSpec{Layers: smolLayers, Blocks: 2 * c.context / blockTokens, BlockTokens: blockTokens, KVHeads: c.kv, HeadDim: smolD})
+			if err != nil {
+				b.Fatal(err)
+			}
+			width := c.kv * c.group * smolD
+			q, o := r.random(3, width, 1), r.random(3, width, 1)
+			for b.Loop() {
+				for i := range smolLayers {
+					r.Attention(r.s, kernels.AttentionArgs{Out: o, Q: q, Cache: cache, Layer: i, Scale: 0.125}, st.step)
+				}
+			}
+		})
+	}
+}

@@ -19,6 +19,7 @@ const alignment = 64
 
 func newBytes(n int) []byte {
 	raw := make([]byte, n+alignment)
+	preferHugePages(raw)
 	at := int(-uintptr(unsafe.Pointer(unsafe.SliceData(raw))) & (alignment - 1))
 	return raw[at : at+n : at+n]
 }

@@ -10,6 +10,9 @@ type stream struct {
 // NewStream returns a stream; it holds nothing.
 func (b *Backend) NewStream() kernels.Stream { return &stream{} }
 
+// FreeStream does nothing.
+func (b *Backend) FreeStream(kernels.Stream) {}
+
 func (s *stream) Record() kernels.Event { return event{} }
 func (s *stream) WaitFor(kernels.Event) {}
 func (s *stream) Sync() error           { return nil }

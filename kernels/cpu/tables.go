@@ -23,6 +23,9 @@ func (b *Backend) NewAdapterTable(slots int) (kernels.AdapterTable, error) {
 	return &adapterTable{make([]adapterEntry, slots)}, nil
 }
 
+// FreeAdapterTable drops a table's entries; using it again panics.
+func (b *Backend) FreeAdapterTable(t kernels.AdapterTable) { t.(*adapterTable).entries = nil }
+
 // SetAdapter writes or empties an entry.
 func (b *Backend) SetAdapter(s kernels.Stream, t kernels.AdapterTable, slot int, block kernels.Tensor, rank int) {
 	e := adapterEntry{}
@@ -57,6 +60,9 @@ func (t *laneTable) Lanes() int { return len(t.lanes) }
 func (b *Backend) NewLaneTable(lanes int) (kernels.LaneTable, error) {
 	return &laneTable{make([]lane, lanes)}, nil
 }
+
+// FreeLaneTable drops a table's entries; using it again panics.
+func (b *Backend) FreeLaneTable(t kernels.LaneTable) { t.(*laneTable).lanes = nil }
 
 // SetLane writes or empties an entry.
 func (b *Backend) SetLane(s kernels.Stream, t kernels.LaneTable, at int, grad kernels.Tensor, rank int, scaling float32) {

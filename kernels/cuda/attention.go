@@ -8,8 +8,8 @@ import (
 	"bhive/kernels"
 )
 
-// decodeShared is the decode kernel's shared memory: 4 warps, 3 copies under way, 16 keys and values each.
-func decodeShared(d int) int { return 4 * 3 * 2 * 16 * d * 2 }
+// Limits of the decode kernel: query heads of a KV head, and sequences.
+const decodeGroup, decodeSeqs = 8, 1024
 
 // Attention: o[t] = softmax(scale·q[t]·Kᵀ)·V over the visible keys of t's sequence.
 func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kernels.Step) {
@@ -27,27 +27,26 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 	la, ls := optional(a.LSE, kernels.F32, m, heads, "attention: log-sum-exp")
 	own := s.(*stream)
 	group := heads / kv
-	launch := func(name string, gx, gy, gz, shared int, partial, arrived uint64) {
-		b.launch(s, name, gx, gy, gz, 128, shared, oa, os, qa, qs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(c.spec.BlockTokens),
-			uint64(step.Bucket.Blocks), float(float64(a.Scale)), uint64(a.Window), la, ls, r.at(atBlockTable), r.at(atPosition), r.at(atSeq), r.at(atQueryStart), r.at(atHead),
-			partial, arrived)
-	}
 	tensor := dt == kernels.BF16 && (d == 128 || d == 64) && group <= 16 && qs%8 == 0 && os%2 == 0
-	switch {
-	case !tensor:
-		launch("attention_plain"+b.suffix(), parts(m*heads, 4), 1, 1, 0, 0, 0)
-	case step.Bucket.MaxQuery == 1 && !b.config.BatchInvariant: // the prefill kernel has one order for every batch
-		seqs, longest := step.Bucket.Seqs, step.Bucket.Blocks*c.spec.BlockTokens
-		splits := max(1, min(2*b.processors/(seqs*kv), parts(longest, 64)))
-		var partial, arrived uint64
-		if splits > 1 {
-			partial = own.grow(&own.splits, int64(seqs)*int64(kv)*int64(splits)*16*int64(d+2)*4)
-			arrived = own.grow(&own.joined, int64(seqs)*int64(kv)*4)
+	decode := tensor && step.Bucket.MaxQuery == 1 && !b.config.BatchInvariant && la == 0 && // the prefill kernel has one order for every batch
+		group <= decodeGroup && step.Bucket.Seqs <= decodeSeqs && c.spec.BlockTokens%16 == 0 && os%8 == 0 && (oa|qa)%16 == 0
+	if decode {
+		seqs, each := step.Bucket.Seqs, 3 // blocks of a multiprocessor
+		if seqs > 64 {
+			each = 2
 		}
-		name := fmt.Sprintf("decode%d_bf16", d)
-		launch(name, splits, kv, seqs, functionShared[name], partial, arrived)
-	default:
-		name := fmt.Sprintf("prefill%d_bf16", d)
-		launch(name, kv, parts(m, 64/group)+step.Bucket.Seqs, 1, functionShared[name], 0, 0)
+		runs := max(1, min(each*b.processors/kv, seqs*parts(step.Bucket.Blocks*c.spec.BlockTokens, 64)))
+		partial := own.grow(&own.splits, int64(2*runs*kv*group*(d+2)*4))
+		arrived := own.grow(&own.joined, int64(seqs*kv*4))
+		b.launch(s, fmt.Sprintf("attention_decode_%d", d), runs*kv, 1, 1, 128, 32*group*d, oa, os, qa, qs, c.k(a.Layer), c.v(a.Layer), float(float64(a.Scale)), uint64(a.Window),
+			uint64(heads), uint64(kv), uint64(c.spec.BlockTokens), uint64(step.Bucket.Blocks), r.at(atHead), r.at(atQueryStart), r.at(atContext), r.at(atBlockTable), partial, arrived)
+		return
 	}
+	name, gx, gy, shared := "attention_plain"+b.suffix(), parts(m*heads, 4), 1, 0
+	if tensor {
+		name = fmt.Sprintf("prefill%d_bf16", d)
+		gx, gy, shared = kv, parts(m, 64/group)+step.Bucket.Seqs, functionShared[name]
+	}
+	b.launch(s, name, gx, gy, 1, 128, shared, oa, os, qa, qs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(c.spec.BlockTokens),
+		uint64(step.Bucket.Blocks), float(float64(a.Scale)), uint64(a.Window), la, ls, r.at(atBlockTable), r.at(atPosition), r.at(atSeq), r.at(atQueryStart), r.at(atHead))
 }

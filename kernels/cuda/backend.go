@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"fmt"
 	"runtime"
+	"strings"
 	"sync"
 
 	"gorgonia.org/cu"
@@ -22,6 +23,8 @@ type Backend struct {
 	name       string // of the device
 	processors int    // multiprocessors
 	overlap    bool
+	hopper     bool   // of compute capability 9: it has the kernels of hopper.cuh
+	only       *way   // of all linears, in benchmarks
 	lt         string // "", or why cuBLASLt is not used
 	ltUsed     bool
 	closed     bool
@@ -37,6 +40,7 @@ type Backend struct {
 
 	owned []cu.DevicePtr // scratch, freed at Close
 	plans map[ltKey]ltPlan
+	maps  map[mapKey]tensorMap
 }
 
 var _ kernels.Backend = (*Backend)(nil)
@@ -75,17 +79,21 @@ func open(c Config) (_ *Backend, err error) {
 	if err := retain(c.Device); err != nil {
 		return nil, fmt.Errorf("%w: device %d: %w", ErrUnavailable, c.Device, err)
 	}
-	b := &Backend{config: c, functions: map[string]cu.Function{}, plans: map[ltKey]ltPlan{}, args: make([]uint64, 0, 64)}
+	b := &Backend{config: c, functions: map[string]cu.Function{}, plans: map[ltKey]ltPlan{}, maps: map[mapKey]tensorMap{}, args: make([]uint64, 0, 64)}
 	b.name, err = cu.Device(c.Device).Name()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	b.processors = attribute(c.Device, attributeProcessors)
 	b.overlap = !c.NoOverlap && attribute(c.Device, attributeMajor) >= 9
+	b.hopper = attribute(c.Device, attributeMajor) == 9
 	if b.module, err = cu.LoadData(fatbin); err != nil {
 		return nil, fmt.Errorf("%w: loading the kernels: %w", ErrUnavailable, err)
 	}
 	for name, shared := range functionShared {
+		if strings.HasPrefix(name, "linear_skinny_") && !b.hopper {
+			continue
+		}
 		f, err := b.module.Function(name)
 		if err != nil {
 			return nil, fmt.Errorf("cuda: kernel %s: %w", name, err)

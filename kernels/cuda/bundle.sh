@@ -1,9 +1,78 @@
 #!/usr/bin/env bash
-# Runs what make gpu-bundle packed, on a machine with a GPU: op tests, goldens and laws, the benchmark. Logs go to $OUT (default: here).
-# cuBLASLt is found through LD_LIBRARY_PATH.
+# Runs what make gpu-bundle packed, on a machine with a GPU. Each step has a limit of its own, and its log goes to $OUT (default: here).
+#
+#   run [STEP …]     default: ops infer smollm2 sanitizer bench
+#
+#   ops        every op against kernels/cpu
+#   infer      the engine: goldens of the demo model and the tiny architectures, laws, memory
+#   smollm2    SmolLM2's goldens, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
+#   sanitizer  compute-sanitizer's memcheck over small tests, where it is installed; SANITIZE says which (a -test.run pattern of cuda.test)
+#   bench      bhive bench gpu $BENCH, with its table in $OUT/bench.json
+#
+# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_SMOLLM2 60, LIMIT_SANITIZER 60, LIMIT_BENCH 210: nine minutes in all. The whole
+# table takes longer than that; `LIMIT_BENCH=540 run bench` has it alone. cuBLASLt is found through LD_LIBRARY_PATH.
 set -u
 cd "$(dirname "$0")"
-out=${OUT:-$PWD}
-./cuda.test >"$out/ops.log" 2>&1 && echo "ops pass" || { echo "ops fail"; grep -E '^ *--- FAIL|_test.go' "$out/ops.log" | head -40; }
-(cd infer && ../infer.test -device cuda -test.v >"$out/infer.log" 2>&1) && echo "engine passes" || { echo "engine fails"; grep -E '^ *--- FAIL|_test.go' "$out/infer.log" | head -40; }
-./bhive bench gpu | tee "$out/bench.log"
+here=$PWD
+out=${OUT:-$here}
+failed=0
+
+# limited SECONDS LOG COMMAND …: the command's output goes to the log, and what became of it to the terminal.
+limited() {
+	local seconds=$1 log=$2 began=$SECONDS code
+	shift 2
+	timeout --kill-after=10 "$seconds" "$@" >"$log" 2>&1
+	code=$?
+	case $code in
+	0) echo "  passes in $((SECONDS - began)) s" ;;
+	124 | 137) echo "  ran past its $seconds s" ;;
+	*) echo "  fails with $code after $((SECONDS - began)) s" ;;
+	esac
+	if [ $code != 0 ]; then
+		failed=1
+		grep -E '^ *--- FAIL|_test.go:|^panic|ERROR SUMMARY|Invalid|^FAIL' "$log" | head -40
+	fi
+	return $code
+}
+
+step_ops() { limited "${LIMIT_OPS:-90}" "$out/ops.log" ./cuda.test -test.v; }
+
+step_infer() { limited "${LIMIT_INFER:-120}" "$out/infer.log" env -C infer ../infer.test -device cuda -test.v -test.short; grep -cE '^ *--- PASS' "$out/infer.log" | sed 's/$/ tests and subtests pass/; s/^/  /'; }
+
+step_smollm2() {
+	if [ -z "${SMOLLM2:-}" ] || [ -z "${GOLDEN:-}" ]; then
+		echo "  SMOLLM2 and GOLDEN are not set"
+		return
+	fi
+	local model=$SMOLLM2
+	if ls "$SMOLLM2"/part.* >/dev/null 2>&1; then
+		model=$here/SmolLM2-135M-Instruct.Q4_1.gguf
+		cat "$SMOLLM2"/part.* >"$model"
+	fi
+	BHIVE_SMOLLM2_MODEL=$(realpath "$model") BHIVE_SMOLLM2_GOLDEN=$(realpath "$GOLDEN") \
+		limited "${LIMIT_SMOLLM2:-60}" "$out/smollm2.log" env -C infer ../infer.test -device cuda -test.v -test.run SmolLM2
+	grep -E 'worst difference|--- SKIP|_test.go.*no references' "$out/smollm2.log" | head -20
+}
+
+step_sanitizer() {
+	local tool
+	tool=$(command -v compute-sanitizer || ls -d /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1)
+	if [ -z "$tool" ]; then
+		echo "  compute-sanitizer is not installed"
+		return
+	fi
+	limited "${LIMIT_SANITIZER:-60}" "$out/sanitizer.log" "$tool" --error-exitcode 9 --print-limit 20 ./cuda.test -test.v -test.short -test.run "${SANITIZE:-^(TestRowOps|TestQKV|TestCopyAndZero|TestRandomWeight)$}"
+	grep 'ERROR SUMMARY' "$out/sanitizer.log"
+}
+
+step_bench() {
+	# shellcheck disable=SC2086 # BENCH is several words
+	limited "${LIMIT_BENCH:-210}" "$out/bench.log" ./bhive bench gpu ${BENCH:-} --json "$out/bench.json"
+	cat "$out/bench.log"
+}
+
+for step in ${*:-ops infer smollm2 sanitizer bench}; do
+	echo "== $step"
+	"step_$step"
+done
+exit $failed

@@ -8,6 +8,7 @@ package cuda
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 
 extern const char *bhive_driver_state;
 extern int bhive_driver_init;
@@ -55,6 +56,32 @@ static int bh_launch(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsign
         c.numAttrs = 1;
     }
     return cuLaunchKernelEx(&c, f, 0, extra);
+}
+// bh_launch_value is bh_launch of a function with one parameter that holds tensor maps: the driver aligns it as the function wants.
+static int bh_launch_value(CUfunction f, unsigned gx, unsigned threads, unsigned shared, CUstream s, void *value, int overlap) {
+    int e = bh_current();
+    if (e) return e;
+    void *params[] = {value};
+    CUlaunchAttribute a[1];
+    CUlaunchConfig c = {gx, 1, 1, threads, 1, 1, shared, s, a, 0};
+    if (overlap) {
+        a[0].id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        a[0].value.programmaticStreamSerializationAllowed = 1;
+        c.numAttrs = 1;
+    }
+    return cuLaunchKernelEx(&c, f, params, 0);
+}
+// bh_map describes a bf16 matrix for tensor copies of boxes of box_rows by 64, swizzled by 128 bytes; what lies outside is zero.
+static int bh_map(void *out, uint64_t at, uint64_t rows, uint64_t cols, uint64_t stride, uint32_t box_rows) {
+    CUtensorMap m;
+    cuuint64_t dims[] = {cols, rows}, strides[] = {2 * stride};
+    cuuint32_t box[] = {64, box_rows}, one[] = {1, 1};
+    int e = bh_current();
+    if (!e)
+        e = cuTensorMapEncodeTiled(&m, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)at, dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    memcpy(out, &m, sizeof m);
+    return e;
 }
 static int bh_shared(CUfunction f, int bytes) { return cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes); }
 static int bh_pinned(void **p, size_t n) {
@@ -206,6 +233,24 @@ func launchRaw(f cu.Function, gx, gy, gz, threads, shared int, s cu.Stream, args
 		return driverError("a launch", e)
 	}
 	return nil
+}
+
+// launchValue launches f, whose one parameter holds tensor maps and is all of value, with gx blocks.
+func launchValue(f cu.Function, gx, threads, shared int, s cu.Stream, value []uint64, overlap bool) error {
+	o := C.int(0)
+	if overlap {
+		o = 1
+	}
+	return driverError("a launch", C.bh_launch_value(rawFunction(f), C.uint(gx), C.uint(threads), C.uint(shared), rawStream(s), unsafe.Pointer(&value[0]), o))
+}
+
+// tensorMap describes a matrix for tensor copies.
+type tensorMap [16]uint64
+
+// makeMap describes the bf16 matrix [rows, cols] at an address, stride elements from row to row, for copies of boxes [boxRows, 64].
+func makeMap(at uint64, rows, cols, stride, boxRows int) (m tensorMap, err error) {
+	e := C.bh_map(unsafe.Pointer(&m), C.uint64_t(at), C.uint64_t(rows), C.uint64_t(cols), C.uint64_t(stride), C.uint32_t(boxRows))
+	return m, driverError("a tensor map", e)
 }
 
 // allowShared lets a function have so many bytes of shared memory.

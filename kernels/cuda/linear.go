@@ -57,7 +57,15 @@ func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count
 			address(y), uint64(y.Stride), address(x), uint64(x.Stride), uint64(w.at), uint64(n), uint64(k), uint64(m), count, 0, 0, 0)
 		return
 	}
-	if m > fewTokens && b.lt == "" && b.linearLt(s, y, x, w, m, wide) {
+	route := b.route(m, n, k, wide)
+	if route == bySkinny && !wide && (n%2 != 0 || y.Stride%2 != 0 || address(y)%4 != 0) {
+		route = byOwn
+	}
+	if route == byLt && b.linearLt(s, y, x, w, m, wide) {
+		return
+	}
+	if route == bySkinny {
+		b.skinny(s, y, x, w, m, count, wide)
 		return
 	}
 	if m <= fewTokens && !b.config.BatchInvariant {
@@ -71,8 +79,7 @@ func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count
 		return
 	}
 	blocks := min(b.processors, parts(n, 128)*parts(k, 64))
-	partial := s.grow(&s.partial, int64(b.processors)*2*256*4*64)
-	arrived := s.grow(&s.arrived, 4*int64(parts(n, 128)))
+	partial, arrived := s.shares(n)
 	for first := 0; first < m; first += skinnyTokens {
 		part, tokens := min(skinnyTokens, m-first), 8
 		for tokens < part {
@@ -82,6 +89,95 @@ func (b *Backend) linear(s *stream, y, x kernels.Tensor, w *weight, m int, count
 		b.launch(s, name, blocks, 1, 1, 256, functionShared[name],
 			address(y)+uint64(first*y.Stride*y.DType.Size()), uint64(y.Stride), address(x)+uint64(first*x.Stride*x.DType.Size()), uint64(x.Stride),
 			uint64(w.at), uint64(n), uint64(k), uint64(part), count, uint64(first), partial, arrived)
+	}
+}
+
+// Ways of a linear.
+type way int
+
+const (
+	byOwn    way = iota // mma.sync: below Hopper, and odd shapes
+	bySkinny            // the weight streamed through tensor copies, at most 128 tokens at a time
+	byLt                // cuBLASLt
+)
+
+// route says how m tokens meet a weight [n, k]; kernels/BENCHMARKS.md has the times.
+func (b *Backend) route(m, n, k int, wide bool) way {
+	switch {
+	case b.only != nil:
+		return *b.only
+	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && !wide && n*k >= 32<<20):
+		return bySkinny
+	case b.lt == "" && m > fewTokens:
+		return byLt
+	}
+	return byOwn
+}
+
+// shares is the workspace of linears whose blocks share tiles: their sums, and counters, for n rows of the weight.
+func (s *stream) shares(n int) (partial, arrived uint64) {
+	return s.grow(&s.partial, int64(s.b.processors)*2*256*4*64), s.grow(&s.arrived, 4*int64(parts(n, 64)+1))
+}
+
+// mapKey is what a tensor map describes.
+type mapKey struct {
+	at                          uint64
+	rows, cols, stride, boxRows int
+}
+
+func (b *Backend) tensorMap(at uint64, rows, cols, stride, boxRows int) tensorMap {
+	key := mapKey{at, rows, cols, stride, boxRows}
+	m, ok := b.maps[key]
+	if !ok {
+		var err error
+		if m, err = makeMap(at, rows, cols, stride, boxRows); err != nil {
+			b.keep(err)
+		}
+		b.maps[key] = m
+	}
+	return m
+}
+
+// skinnyStages is the depth of the ring of linear_skinny_<tokens>: less would let two of its blocks meet on a multiprocessor.
+func skinnyStages(tokens int) int {
+	ring := 140 << 10
+	if tokens > 32 {
+		ring = 200 << 10
+	}
+	return min(24, ring/((64+tokens)*128))
+}
+
+func ringShared(tokens int) int { return 1024 + skinnyStages(tokens)*(64+tokens)*128 }
+
+// skinny streams the weight once for each 128 tokens.
+func (b *Backend) skinny(s *stream, y, x kernels.Tensor, w *weight, m int, count uint64, wide bool) {
+	n, k := w.rows(), w.in
+	partial, arrived := s.shares(n)
+	f32 := uint64(0)
+	if wide {
+		f32 = 1
+	}
+	for first := 0; first < m; first += skinnyTokens {
+		rows, tokens := min(skinnyTokens, m-first), 8
+		for tokens < rows {
+			tokens *= 2
+		}
+		name, blocks := fmt.Sprintf("linear_skinny_%d", tokens), 1
+		if tokens == 128 && !b.config.BatchInvariant { // pairs cut k otherwise
+			name, blocks = "linear_skinny_pair_128", 2
+		}
+		wm := b.tensorMap(uint64(w.at), n, k, k, 64)
+		xm := b.tensorMap(address(x)+uint64(2*first*x.Stride), rows, k, x.Stride, tokens/blocks)
+		b.args = append(append(b.args[:0], wm[:]...), xm[:]...)
+		b.args = append(b.args, address(y)+uint64(first*y.Stride*y.DType.Size()), uint64(y.Stride), uint64(n), uint64(k), uint64(rows), count, uint64(first),
+			partial, arrived, uint64(skinnyStages(tokens)), f32)
+		for len(b.args) < 48 {
+			b.args = append(b.args, 0)
+		}
+		grid := min(parts(n, 64*blocks)*parts(k, 64), b.processors/blocks) * blocks
+		if err := launchValue(b.functions[name], grid, 160, ringShared(tokens), s.s, b.args, b.overlap); err != nil {
+			b.keep(fmt.Errorf("%s: %w", name, err))
+		}
 	}
 }
 

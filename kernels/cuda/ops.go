@@ -14,10 +14,10 @@ import (
 // functionShared lists the kernels with the most dynamic shared memory each is launched with, in bytes; 0: at most 48 KiB.
 var functionShared = map[string]int{
 	"embed_f32": 0, "embed_bf16": 0, "gather_f32": 0, "gather_bf16": 0, "norm_f32": 0, "norm_bf16": 0, "norm8_bf16": 0,
-	"residual_f32": 0, "residual_bf16": 0, "residual8x1_bf16": 0, "residual8x4_bf16": 0,
-	"mlp_f32": 0, "mlp_bf16": 0, "mlp2x1_bf16": 0, "mlp2x4_bf16": 0, "mlp2x8_bf16": 0,
-	"qkv_f32": 0, "qkv_bf16": 0, "qkv64x1_bf16": 0, "qkv64x4_bf16": 0, "qkv64x8_bf16": 0,
-	"qkv128x1_bf16": 0, "qkv128x4_bf16": 0, "qkv128x8_bf16": 0, "sample": 0, "set_adapter": 0,
+	"residual_f32": 0, "residual_bf16": 0, "residual8wide_bf16": 0, "residual8x1_bf16": 0, "residual8x4_bf16": 0,
+	"mlp_f32": 0, "mlp_bf16": 0, "mlp2x8_bf16": 0, "mlp_slice_bf16": 0,
+	"qkv_f32": 0, "qkv_bf16": 0, "qkv64x8_bf16": 0, "qkv128x8_bf16": 0, "qkv_slice64_bf16": 0, "qkv_slice128_bf16": 0,
+	"sample": 0, "set_adapter": 0,
 	"copy_f32_f32": 0, "copy_f32_bf16": 0, "copy_bf16_f32": 0, "copy_bf16_bf16": 0, "fill_f32": 0, "fill_bf16": 0,
 	"linear_plain_f32": 0, "linear_plain_bf16": 0, "linear_plain_bf16_f32": 0,
 	"linear8_bf16": skinnyShared(8, 10), "linear8_bf16_f32": skinnyShared(8, 10),
@@ -26,9 +26,11 @@ var functionShared = map[string]int{
 	"linear64_bf16": skinnyShared(64, 8), "linear64_bf16_f32": skinnyShared(64, 8),
 	"linear128_bf16": skinnyShared(128, 6), "linear128_bf16_f32": skinnyShared(128, 6),
 	"few8_bf16": fewShared(8, 11), "few8_bf16_f32": fewShared(8, 11), "few16_bf16": fewShared(16, 9), "few16_bf16_f32": fewShared(16, 9),
+	"linear_skinny_8": ringShared(8), "linear_skinny_16": ringShared(16), "linear_skinny_32": ringShared(32), "linear_skinny_64": ringShared(64),
+	"linear_skinny_128": ringShared(128), "linear_skinny_pair_128": ringShared(128),
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
-	"decode128_bf16": decodeShared(128), "decode64_bf16": decodeShared(64),
+	"attention_decode_128": 0, "attention_decode_64": 0,
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
@@ -162,15 +164,12 @@ func noAdapters(table uint64, z int) uint64 {
 	return table
 }
 
-// tile is how many tokens an epilogue's block takes: one where tokens are few, more where B's rows can be used again.
-func tile(step kernels.Step) int {
-	switch {
-	case step.Bucket.Tokens <= 16:
-		return 1
-	case step.Bucket.Tokens <= 256:
-		return 4
-	}
-	return 8
+// slicesTokens is the most tokens of a step whose epilogues' blocks take few tokens: where there are more, B's rows are used again.
+const slicesTokens = 256
+
+// sliced says whether epilogues go by slices of 8 tokens. In batch-invariant mode all do: the others' sums have another order.
+func (b *Backend) sliced(step kernels.Step) bool {
+	return step.Bucket.Tokens <= slicesTokens || b.config.BatchInvariant
 }
 
 // QKV adds bias and B·z, norms and rotates the heads, and writes q, and K and V into the cache.
@@ -186,9 +185,11 @@ func (b *Backend) QKV(s kernels.Stream, a kernels.QKVArgs, step kernels.Step) {
 	pa, ps := optional(a.Pre, dt, m, (heads+kv)*d, "qkv: pre")
 	table, offset := tableOf(a.B, out, "qkv")
 	name, each, gy, threads := "qkv", 1, heads+2*kv, parts(d, 32)*32
-	if dt == kernels.BF16 && (d == 64 || d == 128) && (qs|ys|ps)%2 == 0 {
-		each, gy, threads = tile(step), parts(gy, 4), 128
-		name = fmt.Sprintf("qkv%dx%d", d, each)
+	switch warps := dt == kernels.BF16 && (d == 64 || d == 128) && (qs|ys|ps)%2 == 0; {
+	case warps && b.sliced(step) && ys%8 == 0 && ya%16 == 0 && rs%2 == 0 && ra%8 == 0:
+		name, each, gy, threads = fmt.Sprintf("qkv_slice%d", d), 8, parts(gy*d, 128), 128
+	case warps:
+		name, each, gy, threads = fmt.Sprintf("qkv%dx8", d), 8, parts(gy, 4), 128
 	}
 	b.launch(s, name+b.suffix(), parts(m, each), gy, 1, threads, 4*(each*((z+3)&^3)+2*d),
 		qa, qs, ya, ys, vector(a.Bias, out, "qkv: bias"), vector(a.QNorm, d, "qkv: q norm"), vector(a.KNorm, d, "qkv: k norm"), float(float64(a.Eps)),
@@ -209,7 +210,10 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 	if dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0 {
 		threads = rowThreads(h / 8)
 		name, each = "residual8x1", 1
-		if m > 256 && threads <= 512 {
+		if threads > 512 {
+			name = "residual8wide"
+		}
+		if !b.sliced(step) && threads <= 512 {
 			name, each = "residual8x4", 4
 		}
 	} else if h > 16*threads {
@@ -228,12 +232,14 @@ func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
 	ya, ys := matrix(a.YZ, dt, m, 2*ff+z, "mlp: yz")
 	ga, gs := optional(a.GateUp, dt, m, 2*ff, "mlp: gate and up")
 	table, offset := tableOf(a.B, 2*ff, "mlp")
-	name, each, width := "mlp", 1, 256
-	if dt == kernels.BF16 && (uint64(ff)|as|ys|gs)%2 == 0 {
-		each, width = tile(step), 512
-		name = fmt.Sprintf("mlp2x%d", each)
+	name, each, width, threads := "mlp", 1, 256, 256
+	switch pairs := dt == kernels.BF16 && (uint64(ff)|as|ys|gs)%2 == 0; {
+	case pairs && b.sliced(step) && ff%4 == 0 && ys%8 == 0 && ya%16 == 0:
+		name, each, width, threads = "mlp_slice", 8, 64, 128
+	case pairs:
+		name, each, width = "mlp2x8", 8, 512
 	}
-	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, 256, 4*each*((z+3)&^3),
+	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, threads, 4*each*((z+3)&^3),
 		aa, as, ya, ys, vector(a.Bias, 2*ff, "mlp: bias"), ga, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
 }
 

@@ -28,6 +28,7 @@ type pair struct {
 	gpu, cpu *side
 	dt       kernels.DType
 	rng      *rand.Rand
+	block    int // tokens in a KV block
 }
 
 // hold keeps the device's context between tests: making one takes longer than most of them.
@@ -59,7 +60,7 @@ func newPair(t testing.TB, c Config) *pair {
 		}
 		o.Close()
 	})
-	return &pair{t, &side{t, g, g.NewStream(), c.Working}, &side{t, o, o.NewStream(), kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2))}
+	return &pair{t, &side{t, g, g.NewStream(), c.Working}, &side{t, o, o.NewStream(), kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2)), 16}
 }
 
 func round(x float32, d kernels.DType) float32 {
@@ -232,8 +233,6 @@ type batch struct {
 	gpu, cpu kernels.Step
 }
 
-const blockTokens = 8
-
 // blockOf scatters blocks.
 func blockOf(seq, j, blocks int) int { return seq*blocks + (j*7+3)%blocks }
 
@@ -243,7 +242,7 @@ func (p *pair) step(vocab int, seqs ...seq) *batch {
 	b := kernels.Bucket{Seqs: len(seqs) + 1}
 	for _, s := range seqs {
 		b.Tokens += s.n
-		b.Blocks = max(b.Blocks, (s.n+s.context+blockTokens-1)/blockTokens)
+		b.Blocks = max(b.Blocks, (s.n+s.context+p.block-1)/p.block)
 		b.MaxQuery = max(b.MaxQuery, s.n)
 	}
 	for b.Blocks%7 == 0 {
@@ -266,7 +265,7 @@ func (p *pair) step(vocab int, seqs ...seq) *batch {
 			at := s.context + j
 			rec.Token[t], rec.Feed[t], rec.Position[t] = int32(p.rng.IntN(vocab)), -1, int32(at)
 			rec.Seq[t], rec.Adapter[t] = int32(i), int32(s.adapter)
-			rec.KVSlot[t] = int32(blockOf(i, at/blockTokens, b.Blocks)*blockTokens + at%blockTokens)
+			rec.KVSlot[t] = int32(blockOf(i, at/p.block, b.Blocks)*p.block + at%p.block)
 			rec.RowToken[t] = int32(t)
 			t++
 		}

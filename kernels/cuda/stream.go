@@ -4,6 +4,7 @@ package cuda
 
 import (
 	"errors"
+	"slices"
 
 	"gorgonia.org/cu"
 
@@ -14,15 +15,16 @@ import (
 type stream struct {
 	b         *Backend
 	s         cu.Stream
-	partial   scratch // of skinny linears
-	arrived   scratch // their counters, zero between kernels
-	splits    scratch // of decode attention
-	joined    scratch // its counters
-	logits    scratch // of sampling
-	workspace scratch // of cuBLASLt
+	owned     []cu.DevicePtr // what the scratch memory is and was
+	partial   scratch        // of skinny linears
+	arrived   scratch        // their counters, zero between kernels
+	splits    scratch        // of decode attention
+	joined    scratch        // its counters
+	logits    scratch        // of sampling
+	workspace scratch        // of cuBLASLt
 }
 
-// scratch grows to what is asked and is freed with the backend: a captured graph may still refer to what it was.
+// scratch grows to what is asked and is freed with the stream or the backend: a captured graph may still refer to what it was.
 type scratch struct {
 	at    cu.DevicePtr
 	bytes int64
@@ -36,6 +38,26 @@ func (b *Backend) NewStream() kernels.Stream {
 	return &stream{b: b, s: s}
 }
 
+// FreeStream waits for a stream and frees it with its scratch memory. Graphs captured on it must not be launched any more.
+func (b *Backend) FreeStream(k kernels.Stream) {
+	s := k.(*stream)
+	defer b.enter()()
+	b.keep(s.s.Synchronize())
+	for _, p := range s.owned {
+		b.release(p)
+	}
+	b.keep(s.s.Destroy())
+	*s = stream{b: b}
+}
+
+// release frees what would be freed at Close.
+func (b *Backend) release(p cu.DevicePtr) {
+	if i := slices.Index(b.owned, p); i >= 0 {
+		b.owned = slices.Delete(b.owned, i, i+1)
+		b.keep(cu.MemFree(p))
+	}
+}
+
 // grow returns scratch of at least n bytes, zeroed when it is new.
 func (s *stream) grow(m *scratch, n int64) uint64 {
 	if m.bytes < n {
@@ -45,7 +67,7 @@ func (s *stream) grow(m *scratch, n int64) uint64 {
 		if err != nil {
 			panic(err) // it fails the step: kernels.ErrNoMemory
 		}
-		s.b.owned = append(s.b.owned, p)
+		s.b.owned, s.owned = append(s.b.owned, p), append(s.owned, p)
 		*m = scratch{p, n}
 	}
 	return uint64(m.at)

@@ -15,6 +15,9 @@ func (t laneTable) Lanes() int { return int(t) }
 // NewLaneTable makes a table that no op reads.
 func (b *Backend) NewLaneTable(lanes int) (kernels.LaneTable, error) { return laneTable(lanes), nil }
 
+// FreeLaneTable does nothing: a table holds nothing.
+func (b *Backend) FreeLaneTable(kernels.LaneTable) {}
+
 func (b *Backend) SetLane(kernels.Stream, kernels.LaneTable, int, kernels.Tensor, int, float32) {
 	panic(notYet)
 }

@@ -178,7 +178,7 @@ func (b *Backend) FreeKVCache(kv kernels.KVCache) {
 	*c = kvCache{spec: c.spec}
 }
 
-// adapterTable is {block, rank} by slot, 16 bytes each, on the device. It lives as long as the backend.
+// adapterTable is {block, rank} by slot, 16 bytes each, on the device.
 type adapterTable struct {
 	at    cu.DevicePtr
 	slots int
@@ -195,6 +195,12 @@ func (b *Backend) NewAdapterTable(slots int) (kernels.AdapterTable, error) {
 	}
 	b.owned = append(b.owned, p)
 	return &adapterTable{p, slots}, nil
+}
+
+// FreeAdapterTable frees a table.
+func (b *Backend) FreeAdapterTable(k kernels.AdapterTable) {
+	defer b.enter()()
+	b.release(k.(*adapterTable).at)
 }
 
 // SetAdapter writes or empties an entry.

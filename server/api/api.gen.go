@@ -370,6 +370,27 @@ func (e ChatCompletionObject) Valid() bool {
 	}
 }
 
+// Defines values for ChatCompletionRequestResponseFormatType.
+const (
+	ChatCompletionRequestResponseFormatTypeJsonObject ChatCompletionRequestResponseFormatType = "json_object"
+	ChatCompletionRequestResponseFormatTypeJsonSchema ChatCompletionRequestResponseFormatType = "json_schema"
+	ChatCompletionRequestResponseFormatTypeText       ChatCompletionRequestResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestResponseFormatType enum.
+func (e ChatCompletionRequestResponseFormatType) Valid() bool {
+	switch e {
+	case ChatCompletionRequestResponseFormatTypeJsonObject:
+		return true
+	case ChatCompletionRequestResponseFormatTypeJsonSchema:
+		return true
+	case ChatCompletionRequestResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CompletionObject.
 const (
 	TextCompletion CompletionObject = "text_completion"
@@ -400,6 +421,27 @@ func (e CompletionChoiceFinishReason) Valid() bool {
 	case CompletionChoiceFinishReasonLessThannil:
 		return true
 	case CompletionChoiceFinishReasonStop:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompletionRequestResponseFormatType.
+const (
+	CompletionRequestResponseFormatTypeJsonObject CompletionRequestResponseFormatType = "json_object"
+	CompletionRequestResponseFormatTypeJsonSchema CompletionRequestResponseFormatType = "json_schema"
+	CompletionRequestResponseFormatTypeText       CompletionRequestResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the CompletionRequestResponseFormatType enum.
+func (e CompletionRequestResponseFormatType) Valid() bool {
+	switch e {
+	case CompletionRequestResponseFormatTypeJsonObject:
+		return true
+	case CompletionRequestResponseFormatTypeJsonSchema:
+		return true
+	case CompletionRequestResponseFormatTypeText:
 		return true
 	default:
 		return false
@@ -771,13 +813,13 @@ func (e KeptModuleModule) Valid() bool {
 
 // Defines values for MessageContent2Type.
 const (
-	Text MessageContent2Type = "text"
+	MessageContent2TypeText MessageContent2Type = "text"
 )
 
 // Valid indicates whether the value is a known member of the MessageContent2Type enum.
 func (e MessageContent2Type) Valid() bool {
 	switch e {
-	case Text:
+	case MessageContent2TypeText:
 		return true
 	default:
 		return false
@@ -865,6 +907,27 @@ func (e ReadyStatus) Valid() bool {
 	case ReadyStatusNotReady:
 		return true
 	case ReadyStatusReady:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SamplingFieldsResponseFormatType.
+const (
+	SamplingFieldsResponseFormatTypeJsonObject SamplingFieldsResponseFormatType = "json_object"
+	SamplingFieldsResponseFormatTypeJsonSchema SamplingFieldsResponseFormatType = "json_schema"
+	SamplingFieldsResponseFormatTypeText       SamplingFieldsResponseFormatType = "text"
+)
+
+// Valid indicates whether the value is a known member of the SamplingFieldsResponseFormatType enum.
+func (e SamplingFieldsResponseFormatType) Valid() bool {
+	switch e {
+	case SamplingFieldsResponseFormatTypeJsonObject:
+		return true
+	case SamplingFieldsResponseFormatTypeJsonSchema:
+		return true
+	case SamplingFieldsResponseFormatTypeText:
 		return true
 	default:
 		return false
@@ -1319,24 +1382,51 @@ type ChatCompletionObject string
 
 // ChatCompletionRequest defines model for ChatCompletionRequest.
 type ChatCompletionRequest struct {
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
-	LogitBias           *map[string]float32 `json:"logit_bias,omitempty"`
-	Logprobs            *bool               `json:"logprobs,omitempty"`
-	MaxCompletionTokens *int                `json:"max_completion_tokens,omitempty"`
-	MaxTokens           *int                `json:"max_tokens,omitempty"`
-	Messages            []Message           `json:"messages"`
-	MinP                *float32            `json:"min_p,omitempty"`
-	MinTokens           *int                `json:"min_tokens,omitempty"`
+	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
+	Logprobs  *bool               `json:"logprobs,omitempty"`
+
+	// MaxCompletionTokens Tokens to generate at most, a choice. Messages and max_completion_tokens that together exceed the model's context are refused
+	// (400, context_length_exceeded); without it, as many as the context has room for.
+	MaxCompletionTokens *int `json:"max_completion_tokens,omitempty"`
+
+	// MaxTokens The older name of max_completion_tokens.
+	MaxTokens *int      `json:"max_tokens,omitempty"`
+	Messages  []Message `json:"messages"`
+	MinP      *float32  `json:"min_p,omitempty"`
+	MinTokens *int      `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model             *string  `json:"model,omitempty"`
 	N                 *int     `json:"n,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
+
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type ChatCompletionRequestResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
 
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                        `json:"seed,omitempty"`
@@ -1348,6 +1438,16 @@ type ChatCompletionRequest struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
 
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
+
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
 
@@ -1357,6 +1457,9 @@ type ChatCompletionRequest struct {
 	TopP        *float32 `json:"top_p,omitempty"`
 	User        *string  `json:"user,omitempty"`
 }
+
+// ChatCompletionRequestResponseFormatType defines model for ChatCompletionRequest.ResponseFormat.Type.
+type ChatCompletionRequestResponseFormatType string
 
 // ChatCompletionRequestStop1 defines model for ChatCompletionRequest.Stop.1.
 type ChatCompletionRequestStop1 = string
@@ -1405,17 +1508,29 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
-	Echo                   *bool    `json:"echo,omitempty"`
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	Echo             *bool    `json:"echo,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
 	Logprobs  *int                `json:"logprobs,omitempty"`
-	MaxTokens *int                `json:"max_tokens,omitempty"`
-	MinP      *float32            `json:"min_p,omitempty"`
-	MinTokens *int                `json:"min_tokens,omitempty"`
+
+	// MaxTokens Tokens to generate at most, a choice. A prompt and max_tokens that together exceed the model's context are refused (400,
+	// context_length_exceeded); without it, it is 16, or less where the context has less room. 0 is allowed with echo.
+	MaxTokens *int     `json:"max_tokens,omitempty"`
+	MinP      *float32 `json:"min_p,omitempty"`
+	MinTokens *int     `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
 	Model           *string  `json:"model,omitempty"`
@@ -1426,6 +1541,19 @@ type CompletionRequest struct {
 	Prompt            CompletionRequest_Prompt `json:"prompt"`
 	RepetitionPenalty *float32                 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type CompletionRequestResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                    `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                   `json:"skip_special_tokens,omitempty"`
@@ -1435,6 +1563,16 @@ type CompletionRequest struct {
 	StreamOptions     *struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
+
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
 
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
@@ -1461,6 +1599,9 @@ type CompletionRequestPrompt3 = [][]int
 type CompletionRequest_Prompt struct {
 	union json.RawMessage
 }
+
+// CompletionRequestResponseFormatType defines model for CompletionRequest.ResponseFormat.Type.
+type CompletionRequestResponseFormatType string
 
 // CompletionRequestStop1 defines model for CompletionRequest.Stop.1.
 type CompletionRequestStop1 = string
@@ -1863,9 +2004,18 @@ type Rollback struct {
 
 // SamplingFields defines model for SamplingFields.
 type SamplingFields struct {
-	FrequencyPenalty       *float32 `json:"frequency_penalty,omitempty"`
-	IgnoreEos              *bool    `json:"ignore_eos,omitempty"`
-	IncludeStopStrInOutput *bool    `json:"include_stop_str_in_output,omitempty"`
+	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
+
+	// GuidedChoice As in vLLM: the text is one of these.
+	GuidedChoice *[]string `json:"guided_choice,omitempty"`
+
+	// GuidedJson As in vLLM: a JSON Schema, or the text of one.
+	GuidedJson interface{} `json:"guided_json,omitempty"`
+
+	// GuidedRegex As in vLLM: a regular expression that the whole text matches.
+	GuidedRegex            *string `json:"guided_regex,omitempty"`
+	IgnoreEos              *bool   `json:"ignore_eos,omitempty"`
+	IncludeStopStrInOutput *bool   `json:"include_stop_str_in_output,omitempty"`
 
 	// LogitBias By token id.
 	LogitBias *map[string]float32 `json:"logit_bias,omitempty"`
@@ -1878,6 +2028,19 @@ type SamplingFields struct {
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
 
+	// ResponseFormat The text is one JSON value: `json_object` an object, `json_schema` one that satisfies the schema. Constrained decoding makes it so, whatever the model or `strict` says; only at max_tokens is it cut off. A schema that cannot be compiled is refused with a JSON pointer to the place. Properties come in the order of the schema.
+	ResponseFormat *struct {
+		JsonSchema *struct {
+			Description *string `json:"description,omitempty"`
+			Name        string  `json:"name"`
+
+			// Schema A JSON Schema (draft 2020-12). Without one: any object.
+			Schema *map[string]interface{} `json:"schema,omitempty"`
+			Strict *bool                   `json:"strict,omitempty"`
+		} `json:"json_schema,omitempty"`
+		Type SamplingFieldsResponseFormatType `json:"type"`
+	} `json:"response_format,omitempty"`
+
 	// Seed The same seed gives the same text, in any batch.
 	Seed              *int                 `json:"seed,omitempty"`
 	SkipSpecialTokens *bool                `json:"skip_special_tokens,omitempty"`
@@ -1888,6 +2051,16 @@ type SamplingFields struct {
 		IncludeUsage *bool `json:"include_usage,omitempty"`
 	} `json:"stream_options,omitempty"`
 
+	// StructuredOutputs As in vLLM, one of these.
+	StructuredOutputs *struct {
+		Choice *[]string `json:"choice,omitempty"`
+
+		// Json A JSON Schema, or the text of one.
+		Json       interface{} `json:"json,omitempty"`
+		JsonObject *bool       `json:"json_object,omitempty"`
+		Regex      *string     `json:"regex,omitempty"`
+	} `json:"structured_outputs,omitempty"`
+
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
 
@@ -1896,6 +2069,9 @@ type SamplingFields struct {
 	TopP *float32 `json:"top_p,omitempty"`
 	User *string  `json:"user,omitempty"`
 }
+
+// SamplingFieldsResponseFormatType defines model for SamplingFields.ResponseFormat.Type.
+type SamplingFieldsResponseFormatType string
 
 // SamplingFieldsStop1 defines model for SamplingFields.Stop.1.
 type SamplingFieldsStop1 = string

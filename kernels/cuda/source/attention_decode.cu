@@ -13,9 +13,9 @@
 // of 16 tokens of each part: Sᵀ = K·qᵀ and Oᵀ = Vᵀ·Pᵀ with 16 tokens, then 16 of D, as rows and the heads as 8 columns. K and V go from memory
 // to registers in 16-byte loads, laid out as the tensor cores take them up to an order of D that q and o follow. The next tile's
 // loads are in flight while one is computed.
-// A sequence is the sum of its parts in their order: in registers where one block has them all; else each block writes its parts to the
-// workspace and counts them when it is done, and the one that completes the sequence adds them. The sums are the same in both cases: a
-// sequence's result depends on nothing but itself.
+// A sequence is the sum of its parts in their order, in registers where one block has them all; else each block writes the sum of its own to
+// the workspace and counts its parts, and the one that completes the sequence adds the sums in order. Which parts are a block's depends on the
+// other sequences of the step, and so do a result's last bits.
 #include "hopper.cuh"
 
 struct AttentionDecodeArgs {
@@ -30,7 +30,7 @@ struct AttentionDecodeArgs {
     long long block;     // P
     long long blocks;    // width of the block table
     const int *head, *query_start, *context, *table;
-    float* partial; // [Σ parts, Hkv, Hq/Hkv·(D + 2)]
+    float* partial; // [grid/Hkv, 2, Hkv, Hq/Hkv·(D + 2)]: of each run's first sequence where it begins before the run, and of its last
     int* arrived;   // [S, Hkv], zero between launches
 };
 
@@ -81,7 +81,7 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
     __shared__ int sums[warps], complete[2];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int seqs = min(a.head[1], max_seqs), kvs = (int)a.kv, group = (int)(a.heads / a.kv), window = (int)a.window;
-    const int kv = blockIdx.x % kvs, run = blockIdx.x / kvs, runs = gridDim.x / kvs;
+    const int kv = blockIdx.x % kvs, run = blockIdx.x / kvs;
     const int block_shift = __popc((int)a.block - 1);
     const bool power = ((int)a.block & ((int)a.block - 1)) == 0;
     float* so = (float*)so4;
@@ -115,7 +115,8 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
     }
     if (threadIdx.x == 0) start[seqs] = total;
     __syncthreads();
-    const int begin = (int)((long long)total * run / runs), end = run < runs ? (int)((long long)total * (run + 1) / runs) : begin;
+    const int runs = min((int)gridDim.x / kvs, total); // each has a part
+    const int begin = run < runs ? (int)((long long)total * run / runs) : 0, end = run < runs ? (int)((long long)total * (run + 1) / runs) : 0;
     if (begin == end) {
         wait_predecessor();
         return;
@@ -259,8 +260,8 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
         }
         __syncthreads(); // the other buffer's readers are past it too
         const int s0 = start[now.seq], s1_ = start[now.seq + 1];
-        const bool whole = s0 >= begin && s1_ <= end;
-        float* split = a.partial + ((long long)now.part * kvs + kv) * size;
+        const bool whole = s0 >= begin && s1_ <= end, ends = now.part == min(s1_, end) - 1;
+        float* split = a.partial + ((long long)(2 * run + (s0 >= begin)) * kvs + kv) * size;
         __nv_bfloat16* out = (__nv_bfloat16*)a.o + now.token * a.os + (long long)kv * group * D;
 #pragma unroll
         for (int i = 0; i < EC; i++) {
@@ -277,9 +278,12 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
                 x.v.x = fmaf(f, z.x, x.v.x), x.v.y = fmaf(f, z.y, x.v.y), x.v.z = fmaf(f, z.z, x.v.z), x.v.w = fmaf(f, z.w, x.v.w);
                 x.weight = fmaf(f, sl[buffer][w][h], x.weight);
             }
+            add(sum[i], x.v, x.top, x.weight);
+            if (!ends) continue;
+            x = sum[i];
+            sum[i] = empty();
             if (whole) {
-                add(sum[i], x.v, x.top, x.weight);
-                if (now.part == s1_ - 1) finish(sum[i], out + e), sum[i] = empty();
+                finish(x, out + e);
             } else {
                 __stcg((float2*)(split + e), make_float2(x.v.x, x.v.y));
                 __stcg((float2*)(split + e) + 1, make_float2(x.v.z, x.v.w));
@@ -311,8 +315,10 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
     __syncthreads();
     for (int which = 0; which < 2; which++) {
         if (!complete[which]) continue;
-        const int s = which ? last : first, s0 = start[s], n = start[s + 1] - s0;
-        const float* all = a.partial + ((long long)s0 * kvs + kv) * size;
+        const int s = which ? last : first;
+        // The runs that have parts of it; the first of them has its beginning.
+        const int r0 = (int)(((long long)(start[s] + 1) * runs - 1) / total), n = (int)(((long long)start[s + 1] * runs - 1) / total) - r0 + 1;
+        const float* all = a.partial + ((long long)2 * r0 * kvs + kv) * size;
         const long long stride = size * kvs;
         __nv_bfloat16* out = (__nv_bfloat16*)a.o + a.query_start[s] * a.os + (long long)kv * group * D;
         for (int e = threadIdx.x * 4; e < group * D; e += 512) {
@@ -323,7 +329,7 @@ template <int D> __device__ __forceinline__ void run(const AttentionDecodeArgs& 
                 float2 ml[batch], lo[batch], hi[batch];
 #pragma unroll
                 for (int u = 0; u < batch; u++) {
-                    const float* one = all + min(p + u, n - 1) * stride;
+                    const float* one = all + (p + u == 0 ? 1 : 2 * min(p + u, n - 1)) * stride;
                     ml[u] = __ldcg((const float2*)(one + group * D + 2 * h));
                     lo[u] = __ldcg((const float2*)(one + e)), hi[u] = __ldcg((const float2*)(one + e) + 1);
                 }

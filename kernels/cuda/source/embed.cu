@@ -8,8 +8,8 @@ struct EmbedArgs {
     const int *previous, *token, *feed, *head;
 };
 template <class T> __device__ void embed(const EmbedArgs& a) {
-    wait_predecessor();
     allow_successor();
+    wait_predecessor();
     const int t = blockIdx.x;
     if (t >= a.head[0]) return;
     const int feed = a.feed[t];
@@ -27,8 +27,8 @@ struct GatherArgs {
     const int *row_token, *head;
 };
 template <class T> __device__ void gather(const GatherArgs& a) {
-    wait_predecessor();
     allow_successor();
+    wait_predecessor();
     const int i = blockIdx.x;
     if (i >= a.head[2]) return;
     T* y = (T*)a.y + i * a.ys;

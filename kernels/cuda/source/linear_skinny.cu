@@ -27,12 +27,14 @@ struct SkinnyArgs {
     long long ys; // elements from row to row
     long long n, k;
     long long rows;
-    const int* count;     // rows that are really there, in the step record; or 0
+    const int* count;     // rows that are really there, in the step record, before the first `first` are taken off; or 0
+    long long first;
     float* partial;       // [G, 64, NM]
     int* arrived;         // [tiles, rounded up to even], zero between launches
     long long stages;     // of the ring; shared memory is 1,024 + stages·(64 + NM)·128
     long long float32;    // y's type
 };
+static_assert(sizeof(SkinnyArgs) == 384, "the launcher pads to it");
 
 namespace skinny {
 [[maybe_unused]] constexpr int max_stages = 24;
@@ -143,7 +145,7 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
         __syncwarp();
     } else {
         wait_predecessor();
-        const int rows = a.count ? min(*a.count, (int)a.rows) : (int)a.rows;
+        const int rows = a.count ? min(*a.count - (int)a.first, (int)a.rows) : (int)a.rows;
         float c[NM / 2];
         int s = 0, phase = 0;
         auto release = [&](int stage) { // the stage may be written again, by every block that writes into it

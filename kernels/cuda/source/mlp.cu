@@ -2,6 +2,8 @@
 //   act [T, F]; yz [T, 2·F+R]; bias F32 [2·F], optional; gate_up [T, 2·F], optional save.
 //   grid (⌈F/threads⌉, ⌈T/TT⌉); a thread owns one column of g and of u for TT tokens. moves 3·T·F elements and B's.
 //   Oracle: kernels/cpu MLP.
+#include "expand.cuh"
+
 struct MLPArgs {
     void* act; ll as;
     const void* yz; ll ys;
@@ -99,6 +101,50 @@ template <int TT> __device__ void mlp2(const MLPArgs& a) {
             *(uint32_t*)((bf16*)a.act + (t0 + t) * a.as + c) = pack(g[0][t] / (1.f + __expf(-g[0][t])) * u[0][t], g[1][t] / (1.f + __expf(-g[1][t])) * u[1][t]);
         }
 }
-extern "C" __global__ void __launch_bounds__(256) mlp2x1_bf16(const __grid_constant__ MLPArgs a) { mlp2<1>(a); }
-extern "C" __global__ void __launch_bounds__(256) mlp2x4_bf16(const __grid_constant__ MLPArgs a) { mlp2<4>(a); }
 extern "C" __global__ void __launch_bounds__(256, 2) mlp2x8_bf16(const __grid_constant__ MLPArgs a) { mlp2<8>(a); }
+
+// mlp_slice: a warp takes 16 columns of g and of u for 8·NT tokens, 4 warps a block; F even; yz and its rows start at 16 bytes, z too. B's
+// first rows are asked for before the linear has ended. Grid (⌈F/64⌉, ⌈T/(8·NT)⌉).
+template <int NT> __device__ void mlp_slice(const MLPArgs& a) {
+    allow_successor();
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, ff = a.ff;
+    const int t0 = blockIdx.y * 8 * NT, m = min(8 * NT, a.head[0] - t0), c = (blockIdx.x * 4 + (threadIdx.x >> 5)) * 16 + 2 * g;
+    const bool on = c < ff;
+    const int n[2] = {c, ff + c};
+    Expand<NT, 2> e;
+    e.start(a.b, a.adapter + t0, m);
+    const bool more = e.take(a.b.offset, n, on);
+    wait_predecessor();
+    if (m <= 0) return;
+    const bf16* yz = (const bf16*)a.yz + t0 * a.ys;
+    uint32_t y[2][NT][2];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int j = 0; j < NT; j++)
+#pragma unroll
+            for (int s = 0; s < 2; s++) {
+                const int token = 8 * j + 2 * t + s;
+                y[i][j][s] = on && token < m ? *(const uint32_t*)(yz + token * a.ys + n[i]) : 0;
+            }
+    e.run(more, yz + 2 * ff, a.ys, a.b.offset, n, on);
+    if (!on) return;
+    float2 bg = {0, 0}, bu = {0, 0};
+    if (a.bias) bg = {a.bias[c], a.bias[c + 1]}, bu = {a.bias[ff + c], a.bias[ff + c + 1]};
+#pragma unroll
+    for (int j = 0; j < NT; j++)
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            const int token = 8 * j + 2 * t + s;
+            if (token >= m) continue;
+            const float2 p = widen2(y[0][j][s]), q = widen2(y[1][j][s]);
+            const float g0 = p.x + bg.x + e.sum[0][j][s], g1 = p.y + bg.y + e.sum[0][j][s + 2], u0 = q.x + bu.x + e.sum[1][j][s], u1 = q.y + bu.y + e.sum[1][j][s + 2];
+            const ll at = t0 + token;
+            if (a.gate_up) {
+                *(uint32_t*)((bf16*)a.gate_up + at * a.gs + c) = pack(g0, g1);
+                *(uint32_t*)((bf16*)a.gate_up + at * a.gs + ff + c) = pack(u0, u1);
+            }
+            *(uint32_t*)((bf16*)a.act + at * a.as + c) = pack(g0 / (1.f + __expf(-g0)) * u0, g1 / (1.f + __expf(-g1)) * u1);
+        }
+}
+extern "C" __global__ void __launch_bounds__(128) mlp_slice_bf16(const __grid_constant__ MLPArgs a) { mlp_slice<1>(a); }

@@ -9,8 +9,8 @@ struct NormArgs {
 };
 template <class T> __device__ void rms_norm(const NormArgs& a) {
     __shared__ float shared[33];
-    wait_predecessor();
     allow_successor();
+    wait_predecessor();
     const int t = blockIdx.x;
     if (t >= a.head[0]) return;
     const T* x = (const T*)a.x + t * a.xs;
@@ -27,8 +27,8 @@ extern "C" __global__ void norm_bf16(const __grid_constant__ NormArgs a) { rms_n
 // norm8: a thread owns 8 neighbouring columns, H = 8·threads at most; the same order of sums as residual8's.
 extern "C" __global__ void __launch_bounds__(1024) norm8_bf16(const __grid_constant__ NormArgs a) {
     __shared__ float shared[33];
-    wait_predecessor();
     allow_successor();
+    wait_predecessor();
     const int t = blockIdx.x, c = threadIdx.x * 8;
     if (t >= a.head[0]) return;
     const bool on = c < a.h;

@@ -2,6 +2,8 @@
 //   out, normed, x [T, H]; yz [T, H+R]; bias, w F32 [H]; rstd F32 [T], optional.
 //   grid ⌈T/TT⌉ blocks; a thread owns the columns threadIdx + i·threads, at most 16 of them. moves 4·T·H elements and B's.
 //   Oracle: kernels/cpu ResidualNorm.
+#include "expand.cuh"
+
 struct ResidualArgs {
     void *out; ll os;
     void* normed; ll ns;
@@ -65,7 +67,7 @@ template <class T, int TT, int COLS> __device__ void residual(const ResidualArgs
 extern "C" __global__ void __launch_bounds__(1024) residual_f32(const __grid_constant__ ResidualArgs a) { residual<float, 1, 16>(a); }
 extern "C" __global__ void __launch_bounds__(1024) residual_bf16(const __grid_constant__ ResidualArgs a) { residual<bf16, 1, 16>(a); }
 
-// residual8: a thread owns 8 neighbouring columns, H = 8·threads at most; strides multiples of 8. What a row adds up to does not depend on TT.
+// residual8: a thread owns 8 neighbouring columns, H = 8·threads at most; strides multiples of 8. One token a block: B by tensor cores.
 template <int TT> __device__ void residual8(const ResidualArgs& a) {
     extern __shared__ float z[];
     __shared__ float shared[33];
@@ -77,9 +79,17 @@ template <int TT> __device__ void residual8(const ResidualArgs& a) {
         *(float4*)w = *(const float4*)(a.w + c);
         *(float4*)(w + 4) = *(const float4*)(a.w + c + 4);
     }
-    wait_predecessor();
     allow_successor();
-    const int t0 = blockIdx.x * TT, m = min(TT, a.head[0] - t0);
+    const int t0 = blockIdx.x * TT, m = min(TT, a.head[0] - t0), n0 = threadIdx.x / 32 * 256;
+    ExpandRow e;
+    if (TT == 1) {
+        e.start(a.b, m > 0 && a.b.table ? a.adapter[t0] : -1);
+        if (e.rank % 8 == 0 && e.rank) {
+            e.load(a.b.offset, n0, h, 0, 0);
+            e.fetch(a.b.offset, n0, h);
+        }
+    }
+    wait_predecessor();
     if (m <= 0) return;
     uint4 x[TT], y[TT];
     if (on) {
@@ -91,8 +101,10 @@ template <int TT> __device__ void residual8(const ResidualArgs& a) {
             }
     }
     bool same = true;
-    if (a.b.table) same = load_tile<bf16>(own, z, ldz, a.b, a.adapter, t0, m, TT, (const bf16*)a.yz + h, a.ys, a.r);
+    if (TT > 1 && a.b.table) same = load_tile<bf16>(own, z, ldz, a.b, a.adapter, t0, m, TT, (const bf16*)a.yz + h, a.ys, a.r);
     float v[8][TT], sum[TT];
+    float more[8] = {};
+    if (TT == 1) e.run(more, (const bf16*)a.yz + t0 * a.ys + h, a.b.offset, n0, h);
     if (on) {
 #pragma unroll
         for (int t = 0; t < TT; t++) {
@@ -106,7 +118,10 @@ template <int TT> __device__ void residual8(const ResidualArgs& a) {
             for (int i = 0; i < 8; i++)
 #pragma unroll
                 for (int t = 0; t < TT; t++) v[i][t] += a.bias[c + i];
-        if (a.b.table && (!same || own[0].rank))
+        if (TT == 1)
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i][0] += more[i];
+        else if (a.b.table && (!same || own[0].rank))
             expand_cols<TT, 4>(v, own, same, a.b.offset, c, [](int i) { return i; }, z, ldz, m), expand_cols<TT, 4>(v + 4, own, same, a.b.offset, c + 4, [](int i) { return i; }, z, ldz, m);
 #pragma unroll
         for (int i = 0; i < 8; i++)
@@ -131,5 +146,6 @@ template <int TT> __device__ void residual8(const ResidualArgs& a) {
         }
     }
 }
-extern "C" __global__ void __launch_bounds__(1024) residual8x1_bf16(const __grid_constant__ ResidualArgs a) { residual8<1>(a); }
+extern "C" __global__ void __launch_bounds__(1024) residual8wide_bf16(const __grid_constant__ ResidualArgs a) { residual8<1>(a); }
+extern "C" __global__ void __launch_bounds__(512) residual8x1_bf16(const __grid_constant__ ResidualArgs a) { residual8<1>(a); }
 extern "C" __global__ void __launch_bounds__(512) residual8x4_bf16(const __grid_constant__ ResidualArgs a) { residual8<4>(a); }

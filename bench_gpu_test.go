@@ -1,0 +1,41 @@
+package main
+
+import (
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"bhive/infer"
+)
+
+// TestBenchGPU makes the whole table at small sizes on the CPU; times are not looked at.
+func TestBenchGPU(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bench.json")
+	c := benchGPUCmd{Model: "tiny", Device: "cpu", Rank: 8, Rows: 16, Budget: 256, Quick: true, AdapterGiB: 1, HostGiB: 1, StoreGBs: 1, Alpha: 1, CV: 1, Popularity: infer.Zipf,
+		Seconds: 0.3, JSON: file}
+	if err := c.Run(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	r, err := readReport(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Ceilings.Copy <= 0 || r.Ceilings.Product <= 0 || r.Ceilings.Link <= 0 || r.Model != "random-tiny" || r.R != 16 {
+		t.Errorf("%+v", r)
+	}
+	kinds := map[string]int{}
+	for _, row := range r.Rows {
+		kinds[row.Kind]++
+		if row.Invariant {
+			kinds["invariant"]++
+		}
+		if row.Milliseconds <= 0 && row.Kind != rowFirstToken { // on the CPU a difference may be anything
+			t.Errorf("%+v", row)
+		}
+	}
+	for kind, least := range map[string]int{rowDecode: 6, rowPrefill: 3, rowSwaps: 2, rowFirstToken: 2, rowHTTP: 2, rowSLoRA: 3, "invariant": 3} {
+		if kinds[kind] < least {
+			t.Errorf("%d rows of %s, want %d at least", kinds[kind], kind, least)
+		}
+	}
+}

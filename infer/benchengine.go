@@ -1,0 +1,463 @@
+package infer
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bhive/adapters"
+	"bhive/infer/tokenizer"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// EngineBenchConfig sizes an EngineBench. All fields are needed but those that say otherwise.
+type EngineBenchConfig struct {
+	Rank           int     // of the adapters
+	Slots          int     // adapter slots
+	DeviceBytes    int64   // for B's on the device
+	HostBytes      int64   // for B's beside it
+	StoreBandwidth float64 // bytes a second of the store that makes B's from a seed; 0: as fast as it can
+	MaxTokens      int     // token budget of a step
+	Utilization    float64 // Config.MemoryUtilization; 0: KV caches of 512 MiB
+}
+
+// EngineBench measures what only a whole engine shows, with a pool of adapters: swaps between steps, first tokens of adapters that are
+// not on the device, and S-LoRA's workload. Its adapters are noise from a seed, made by a store of a stated bandwidth.
+type EngineBench struct {
+	m      *Model
+	tok    *tokenizer.Tokenizer
+	c      EngineBenchConfig
+	device *Device
+	store  seedStore
+}
+
+// OpenEngineBench takes the memory for adapters. Close gives it back. The model has a basis.
+func OpenEngineBench(m *Model, tok *tokenizer.Tokenizer, c EngineBenchConfig) (*EngineBench, error) {
+	d, err := NewDevice(m.Backend, m.Backend.NewStream(), c.Slots)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Reserve(c.DeviceBytes, c.HostBytes); err != nil {
+		return nil, err
+	}
+	b := &EngineBench{m: m, tok: tok, c: c, device: d}
+	b.store.wide = m.Backend.Info().Working.Size() == 4
+	return b, nil
+}
+
+// Close frees what Open took.
+func (b *EngineBench) Close() { b.device.Close() }
+
+// AdapterBytes is the size of a B.
+func (b *EngineBench) AdapterBytes() int64 {
+	return int64(b.c.Rank) * int64(b.m.Geometry.OutTotal()) * int64(b.device.DType().Size())
+}
+
+// seedStore makes packed B's from their name.
+type seedStore struct {
+	wide      bool    // float32
+	bandwidth float64 // bytes a second, of all fetches together; 0: no limit
+
+	mu   sync.Mutex
+	next time.Time
+	made int64
+}
+
+// limit sets the bandwidth.
+func (s *seedStore) limit(bytesPerSecond float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bandwidth, s.next = bytesPerSecond, time.Time{}
+}
+
+// fetches is how many B's were made.
+func (s *seedStore) fetches() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.made
+}
+
+// load writes noise of magnitude 2⁻⁸ … 2⁻⁷ and takes the time that reading it would.
+func (s *seedStore) load(ctx context.Context, t adapters.Target, dst []byte) error {
+	s.mu.Lock()
+	s.made++
+	var until time.Time
+	if s.bandwidth > 0 {
+		if now := time.Now(); s.next.Before(now) {
+			s.next = now
+		}
+		s.next = s.next.Add(time.Duration(float64(len(dst)) / s.bandwidth * float64(time.Second)))
+		until = s.next
+	}
+	s.mu.Unlock()
+	mask, exponent := uint64(0x807f807f807f807f), uint64(0x3b803b803b803b80)
+	if s.wide {
+		mask, exponent = 0x807fffff807fffff, 0x3b8000003b800000
+	}
+	z := uint64(0x9E3779B97F4A7C15)
+	for _, c := range []byte(t.Parts[0].Version.Name) {
+		z = (z ^ uint64(c)) * 0xBF58476D1CE4E5B9
+	}
+	for i := 0; i+8 <= len(dst); i += 8 {
+		z ^= z << 13
+		z ^= z >> 7
+		z ^= z << 17
+		binary.LittleEndian.PutUint64(dst[i:], z&mask|exponent)
+	}
+	for i := len(dst) &^ 7; i < len(dst); i++ {
+		dst[i] = 0
+	}
+	select {
+	case <-time.After(time.Until(until)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// benchTarget is the i-th adapter.
+func benchTarget(i, rank int) adapters.Target {
+	return adapters.Target{Parts: []adapters.TargetPart{{Version: adapters.Version{Tenant: "bench", Name: fmt.Sprintf("a%d", i), Number: 1, Rank: rank, Scaling: 1}, Weight: 1}}}
+}
+
+// benchEngine is an engine that runs.
+type benchEngine struct {
+	b     *EngineBench
+	e     *Engine
+	pool  *adapters.Pool
+	clock stepClock
+	stop  func() error
+}
+
+// start runs an engine whose pool keeps up to deviceBytes on the device.
+func (b *EngineBench) start(c Config, deviceBytes int64) (*benchEngine, error) {
+	apart := !b.m.Backend.Info().CopyInPlace
+	if c.MaxTokens == 0 {
+		c.MaxTokens = b.c.MaxTokens
+	}
+	c.MaxTokens = max(c.MaxTokens, c.MaxSeqs)
+	c.Graphs, c.Overlap, c.NoPrefixCache, c.QueueLimit = apart, apart, true, 1<<20
+	c.MemoryUtilization = b.c.Utilization
+	r := &benchEngine{b: b}
+	c.Observer = &r.clock
+	var err error
+	r.pool, err = adapters.NewPool(adapters.PoolConfig{Geometry: b.m.Geometry, DType: b.device.DType(), Slots: b.c.Slots, DeviceBytes: deviceBytes,
+		HostBytes: b.c.HostBytes, Fetchers: 8, Wake: func() { r.e.Wake() }, Load: b.store.load}, nil, b.device)
+	if err != nil {
+		return nil, err
+	}
+	if r.e, err = New(c, b.m, r.pool, b.device, b.tok); err != nil {
+		return nil, err
+	}
+	if err := r.e.Open(); err != nil {
+		return nil, errors.Join(err, r.pool.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- r.e.Run(ctx) }()
+	r.stop = func() error {
+		cancel()
+		err := <-ended
+		r.e.Close()
+		return errors.Join(err, r.pool.Close())
+	}
+	return r, nil
+}
+
+// stepClock notes how far apart the ends of full decode steps are. It is an engine's observer.
+type stepClock struct {
+	mu    sync.Mutex
+	batch int // sequences of a full step
+	last  time.Time
+	took  []time.Duration
+}
+
+// watch begins to note steps of a batch.
+func (s *stepClock) watch(batch int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.batch, s.last, s.took = batch, time.Time{}, nil
+}
+
+// ObserveStep notes the end of a step.
+func (s *stepClock) ObserveStep(i StepInfo) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if i.DecodeSeqs != s.batch || i.PrefillTokens > 0 {
+		s.last = time.Time{}
+		return
+	}
+	if !s.last.IsZero() {
+		s.took = append(s.took, now.Sub(s.last))
+	}
+	s.last = now
+}
+
+// ObserveFinish does nothing.
+func (s *stepClock) ObserveFinish(RequestInfo) {}
+
+// steps are the times noted, without the first few, sorted.
+func (s *stepClock) steps() ([]time.Duration, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.took) < 8 {
+		return nil, fmt.Errorf("benchmark: %d sequences ran together in %d steps only", s.batch, len(s.took))
+	}
+	took := slices.Clone(s.took[3:])
+	slices.Sort(took)
+	return took, nil
+}
+
+// quantile is of sorted times.
+func quantile(sorted []time.Duration, q float64) time.Duration {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}
+
+// timed is what one request took.
+type timed struct {
+	first, total time.Duration
+	tokens       int
+}
+
+// perToken is the mean time of the tokens after the first.
+func (t timed) perToken() time.Duration {
+	if t.tokens < 2 {
+		return 0
+	}
+	return (t.total - t.first) / time.Duration(t.tokens-1)
+}
+
+// ask runs a request of random tokens to its end.
+func (r *benchEngine) ask(ctx context.Context, random *rand.Rand, a adapters.Target, prompt, tokens int) (timed, error) {
+	q := Request{Prompt: make([]int, prompt), Adapter: a, Params: DefaultParams()}
+	for i := range q.Prompt {
+		q.Prompt[i] = random.IntN(r.b.m.Config.Vocab)
+	}
+	q.Params.Temperature, q.Params.MaxTokens, q.Params.IgnoreEOS = 0, tokens, true
+	begin := time.Now()
+	g, err := r.e.Submit(ctx, q)
+	if err != nil {
+		return timed{}, err
+	}
+	defer g.Close()
+	var t timed
+	for {
+		d, err := g.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			t.total = time.Since(begin)
+			return t, nil
+		}
+		if err != nil {
+			return t, err
+		}
+		if len(d.Tokens) > 0 && t.first == 0 {
+			t.first = time.Since(begin)
+		}
+		t.tokens += len(d.Tokens)
+	}
+}
+
+// streams runs n requests at once to their ends.
+func (r *benchEngine) streams(ctx context.Context, n, prompt, tokens int, target func(i int) adapters.Target) error {
+	var all errgroup.Group
+	for i := range n {
+		all.Go(func() error {
+			_, err := r.ask(ctx, rand.New(rand.NewPCG(uint64(i), 8)), target(i), prompt, tokens)
+			return err
+		})
+	}
+	return all.Wait()
+}
+
+// bring leases an adapter until it is on the device, and lets it go.
+func (r *benchEngine) bring(ctx context.Context, t adapters.Target) error {
+	l, err := r.pool.Acquire(t)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	select {
+	case <-l.Ready():
+		return l.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// bringAll brings adapters from, from+1, …, to−1, a few at once.
+func (r *benchEngine) bringAll(ctx context.Context, from, to int) error {
+	all, ctx := errgroup.WithContext(ctx)
+	all.SetLimit(16)
+	for i := from; i < to; i++ {
+		all.Go(func() error { return r.bring(ctx, benchTarget(i, r.b.c.Rank)) })
+	}
+	return all.Wait()
+}
+
+// SwapResult is what swaps do to the steps of a full batch. Times are between the ends of steps.
+type SwapResult struct {
+	Median, P99, Worst                                     time.Duration // with swaps
+	QuietMedian, QuietWorst                                time.Duration // without
+	PerSecond                                              float64       // swaps that ended a second
+	Batch, Steps, Prompt, Tokens, HostAdapters, AdapterMiB int
+}
+
+// Swaps decodes batch streams, each with its own adapter, of tokens tokens: once alone, and once while perSecond adapters of the host's memory a
+// second replace others on the device.
+func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, host int, perSecond float64) (s SwapResult, err error) {
+	s = SwapResult{Batch: batch, Prompt: prompt, Tokens: tokens, HostAdapters: host, AdapterMiB: int(b.AdapterBytes() >> 20)}
+	r, err := b.start(Config{MaxSeqs: batch, MaxContext: prompt + tokens + 1}, int64(batch+spare)*b.AdapterBytes())
+	if err != nil {
+		return s, err
+	}
+	defer func() { err = errors.Join(err, r.stop()) }()
+	own := func(i int) adapters.Target { return benchTarget(i, b.c.Rank) }
+	if err := r.bringAll(ctx, batch, batch+host); err != nil { // all of these are left in the host's memory
+		return s, err
+	}
+	if err := r.streams(ctx, batch, prompt, 8, own); err != nil {
+		return s, err
+	}
+	r.clock.watch(batch)
+	if err := r.streams(ctx, batch, prompt, tokens, own); err != nil {
+		return s, err
+	}
+	quiet, err := r.clock.steps()
+	if err != nil {
+		return s, err
+	}
+	s.QuietMedian, s.QuietWorst = quantile(quiet, 0.5), quiet[len(quiet)-1]
+
+	before := b.store.fetches()
+	r.clock.watch(batch)
+	swapping, halt := context.WithCancel(ctx)
+	var swaps errgroup.Group
+	var ended atomic.Int64
+	begin := time.Now()
+	swaps.Go(func() error {
+		tick := time.NewTicker(time.Duration(float64(time.Second) / perSecond))
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-tick.C:
+			case <-swapping.Done():
+				return nil
+			}
+			swaps.Go(func() error {
+				err := r.bring(swapping, benchTarget(batch+i%host, b.c.Rank))
+				if err == nil {
+					ended.Add(1)
+				} else if swapping.Err() != nil {
+					err = nil
+				}
+				return err
+			})
+		}
+	})
+	err = r.streams(ctx, batch, prompt, tokens, own)
+	took := time.Since(begin)
+	halt()
+	if err = errors.Join(err, swaps.Wait()); err != nil {
+		return s, err
+	}
+	steps, err := r.clock.steps()
+	if err != nil {
+		return s, err
+	}
+	if n := b.store.fetches() - before; n > 0 {
+		return s, fmt.Errorf("benchmark: %d swaps came from the store", n)
+	}
+	s.PerSecond = float64(ended.Load()) / took.Seconds()
+	s.Steps, s.Median, s.P99, s.Worst = len(steps), quantile(steps, 0.5), quantile(steps, 0.99), steps[len(steps)-1]
+	return s, nil
+}
+
+// FirstTokenResult compares first tokens with an adapter of the host's memory and with one on the device, by turns.
+type FirstTokenResult struct {
+	Pairs                    int
+	Resident, Host           time.Duration // medians
+	AddedP50, AddedP99       time.Duration // of host − the resident before it
+	Beside                   int           // streams of the base that decode all the while
+	AdapterMiB, HostAdapters int
+}
+
+// FirstToken measures it, beside that many decoding streams.
+func (b *EngineBench) FirstToken(ctx context.Context, pairs, prompt, host, beside, context_ int) (f FirstTokenResult, err error) {
+	f = FirstTokenResult{Pairs: pairs, Beside: beside, AdapterMiB: int(b.AdapterBytes() >> 20), HostAdapters: host}
+	const room = 4 // B's on the device
+	r, err := b.start(Config{MaxSeqs: beside + 2, MaxContext: context_}, room*b.AdapterBytes())
+	if err != nil {
+		return f, err
+	}
+	defer func() { err = errors.Join(err, r.stop()) }()
+	host = max(host, room+1)
+	if err := r.bringAll(ctx, 1, 1+host); err != nil {
+		return f, err
+	}
+	kept := benchTarget(0, b.c.Rank)
+	if err := r.pool.Pin(kept); err != nil {
+		return f, err
+	}
+	if err := r.bring(ctx, kept); err != nil {
+		return f, err
+	}
+	streaming, halt := context.WithCancel(ctx)
+	defer halt()
+	var others errgroup.Group
+	for i := range beside {
+		others.Go(func() error {
+			random := rand.New(rand.NewPCG(uint64(i), 9))
+			for streaming.Err() == nil {
+				if _, err := r.ask(streaming, random, adapters.Target{}, prompt, context_-prompt-1); err != nil && streaming.Err() == nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	random := rand.New(rand.NewPCG(1, 10))
+	var resident, fromHost, added []time.Duration
+	var before adapters.PoolStats
+	for i := 1 - room; i < pairs; i++ {
+		if i == 0 { // the adapters before have filled the device
+			before = r.pool.Stats()
+		}
+		var pair [2]time.Duration
+		for j, a := range []adapters.Target{kept, benchTarget(1+(i+room)%host, b.c.Rank)} {
+			time.Sleep(time.Duration(random.Int64N(int64(3 * time.Millisecond)))) // at any moment of a step
+			t, err := r.ask(ctx, random, a, prompt, 1)
+			if err != nil {
+				return f, err
+			}
+			pair[j] = t.first
+		}
+		if i >= 0 {
+			resident, fromHost, added = append(resident, pair[0]), append(fromHost, pair[1]), append(added, pair[1]-pair[0])
+		}
+	}
+	after := r.pool.Stats()
+	halt()
+	if err := others.Wait(); err != nil {
+		return f, err
+	}
+	if n := after.HostHits - before.HostHits; int(n) != pairs {
+		return f, fmt.Errorf("benchmark: %d of %d first tokens were of the host's adapters", n, pairs)
+	}
+	for _, v := range [][]time.Duration{resident, fromHost, added} {
+		slices.Sort(v)
+	}
+	f.Resident, f.Host, f.AddedP50, f.AddedP99 = quantile(resident, 0.5), quantile(fromHost, 0.5), quantile(added, 0.5), quantile(added, 0.99)
+	return f, nil
+}

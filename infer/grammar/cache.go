@@ -1,0 +1,81 @@
+package grammar
+
+import (
+	"container/list"
+	"crypto/sha256"
+	"encoding/json"
+	"strings"
+	"sync"
+)
+
+// Cache compiles grammars for one vocabulary and keeps those asked for last, by a hash of what they were made of. It is safe for concurrent use.
+type Cache struct {
+	v    *Vocabulary
+	most int
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]*list.Element
+	order *list.List // of *entry, the one asked for last in front
+}
+
+type entry struct {
+	key   [sha256.Size]byte
+	bound *Bound
+}
+
+// NewCache makes a cache of at most so many grammars.
+func NewCache(v *Vocabulary, most int) *Cache {
+	return &Cache{v: v, most: max(most, 1), known: map[[sha256.Size]byte]*list.Element{}, order: list.New()}
+}
+
+// Schema is Compile, bound.
+func (c *Cache) Schema(schema json.RawMessage) (*Bound, error) {
+	return c.get("schema", string(schema), func() (*Grammar, error) { return Compile(schema) })
+}
+
+// Object is Object, bound.
+func (c *Cache) Object() (*Bound, error) {
+	return c.get("object", "", func() (*Grammar, error) { return Object(), nil })
+}
+
+// Regex is Regex, bound.
+func (c *Cache) Regex(pattern string) (*Bound, error) {
+	return c.get("regex", pattern, func() (*Grammar, error) { return Regex(pattern) })
+}
+
+// Choice is Choice, bound.
+func (c *Cache) Choice(texts []string) (*Bound, error) {
+	var b strings.Builder
+	for _, t := range texts {
+		b.WriteString(quoteJSON(t))
+	}
+	return c.get("choice", b.String(), func() (*Grammar, error) { return Choice(texts) })
+}
+
+func (c *Cache) get(kind, source string, compile func() (*Grammar, error)) (*Bound, error) {
+	key := sha256.Sum256([]byte(kind + ":" + source))
+	c.mu.Lock()
+	if e, ok := c.known[key]; ok {
+		c.order.MoveToFront(e)
+		c.mu.Unlock()
+		return e.Value.(*entry).bound, nil
+	}
+	c.mu.Unlock()
+	g, err := compile()
+	if err != nil {
+		return nil, err
+	}
+	b := c.v.Bind(g)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.known[key]; ok { // somebody else was faster
+		return e.Value.(*entry).bound, nil
+	}
+	c.known[key] = c.order.PushFront(&entry{key, b})
+	if c.order.Len() > c.most {
+		last := c.order.Back()
+		c.order.Remove(last)
+		delete(c.known, last.Value.(*entry).key)
+	}
+	return b, nil
+}

@@ -1,0 +1,224 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"bhive/kernels"
+)
+
+// bench is a backend with tensors that nobody looks at.
+type bench struct {
+	*testing.B
+	*Backend
+	s kernels.Stream
+}
+
+func newBench(b *testing.B, c Config) *bench {
+	b.Helper()
+	need(b)
+	c.Working = kernels.BF16
+	be, err := open(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := be.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	return &bench{b, be, be.NewStream()}
+}
+
+func (b *bench) tensor(d kernels.DType, rows, cols int) kernels.Tensor {
+	b.Helper()
+	t, err := b.Alloc(d, rows, cols)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { b.Free(t) })
+	return t
+}
+
+// step is a decode step of n sequences with context tokens each, their blocks in random order; adapter gives a token's slot.
+func (b *bench) step(n, context int, adapter func(int) int) kernels.Step {
+	const p = 16
+	each := (context + p - 1) / p
+	step := kernels.Step{Bucket: kernels.Bucket{Tokens: n, Seqs: n, Rows: n, Blocks: each, MaxQuery: 1}}
+	rec := kernels.NewRecord(step.Bucket, nil)
+	order := rand.New(rand.NewPCG(1, 2)).Perm(n * each)
+	for i := range n {
+		for j := range each {
+			rec.BlockTable[i*each+j] = int32(order[i*each+j])
+		}
+		at := context - 1
+		rec.Feed[i], rec.Position[i], rec.Seq[i], rec.Adapter[i], rec.RowToken[i] = -1, int32(at), int32(i), int32(adapter(i)), int32(i)
+		rec.KVSlot[i] = rec.BlockTable[i*each+at/p]*p + int32(at%p)
+		rec.QueryStart[i], rec.QueryStart[i+1], rec.Context[i] = int32(i), int32(i+1), int32(context)
+	}
+	rec.Head[kernels.HeadTokens], rec.Head[kernels.HeadSeqs], rec.Head[kernels.HeadRows] = int32(n), int32(n), int32(n)
+	step.Words = b.tensor(kernels.I32, 1, len(rec.Words))
+	b.Upload(b.s, step.Words, rec.Bytes())
+	return step
+}
+
+// times runs a captured graph of n ops and reports the time of one and bytes over it.
+func (b *bench) times(n int, bytes float64, op func(i int)) {
+	b.Helper()
+	all := func() {
+		for i := range n {
+			op(i)
+		}
+	}
+	all()
+	if err := b.s.Sync(); err != nil {
+		b.Fatal(err)
+	}
+	g, err := b.Capture(b.s, all)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer g.Close()
+	g.Launch(b.s)
+	if err := b.s.Sync(); err != nil {
+		b.Fatal(err)
+	}
+	begin, rounds := time.Now(), 0
+	for b.Loop() {
+		g.Launch(b.s)
+		rounds++
+	}
+	if err := b.s.Sync(); err != nil {
+		b.Fatal(err)
+	}
+	each := time.Since(begin).Seconds() / float64(rounds*n)
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(1e6*each, "µs")
+	b.ReportMetric(bytes/each/1e9, "GB/s")
+}
+
+func base(int) int { return -1 }
+
+// BenchmarkLinear has the linears of a Llama-3-8B shape, a chain of launches through weights larger than the L2, by each way.
+func BenchmarkLinear(t *testing.B) {
+	for _, w := range []struct {
+		name      string
+		out, in   int
+		rows, few int
+	}{{"attn_in", 6144, 4096, 64, 24}, {"attn_out", 4096, 4096, 64, 24}, {"mlp_in", 28672, 4096, 64, 8}, {"mlp_down", 4096, 14336, 64, 12}, {"head", 128256, 4096, 0, 3}} {
+		t.Run(w.name, func(t *testing.B) {
+			b := newBench(t, Config{})
+			var all []kernels.Weight
+			for i := range w.few {
+				spec := kernels.WeightSpec{Parts: []kernels.Matrix{kernels.Random{R: w.out, C: w.in, Seed: uint64(i), Scale: 0.02}}, Format: kernels.FormatBF16}
+				if w.rows > 0 {
+					spec.A = kernels.Random{R: w.rows, C: w.in, Seed: 99, Scale: 0.02}
+				}
+				k, err := b.NewWeight(spec)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(func() { b.FreeWeight(k) })
+				all = append(all, k)
+			}
+			for _, n := range []int{1, 8, 16, 32, 48, 64, 96, 128} {
+				x, step := b.tensor(kernels.BF16, n, w.in), b.step(n, 16, base)
+				y, linear := b.tensor(kernels.BF16, n, w.out+w.rows), b.Linear
+				if w.rows == 0 {
+					y, linear = b.tensor(kernels.F32, n, w.out), b.LinearRows
+				}
+				for way, name := range []string{"own", "skinny", "lt"} {
+					t.Run(fmt.Sprintf("%d/%s", n, name), func(t *testing.B) {
+						b := &bench{t, b.Backend, b.s}
+						b.only = wayOf(way)
+						defer func() { b.only = nil }()
+						b.times(len(all), float64(all[0].Bytes()), func(i int) { linear(b.s, y, x, all[i], step) })
+					})
+				}
+			}
+		})
+	}
+}
+
+func wayOf(i int) *way {
+	w := way(i)
+	return &w
+}
+
+// BenchmarkAttention has decode attention of 32 heads over 8 of 128 values.
+func BenchmarkAttention(t *testing.B) {
+	for _, n := range []int{1, 8, 64, 128} {
+		for _, context := range []int{576, 2048} {
+			t.Run(fmt.Sprintf("%d/%d", n, context), func(t *testing.B) {
+				b := newBench(t, Config{})
+				layers := max(2, min(32, 4<<30/(n*context*4096)))
+				kv, err := b.NewKVCache(kernels.KVSpec{Layers: layers, Blocks: n * (context + 15) / 16, BlockTokens: 16, KVHeads: 8, HeadDim: 128})
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(func() { b.FreeKVCache(kv) })
+				q, o, step := b.tensor(kernels.BF16, n, 4096), b.tensor(kernels.BF16, n, 4096), b.step(n, context, base)
+				b.times(layers, float64(n*context*4096), func(i int) {
+					b.Attention(b.s, kernels.AttentionArgs{Out: o, Q: q, Cache: kv, Layer: i, Scale: 0.1}, step)
+				})
+			})
+		}
+	}
+}
+
+// BenchmarkEpilogue has the epilogues of 64 tokens by adapters: GB/s of B, read once for each adapter.
+func BenchmarkEpilogue(t *testing.B) {
+	const n, layers, h, ff, heads, kvHeads, d, r = 64, 4, 4096, 14336, 32, 8, 128, 64
+	const widest = layers * 2 * ff
+	for _, c := range []struct{ distinct, rank int }{{0, 16}, {1, 16}, {1, 64}, {8, 16}, {64, 16}, {64, 64}} {
+		t.Run(fmt.Sprintf("%d distinct of rank %d", c.distinct, c.rank), func(t *testing.B) {
+			b := newBench(t, Config{})
+			table, err := b.NewAdapterTable(64)
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range c.distinct {
+				b.SetAdapter(b.s, table, i, b.tensor(kernels.BF16, 1, c.rank*widest), c.rank)
+			}
+			step := b.step(n, 576, func(i int) int {
+				if c.distinct == 0 {
+					return -1
+				}
+				return i % c.distinct
+			})
+			ref := func(i, out int) kernels.BRef { return kernels.BRef{Table: table, Offset: i * out, Out: out} }
+			x, normed, act, q := b.tensor(kernels.BF16, n, h), b.tensor(kernels.BF16, n, h), b.tensor(kernels.BF16, n, ff), b.tensor(kernels.BF16, n, heads*d)
+			norm, rope := b.tensor(kernels.F32, 1, h), b.tensor(kernels.F32, 600, d)
+			kv, err := b.NewKVCache(kernels.KVSpec{Layers: 1, Blocks: n * 36, BlockTokens: 16, KVHeads: kvHeads, HeadDim: d})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { b.FreeKVCache(kv) })
+			for _, k := range []struct {
+				name string
+				out  int
+				op   func(b *bench, i int, yz kernels.Tensor)
+			}{
+				{"qkv", (heads + 2*kvHeads) * d, func(b *bench, i int, yz kernels.Tensor) {
+					b.QKV(b.s, kernels.QKVArgs{Q: q, YZ: yz, Rope: rope, Cache: kv, B: ref(i, (heads+2*kvHeads)*d)}, step)
+				}},
+				{"residual", h, func(b *bench, i int, yz kernels.Tensor) {
+					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: yz, Norm: norm, Eps: 1e-5, B: ref(i, h)}, step)
+				}},
+				{"mlp", 2 * ff, func(b *bench, i int, yz kernels.Tensor) {
+					b.MLP(b.s, kernels.MLPArgs{Act: act, YZ: yz, B: ref(i, 2*ff)}, step)
+				}},
+			} {
+				yz, sites := b.tensor(kernels.BF16, n, k.out+r), widest/k.out
+				t.Run(k.name, func(t *testing.B) {
+					b := &bench{t, b.Backend, b.s}
+					b.times(sites, float64(2*c.distinct*c.rank*k.out), func(i int) { k.op(b, i, yz) })
+				})
+			}
+		})
+	}
+}
