@@ -57,6 +57,7 @@ type Server struct {
 	keys     *keys.Ring
 	metrics  *Metrics
 	probe    *probe
+	meter    *meter
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
 	grammars func() *grammar.Cache // made at the first call
@@ -78,6 +79,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if s.metrics = d.Metrics; s.metrics == nil {
 		s.metrics = NewMetrics()
 	}
+	s.meter = newMeter(s.config.Quotas)
 	s.probe = &probe{store: d.Store, log: s.log}
 	s.metrics.bind(d, s.probe)
 	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })
