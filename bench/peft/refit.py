@@ -27,10 +27,10 @@ def bhive(url, *args):
     return subprocess.run([BHIVE, "adapters", "import", "--server", url, "--log-level", "error", *args], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def refit(url, task):
+def refit(url, task, *flags):
     """{how: (loss, KL)}, and the shares kept of the weights by projection and of the outputs by the refit."""
     folder = os.path.join(LORAS, task)
-    out = bhive(url, folder, "--dry-run", "--model", MODEL, "--refit", os.path.join(folder, "train.jsonl"), "--refit-check", os.path.join(folder, "held_out.jsonl"))
+    out = bhive(url, folder, "--dry-run", "--model", MODEL, "--refit", os.path.join(folder, "train.jsonl"), "--refit-check", os.path.join(folder, "held_out.jsonl"), *flags)
     losses = {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"^(the LoRA|the base|projected|refit)\b.*?\s([\d.]+)\s+([\d.]+)$", out, re.M)}
     kept = re.search(r"^all\s+([\d.]+) %\s+([\d.]+) %$", out, re.M)
     return {"losses": losses, "kept": [float(kept[1]), float(kept[2])], "report": out}
@@ -41,29 +41,31 @@ def main():
     tasks = sorted(t for t in os.listdir(LORAS) if os.path.exists(os.path.join(LORAS, t, "peft.json")))
     path = os.path.join(WORK, "refit.json")
     results = json.load(open(path)) if os.path.exists(path) else {}
-    bases = {"orthonormal, 64 rows": []}
-    for rows in (64, 16):
-        bases[f"proposed for all, {rows} rows"] = ["--basis", "import", "--basis-from", os.path.join(WORK, f"best{rows}"), "--basis-rows", str(rows)]
-    for number, (basis, flags) in enumerate(bases.items()):
-        if all(f"{basis}/{t}" in results for t in tasks):
+    imported = lambda rows: ["--basis", "import", "--basis-from", os.path.join(WORK, f"best{rows}"), "--basis-rows", str(rows)]
+    servers = {"data": ([], {"64 orthonormal rows": [], "16 of them": ["--rank", "16"]}),
+               "data64": (imported(64), {"64 proposed rows": []}), "data16": (imported(16), {"16 proposed rows": []})}
+    bases = [b for _, variants in servers.values() for b in variants]
+    for data, (serve, variants) in servers.items():
+        todo = [(b, flags, t) for b, flags in variants.items() for t in tasks if f"{b}/{t}" not in results]
+        if not todo:
             continue
-        p, url = start(f"data{number}", *flags)
+        p, url = start(data, *serve)
         try:
             for rows in (64, 16):
-                if not number and not os.path.exists(os.path.join(WORK, f"best{rows}")):
+                if not os.path.exists(os.path.join(WORK, f"best{rows}")):
                     bhive(url, *[os.path.join(LORAS, t) for t in tasks], "--dry-run", "--rows", str(rows), "--basis-out", os.path.join(WORK, f"best{rows}"))
-            for t in tasks:
-                if f"{basis}/{t}" not in results:
-                    results[f"{basis}/{t}"] = r = refit(url, t)
-                    print(basis, t, json.dumps(r["losses"]), r["kept"], flush=True)
-                    json.dump(results, open(path, "w"), indent=1)
+            for basis, flags, t in todo:
+                results[f"{basis}/{t}"] = r = refit(url, t, *flags)
+                print(basis, t, json.dumps(r["losses"]), r["kept"], flush=True)
+                with open(path, "w") as f:
+                    json.dump(results, f, indent=1)
         finally:
             p.terminate()
             p.wait()
 
     print(f"\n| | {' | '.join(f'{t}: loss | KL' for t in tasks)} |\n|---|{'---|---|' * len(tasks)}")
     row = lambda name, cells: print(f"| {name} | {' | '.join(f'{l:.3f} | {k:.3f}' for l, k in cells)} |")
-    first = next(iter(bases))
+    first = bases[0]
     for how in ("the base", "the LoRA"):
         row(how + (", moved without loss" if how == "the LoRA" else ""), [results[f"{first}/{t}"]["losses"][how] for t in tasks])
     for basis in bases:
