@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-smollm2 test-peft test-deploy bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
+.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients test-deploy bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -40,6 +40,9 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 	for round in 1 2 3; do \
 	  node $(LLAMA)/bench.mjs $(LLAMA)/BF16.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights bfloat16 --only model && \
 	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 --only model || exit 1; done
+
+test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
+	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
@@ -137,11 +140,13 @@ test-cuda: kernels ## what the tagged code does without a GPU, or with one all i
 
 GPU_BUNDLE := .cache/gpu-bundle
 gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machine
-	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer
+	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer $(GPU_BUNDLE)/finetune
 	cp bin/bhive $(GPU_BUNDLE)/
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/cuda.test ./kernels/cuda
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/infer.test ./infer
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/finetune.test ./finetune
 	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
+	cp -r finetune/testdata $(GPU_BUNDLE)/finetune/
 	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
 
 clean:

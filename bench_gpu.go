@@ -25,11 +25,12 @@ type benchGPUCmd struct {
 	Rows      int      `help:"Rows of each A." default:"64"`
 	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
 	Budget    int      `help:"Tokens of a prefill step." default:"8192"`
-	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,plain,invariant,swaps,first-token,http,slora" placeholder:"PART"`
+	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,training,plain,invariant,swaps,first-token,http,slora" placeholder:"PART"`
 	JSON      string   `name:"json" help:"Write the table as JSON; - is the standard output, which then has nothing else." placeholder:"FILE"`
 	Quick     bool     `help:"Small sizes: to see that it runs, not how fast."`
 	NoLt      bool     `help:"Without cuBLASLt."`
 	NoOverlap bool     `help:"Start each kernel only when the one before it has ended."`
+	Profile   bool     `help:"Which kernels the training steps' time goes to."`
 
 	AdapterGiB float64          `name:"adapter-gib" help:"Device memory for adapters in engine rows, in GiB." default:"24"`
 	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; at most half of the machine's." default:"64"`
@@ -41,8 +42,9 @@ type benchGPUCmd struct {
 	Seconds    float64          `help:"Length of each phase of an S-LoRA row." default:"12"`
 	SLoRASeqs  int              `name:"slora-seqs" help:"Sequences that run at once in the S-LoRA rows." default:"128"`
 
-	sizes  benchSizes
-	report benchReport
+	sizes   benchSizes
+	weights float64 // of the model that a step reads
+	report  benchReport
 }
 
 // benchSizes are the lengths of the measurements.
@@ -104,6 +106,11 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		if err := c.stepRows(ctx, l, c.wants("steps"), true); err != nil {
 			return err
 		}
+		if c.wants("training") && l.model.R() > 0 {
+			if err := c.training(l.model, c.report.Ceilings.Product, c.weights); err != nil {
+				return err
+			}
+		}
 		return c.engineRows(ctx, l)
 	}); err != nil {
 		return err
@@ -162,6 +169,7 @@ func (c *benchGPUCmd) stepRows(ctx context.Context, l *loaded, rows, withA bool)
 		return err
 	}
 	defer b.Close()
+	c.weights = float64(b.StepBytes(0, 0, 0)) / 2
 	ceilings := &c.report.Ceilings
 	if ceilings.Copy, ceilings.Product, err = b.Ceilings(); err != nil {
 		return err

@@ -33,6 +33,8 @@ type modelFlags struct {
 	Weights   string   `help:"How the base's weights are kept: ${enum}. With float32 everything is." enum:"bfloat16,float32,int8" default:"bfloat16"`
 	Threads   int      `help:"CPU threads; default: all."`
 
+	ChatTemplate string `help:"Chat template (Jinja) in place of the model's own." placeholder:"FILE"`
+
 	BatchInvariant bool `help:"On a GPU, give a token the same bits in every batch, at some cost; the CPU always does."`
 
 	GPU     func(*cuda.Config) `kong:"-"` // further settings of a GPU
@@ -91,7 +93,13 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 	}
 	defer cp.Close()
 	l := &loaded{generation: cp.Generation(), name: modelName(f.Model)}
-	if l.tokenizer, l.template, err = loadText(cp); err != nil {
+	var template []byte
+	if f.ChatTemplate != "" {
+		if template, err = os.ReadFile(f.ChatTemplate); err != nil {
+			return nil, fmt.Errorf("the chat template: %w", err)
+		}
+	}
+	if l.tokenizer, l.template, err = loadText(cp, template); err != nil {
 		return nil, err
 	}
 	if tokens != nil {

@@ -17,6 +17,7 @@ import (
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/tokenizer"
+	"bhive/infer/toolcall"
 	"bhive/server"
 
 	"golang.org/x/sync/errgroup"
@@ -29,13 +30,14 @@ var openAPI []byte
 type serveCmd struct {
 	modelFlags
 	basisFlags
-	Addr         string        `help:"Address to listen on. Without API keys (bhive keys) it must be a loopback address." default:"127.0.0.1:8080"`
-	Data         string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
-	LoraRoot     string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
-	Registry     string        `help:"Registry in place of that directory: another directory, or a Redis that servers share, as redis://HOST:PORT, rediss://… (TLS), ?master=NAME (Sentinel), ?cluster=true." placeholder:"URL"`
-	Worker       string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
-	OpenMetrics  bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
-	DrainTimeout time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
+	Addr           string        `help:"Address to listen on. Without API keys (bhive keys) it must be a loopback address." default:"127.0.0.1:8080"`
+	Data           string        `help:"Directory of the embedded registry: adapters, jobs, basis; default: ~/.bhive." placeholder:"DIR"`
+	LoraRoot       string        `help:"Directory below which /v1/load_lora_adapter may read PEFT adapters; default: it may not." placeholder:"DIR"`
+	Registry       string        `help:"Registry in place of that directory: another directory, or a Redis that servers share, as redis://HOST:PORT, rediss://… (TLS), ?master=NAME (Sentinel), ?cluster=true." placeholder:"URL"`
+	ToolCallParser string        `help:"How the model writes calls of tools: ${enum}. auto looks at its chat template." enum:"auto,hermes,llama3_json,mistral,none" default:"auto"`
+	Worker         string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
+	OpenMetrics    bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
+	DrainTimeout   time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
 
 	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
 	MaxTokens    int           `help:"Tokens of a step: decodes first, then chunks of prompts." default:"512"`
@@ -51,6 +53,7 @@ type serveCmd struct {
 	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
+	TrainMemory  string        `help:"What training recomputes to need less memory: none, mlp or layer; auto: as little as fits." default:"auto" enum:"auto,none,mlp,layer"`
 
 	Quota quotaFlags `embed:"" prefix:"quota-"`
 }
@@ -187,14 +190,20 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	defer engine.Close()
 	log.Info("memory", "kv_mib", engine.Config().KVBytes>>20, "kv_tokens", engine.Config().KVBlocks*engine.Config().BlockTokens, "adapter_mib", memory.inUse>>20,
 		"free_mib", l.backend.Info().MemoryFree>>20)
-	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens}},
+	jobs, err := finetune.New(finetune.Config{Worker: c.worker(), Trainer: finetune.TrainerConfig{BatchTokens: c.TrainTokens, MemoryPlan: c.TrainMemory}},
 		finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS), Wake: engine.Wake, Log: log})
 	if err != nil {
 		return err
 	}
 	info := l.backend.Info()
+	calls := toolcall.Find(l.template)
+	if c.ToolCallParser != "auto" {
+		if calls, err = toolcall.ParseFormat(c.ToolCallParser); err != nil {
+			return err
+		}
+	}
 	s, err := server.New(config, server.Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool,
-		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, Metrics: metrics, OpenAPI: openAPI, Log: log,
+		Slots: c.AdapterSlots, Basis: l.model.Basis, Tokenizer: l.tokenizer, Template: l.template, ToolCalls: calls, Metrics: metrics, OpenAPI: openAPI, Log: log,
 		Model: server.ModelInfo{Name: l.name, Created: time.Now(), Version: version, Backend: info.Backend, Device: info.Device, Weights: c.Weights,
 			Defaults: samplingDefaults(l.generation)}})
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"bhive/infer"
@@ -9,10 +10,10 @@ import (
 	"bhive/infer/tokenizer"
 )
 
-// loadText makes a checkpoint's tokenizer and, where it has one, its chat template.
-func loadText(cp *checkpoint.Checkpoint) (*tokenizer.Tokenizer, *chat.Template, error) {
+// loadText makes a checkpoint's tokenizer and, where it has one, its chat template. Another template than its own may be given.
+func loadText(cp *checkpoint.Checkpoint, other []byte) (*tokenizer.Tokenizer, *chat.Template, error) {
 	if m := cp.GGUFMeta(); m != nil {
-		return ggufText(m)
+		return ggufText(m, other)
 	}
 	data, err := cp.TokenizerJSON()
 	if err != nil {
@@ -22,26 +23,35 @@ func loadText(cp *checkpoint.Checkpoint) (*tokenizer.Tokenizer, *chat.Template, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("tokenizer.json: %w", err)
 	}
-	source, err := cp.ChatTemplate()
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading the chat template: %w", err)
-	}
-	if source == "" {
-		return t, nil, nil
-	}
 	config, err := cp.TokenizerConfig()
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading tokenizer_config.json: %w", err)
 	}
-	template, err := chat.FromHF(config, []byte(source))
-	if err != nil {
+	var file, tools []byte
+	if file = other; other == nil {
+		file, err = cp.ChatTemplateFile("")
+		if err == nil {
+			tools, err = cp.ChatTemplateFile("tool_use")
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("reading the chat template: %w", err)
+		}
+	}
+	template, err := chat.FromHF(config, file)
+	if err == nil && tools != nil {
+		template, err = template.WithTools(string(tools))
+	}
+	switch {
+	case errors.Is(err, chat.ErrNoTemplate):
+		return t, nil, nil
+	case err != nil:
 		return nil, nil, fmt.Errorf("the model's chat template: %w", err)
 	}
 	return t, template, nil
 }
 
 // ggufText reads the metadata keys tokenizer.*.
-func ggufText(m *checkpoint.GGUFMeta) (*tokenizer.Tokenizer, *chat.Template, error) {
+func ggufText(m *checkpoint.GGUFMeta, other []byte) (*tokenizer.Tokenizer, *chat.Template, error) {
 	const prefix = "tokenizer.ggml."
 	var v tokenizer.GGUFVocab
 	v.Model, _ = m.String(prefix + "model")
@@ -69,6 +79,10 @@ func ggufText(m *checkpoint.GGUFMeta) (*tokenizer.Tokenizer, *chat.Template, err
 		return nil, nil, fmt.Errorf("the tokenizer in the GGUF's metadata: %w", err)
 	}
 	source, ok := m.String("tokenizer.chat_template")
+	tools, hasTools := m.String("tokenizer.chat_template.tool_use")
+	if other != nil {
+		source, ok, hasTools = string(other), true, false
+	}
 	if !ok {
 		return t, nil, nil
 	}
@@ -79,6 +93,9 @@ func ggufText(m *checkpoint.GGUFMeta) (*tokenizer.Tokenizer, *chat.Template, err
 		}
 	}
 	template, err := chat.Parse(source, o)
+	if err == nil && hasTools {
+		template, err = template.WithTools(tools)
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("the chat template in the GGUF's metadata: %w", err)
 	}

@@ -26,30 +26,37 @@ type backward struct {
 	owned []kernels.Tensor
 }
 
-func newBackward(m *infer.Model, lanes kernels.LaneTable, tokens int) (*backward, error) {
-	c, act := m.Config, m.Backend.Info().Activation
-	b := &backward{m: m, lanes: lanes, tokens: tokens}
-	widest := 0
-	for _, l := range m.Layers {
-		for _, w := range []kernels.Weight{l.AttnIn, l.AttnOut, l.MLPIn, l.MLPDown} {
-			widest = max(widest, w.Out()+w.R())
-		}
-	}
-	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	for _, a := range []struct {
-		to         *kernels.Tensor
-		rows, cols int
-	}{{&b.dx, tokens, c.Hidden}, {&b.dn, tokens, c.Hidden}, {&b.dyz, 1, tokens * widest}, {&b.din, 1, tokens * max(c.FeedForward, q)},
-		{&b.dq, tokens, q}, {&b.dk, tokens, kv}, {&b.dv, tokens, kv}} {
-		t, err := m.Backend.Alloc(act, a.rows, a.cols)
+// newBackward takes dyz and dq out of st, whose YZ and Q nothing reads between a layer's forward and the end of its backward, and din
+// too where Act is as wide as o.
+func newBackward(m *infer.Model, lanes kernels.LaneTable, st *infer.State) (*backward, error) {
+	b := &backward{m: m, lanes: lanes, tokens: st.Tokens, dyz: st.YZ, dq: st.Q, din: st.Act}
+	for _, g := range gradients(m, st.Tokens) {
+		t, err := m.Backend.Alloc(m.Backend.Info().Activation, g.rows, g.cols)
 		if err != nil {
 			b.close()
-			return nil, fmt.Errorf("allocating gradients of %d tokens: %w", tokens, err)
+			return nil, fmt.Errorf("allocating gradients of %d tokens: %w", st.Tokens, err)
 		}
-		*a.to = t
+		*g.of(b) = t
 		b.owned = append(b.owned, t)
 	}
 	return b, nil
+}
+
+// gradient is one that a backward allocates.
+type gradient struct {
+	of         func(*backward) *kernels.Tensor
+	rows, cols int
+}
+
+func gradients(m *infer.Model, tokens int) []gradient {
+	c := m.Config
+	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
+	out := []gradient{{func(b *backward) *kernels.Tensor { return &b.dx }, tokens, c.Hidden}, {func(b *backward) *kernels.Tensor { return &b.dn }, tokens, c.Hidden},
+		{func(b *backward) *kernels.Tensor { return &b.dk }, tokens, kv}, {func(b *backward) *kernels.Tensor { return &b.dv }, tokens, kv}}
+	if q > c.FeedForward {
+		out = append(out, gradient{func(b *backward) *kernels.Tensor { return &b.din }, tokens, q})
+	}
+	return out
 }
 
 func (b *backward) close() {

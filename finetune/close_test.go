@@ -14,7 +14,7 @@ import (
 
 // TestCloseFrees: a trainer gives back whatever it allocated, after training, in the middle of it, and where an allocation fails.
 func TestCloseFrees(t *testing.T) {
-	be := kerneltest.NewLedger(openCPU(t))
+	be := kerneltest.NewLedger(openDevice(t, false))
 	cp := openDemo(t)
 	basis, err := adapters.NewBasis(t.Context(), adapters.BasisConfig{R: 8, Geometry: geometry(cp.Config()), BaseHash: infer.BaseHash(cp)})
 	if err != nil {

@@ -125,9 +125,11 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 				return
 			}
 			j.lane = lane
+			plan := lane.t.MemoryPlan()
+			m.update(j, func(q *Job) { q.MemoryPlan = plan })
 			now := time.Now()
 			j.checkpointed, j.stepped = now, now
-			message := fmt.Sprintf("training %d examples, %d steps, learning rate %.3g", len(p.options.Train), p.options.Schedule.Steps, p.options.Schedule.Rate)
+			message := fmt.Sprintf("training %d examples, %d steps, learning rate %.3g, memory plan %s", len(p.options.Train), p.options.Schedule.Steps, p.options.Schedule.Rate, plan)
 			if p.options.From != nil {
 				message = fmt.Sprintf("goes on from step %d", p.options.From.Step)
 			}

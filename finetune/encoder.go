@@ -1,23 +1,27 @@
 package finetune
 
 import (
+	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 
 	"bhive/infer/chat"
 	"bhive/infer/tokenizer"
+	"bhive/infer/toolcall"
 )
 
 // baseEncoder is the Encoder of a base model's own tokenizer and template.
 type baseEncoder struct {
-	tok  *tokenizer.Tokenizer
-	tmpl *chat.Template
-	eos  []int
+	tok   *tokenizer.Tokenizer
+	tmpl  *chat.Template
+	tools bool // the template shows tools and calls of them
+	eos   []int
 }
 
 // NewEncoder makes an Encoder. tmpl may be nil; eos are the tokens that end a text, the first the one that is trained.
 func NewEncoder(tok *tokenizer.Tokenizer, tmpl *chat.Template, eos []int) Encoder {
-	return &baseEncoder{tok, tmpl, slices.Clone(eos)}
+	return &baseEncoder{tok, tmpl, toolcall.Find(tmpl) != toolcall.None, slices.Clone(eos)}
 }
 
 func (e *baseEncoder) HasChat() bool { return e.tmpl != nil }
@@ -54,13 +58,16 @@ func (e *baseEncoder) Prompt(user string) ([]int, error) {
 	return e.tok.Encode(text, false), nil
 }
 
-func (e *baseEncoder) Chat(turns []Message) ([]int, []bool, error) {
+func (e *baseEncoder) Chat(turns []Message, tools []json.RawMessage) ([]int, []bool, error) {
 	if e.tmpl == nil {
 		return nil, nil, chat.ErrNoTemplate
 	}
-	var in chat.Input
+	in := chat.Input{Tools: tools}
 	for _, t := range turns {
-		m := chat.Message{Role: t.Role, Content: t.Content}
+		if !e.tools && (len(tools) > 0 || len(t.ToolCalls) > 0) {
+			return nil, nil, errors.New("the model's chat template does not define tools")
+		}
+		m := chat.Message{Role: t.Role, Content: t.Content, NullContent: t.Content == "" && len(t.ToolCalls) > 0, ToolCalls: t.ToolCalls, ToolCallID: t.ToolCallID}
 		weight := 0
 		if t.Train {
 			weight = 1

@@ -17,13 +17,16 @@ type Message struct {
 	Role    string
 	Content string
 	Train   bool // learn to write this turn
+
+	ToolCalls  []json.RawMessage // of an assistant's turn
+	ToolCallID string            // of a tool's
 }
 
 // Encoder turns texts into tokens as the base model expects them; [NewEncoder] makes the usual one.
 type Encoder interface {
-	// Chat renders turns by the base's chat template. trained[i] says that token i belongs to a trained turn or ends it. It fails where
+	// Chat renders turns, and the tools that the model may call in them, by the base's chat template. trained[i] says that token i belongs to a trained turn or ends it. It fails where
 	// the base has no template or the template refuses the turns.
-	Chat(turns []Message) (ids []int, trained []bool, err error)
+	Chat(turns []Message, tools []json.RawMessage) (ids []int, trained []bool, err error)
 	// Prompt is a user's turn and the beginning of the assistant's.
 	Prompt(user string) ([]int, error)
 	// HasChat says whether there is a template.
@@ -198,10 +201,8 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 	if fields == nil {
 		return Example{}, "", errors.New("not a JSON object: null")
 	}
-	for _, f := range []string{"tools", "functions"} {
-		if v, ok := fields[f]; ok && !isEmpty(v) {
-			return Example{}, "", fieldErrorf(f, "is not supported in training examples")
-		}
+	if v, ok := fields["functions"]; ok && !isEmpty(v) {
+		return Example{}, "", fieldErrorf("functions", "is not supported in training examples, tools are")
 	}
 	has := func(f string) bool { v, ok := fields[f]; return ok && !bytes.Equal(v, []byte("null")) }
 	forms := 0
@@ -220,7 +221,11 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 		if err != nil {
 			return Example{}, "", err
 		}
-		e, err := chatExample(turns, enc, "messages")
+		tools, err := parseTools(fields["tools"])
+		if err != nil {
+			return Example{}, "", err
+		}
+		e, err := chatExample(turns, tools, enc, "messages")
 		return e, firstUser(turns), err
 	case has("text"):
 		var s string
@@ -242,13 +247,13 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 		if o.Raw || !enc.HasChat() {
 			return textExample(p, c, enc), p, nil
 		}
-		e, err := chatExample([]Message{{Role: "user", Content: p}, {Role: "assistant", Content: c, Train: true}}, enc, "prompt")
+		e, err := chatExample([]Message{{Role: "user", Content: p}, {Role: "assistant", Content: c, Train: true}}, nil, enc, "prompt")
 		return e, p, err
 	}
 }
 
-func chatExample(turns []Message, enc Encoder, field string) (Example, error) {
-	ids, trained, err := enc.Chat(turns)
+func chatExample(turns []Message, tools []json.RawMessage, enc Encoder, field string) (Example, error) {
+	ids, trained, err := enc.Chat(turns, tools)
 	if err != nil {
 		return Example{}, fieldErrorf(field, "%v", err)
 	}

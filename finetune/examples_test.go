@@ -43,9 +43,14 @@ func TestReadExamples(t *testing.T) {
 			trained: "yes<|im_end|>"},
 		{line: `{"prompt":"2+2?","completion":"Four."}`, all: "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n", trained: "Four.<|im_end|>"},
 		{line: `{"prompt":"2+2=","completion":" four","source":"ignored"}`, raw: true, all: "2+2= four<|im_end|>", trained: " four<|im_end|>"},
+		{line: `{"tools":[{"type":"function","function":{"name":"f"}}],"messages":[{"role":"system","content":"S"},{"role":"user","content":"Hi"},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"b\":1,\"a\":2}"}}]},{"role":"tool","tool_call_id":"c","content":"3"},{"role":"assistant","content":"It is 3."}]}`,
+			all: "<|im_start|>system\nS\n\nYou may call these functions:\n<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"f\"}}\n</tools>\nWrite a call as:\n<tool_call>\n{\"name\": NAME, \"arguments\": OBJECT}\n</tool_call><|im_end|>\n" +
+				"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": 2}}\n</tool_call><|im_end|>\n" +
+				"<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n<|im_start|>assistant\nIt is 3.<|im_end|>\n",
+			trained: "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": 2}}\n</tool_call><|im_end|>It is 3.<|im_end|>"},
 		{line: `{"text":"Once upon a time."}`, all: "Once upon a time.<|im_end|>", trained: " upon a time.<|im_end|>"},
 	} {
-		ex, err := ReadExamples(t.Context(), strings.NewReader("\ufeff"+c.line+"\r\n\n"), enc, ReadOptions{MaxLength: 100, Raw: c.raw})
+		ex, err := ReadExamples(t.Context(), strings.NewReader("\ufeff"+c.line+"\r\n\n"), enc, ReadOptions{MaxLength: 400, Raw: c.raw})
 		if err != nil {
 			t.Errorf("%s: %v", c.line, err)
 			continue
@@ -63,7 +68,7 @@ func TestGoldenRendering(t *testing.T) {
 	for i, want := range goldenExamples(t, "testdata/demo") {
 		text, _ := split(t, enc, want)
 		user, answer, _ := strings.Cut(strings.TrimPrefix(text, "<|im_start|>user\n"), "<|im_end|>\n<|im_start|>assistant\n")
-		ids, trained, err := enc.Chat([]Message{{Role: "user", Content: user}, {Role: "assistant", Content: strings.TrimSuffix(answer, "<|im_end|>\n"), Train: true}})
+		ids, trained, err := enc.Chat([]Message{{Role: "user", Content: user}, {Role: "assistant", Content: strings.TrimSuffix(answer, "<|im_end|>\n"), Train: true}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,7 +97,13 @@ func TestBadExamples(t *testing.T) {
 		{"weight of a user", `{"messages":[{"role":"user","content":"x","weight":1}]}`, "line 1: messages[0].weight: may be 1 only for the assistant"},
 		{"nothing trained", `{"messages":[{"role":"user","content":"x"},{"role":"assistant","content":"x","weight":0}]}`, "line 1: messages: nothing to learn"},
 		{"all masked", `{"text":""}`, "line 1: nothing to learn: no token of the example is trained"},
-		{"tools", `{"messages":[{"role":"user","content":"x"}],"tools":[{}]}`, "line 1: tools: is not supported"},
+		{"tools", `{"messages":[{"role":"assistant","content":"x"}],"tools":7}`, "line 1: tools: must be an array, is a number"},
+		{"tool", `{"messages":[{"role":"assistant","content":"x"}],"tools":[{}]}`, "line 1: tools[0].function: is missing"},
+		{"tool's name", `{"messages":[{"role":"assistant","content":"x"}],"tools":[{"function":{}}]}`, "line 1: tools[0].function.name: is missing"},
+		{"functions", `{"messages":[{"role":"assistant","content":"x"}],"functions":[{}]}`, "line 1: functions: is not supported"},
+		{"a user's call", `{"messages":[{"role":"user","content":"x","tool_calls":[{}]}]}`, "line 1: messages[0].tool_calls: may be made only by the assistant"},
+		{"call", `{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f"}}]}]}`, "line 1: messages[0].tool_calls[0].function.arguments: is missing"},
+		{"arguments", `{"messages":[{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{"}}]}]}`, "line 1: messages[0].tool_calls[0].function.arguments: must be a string of JSON"},
 		{"completion", `{"prompt":"x"}`, "line 1: completion: is missing"},
 		{"prompt type", `{"prompt":["x"],"completion":"y"}`, "line 1: prompt: must be a string, is an array"},
 		{"too long", `{"text":"` + strings.Repeat("word ", 300) + `"}`, "more than the 100 that are possible"},
@@ -129,7 +140,7 @@ func (wordEncoder) ids(s string) (out []int) {
 	}
 	return out
 }
-func (e wordEncoder) Chat(turns []Message) (ids []int, trained []bool, err error) {
+func (e wordEncoder) Chat(turns []Message, _ []json.RawMessage) (ids []int, trained []bool, err error) {
 	for _, t := range turns {
 		for _, id := range e.ids(t.Role + t.Content) {
 			ids, trained = append(ids, id), append(trained, t.Train)

@@ -14,15 +14,20 @@ import (
 	"bhive/infer"
 	"bhive/infer/checkpoint"
 	"bhive/kernels"
+	"bhive/kernels/cpu"
 )
 
 // Tolerances of the golden runs, relative. SmolLM2's golden losses are up to 5.4e-5 off those of the same runs in float64, ours up to
 // 2.5e-6 (orthonormal_schedule): what is measured there is the golden's own rounding.
-const (
-	goldenLoss = 1e-4
-	goldenNorm = 1e-3
-	goldenB    = 1e-2
-)
+//
+// Where activations and weights are bfloat16, the losses' are what counts. Adam divides a gradient by its own size, and so makes of the rounding of small
+// gradients whole steps of B.
+func goldenTolerances() (loss, norm, b float64) {
+	if rounds() {
+		return 2e-2, 5e-2, 1e-1
+	}
+	return 1e-4, 1e-3, 1e-2
+}
 
 // trained is what our trainer made of a golden run.
 type trained struct {
@@ -59,6 +64,7 @@ func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters
 		}
 		return d
 	}
+	goldenLoss, goldenNorm, goldenB := goldenTolerances()
 	var worst [4]float64
 	for s, rep := range r.reports {
 		worst[0] = max(worst[0], relative(fmt.Sprintf("loss of step %d", s), rep.Loss, g.Losses[s], goldenLoss))
@@ -77,7 +83,7 @@ func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters
 			if b == nil {
 				continue
 			}
-			if stored := b(layer, p); stored != nil {
+			if stored := b(layer, p); stored != nil && !rounds() {
 				worst[3] = max(worst[3], relative(name, want+norm(got, stored), want, goldenB))
 			}
 		}
@@ -104,7 +110,7 @@ func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []stri
 	var golden map[string]goldenRun
 	readJSON(t, filepath.Join(dir, "train.json"), &golden)
 	examples := goldenExamples(t, dir)
-	be := openCPU(t)
+	be := openDevice(t, false)
 	hash := infer.BaseHash(cp)
 	models := map[string]*infer.Model{}
 	results := map[string]trained{}
@@ -117,7 +123,7 @@ func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []stri
 			}
 			f := openTensors(t, filepath.Join(dir, file))
 			if models[file] == nil {
-				m, err := infer.Load(t.Context(), be, cp, goldenBasis(t, f, geometry(cp.Config()), g.Rank, hash), infer.LoadConfig{Format: kernels.FormatF32, BaseHash: hash})
+				m, err := infer.Load(t.Context(), be, cp, goldenBasis(t, f, geometry(cp.Config()), g.Rank, hash), infer.LoadConfig{Format: format(), BaseHash: hash})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -145,7 +151,7 @@ func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []stri
 		})
 	}
 	// The comparison can fail: a run without the correction is not one with it.
-	if r, ok := results["kaiming_plain"]; ok {
+	if r, ok := results["kaiming_plain"]; ok && !rounds() {
 		if wrong := r.compare(t, golden["kaiming_corrected"], nil); len(wrong) < 20 {
 			t.Errorf("kaiming_plain passes as kaiming_corrected but for %q", wrong)
 		}
@@ -181,4 +187,66 @@ func TestSmolLM2GoldenTraining(t *testing.T) {
 	}
 	defer cp.Close()
 	testGolden(t, dir, cp, []string{"kaiming_corrected", "kaiming_plain", "orthonormal_schedule", "accumulated"})
+}
+
+// firstGradients is each module's dB of the demo model's first micro-batch, with B as it is at the start.
+func firstGradients(t *testing.T, m *infer.Model, g goldenRun, start *adapters.Weights) *adapters.Weights {
+	t.Helper()
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 256, Seqs: 16})
+	o := g.options(goldenExamples(t, "testdata/demo"))
+	o.Start = start
+	l := addLane(t, tr, o)
+	for p := tr.compose(); p.stage != stageUpdate; {
+		p.unit(tr)
+	}
+	if tr.err != nil {
+		t.Fatal(tr.err)
+	}
+	w := adapters.NewWeights(m.Geometry, g.Rank, g.Alpha)
+	copy(w.Data, tr.downloadFloats(l.grad))
+	return w
+}
+
+// TestFirstGradients holds each module's gradient on the device under test against the CPU's in float32: the same direction and size.
+func TestFirstGradients(t *testing.T) {
+	if *on == "cpu" && !rounds() {
+		t.Skip("it would be held against itself")
+	}
+	var golden map[string]goldenRun
+	readJSON(t, "testdata/demo/train.json", &golden)
+	g := golden["kaiming_plain"]
+	f := openTensors(t, "testdata/demo/train_kaiming_corrected.safetensors")
+	cp := openDemo(t)
+	hash := infer.BaseHash(cp)
+	basis := goldenBasis(t, f, geometry(cp.Config()), g.Rank, hash)
+	oracle, err := cpu.Open(cpu.Config{Threads: 2, Working: kernels.F32})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer oracle.Close()
+	want, got := load(t, oracle, cp, basis, kernels.FormatF32), load(t, openDevice(t, false), cp, basis, format())
+	least, size := 0.99999, 1e-3
+	if rounds() {
+		least, size = 0.999, 3e-2
+	}
+	for _, start := range []*adapters.Weights{nil, randomStart(3, got.Geometry, g.Rank, g.Alpha, 0.02)} {
+		a, b := firstGradients(t, got, g, start), firstGradients(t, want, g, start)
+		worst := 1.0
+		for layer := range a.Geometry.Layers {
+			for p := range adapters.NumProjs {
+				x, y := a.Module(layer, p), b.Module(layer, p)
+				dot := 0.0
+				for i := range x {
+					dot += float64(x[i]) * float64(y[i])
+				}
+				nx, ny := norm(x, nil), norm(y, nil)
+				cosine := dot / (nx * ny)
+				worst = min(worst, cosine)
+				if !(cosine >= least) || !(math.Abs(nx/ny-1) <= size) {
+					t.Errorf("layer %d, %v: cosine %.6f, norm %.4g, want %.4g", layer, p, cosine, nx, ny)
+				}
+			}
+		}
+		t.Logf("worst cosine %.6f", worst)
+	}
 }

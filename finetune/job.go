@@ -28,8 +28,10 @@ type Job struct {
 	Started  *time.Time `json:"started_at,omitempty"`
 	Finished *time.Time `json:"finished_at,omitempty"`
 	Progress Progress   `json:"progress"`
-	Result   *Result    `json:"result,omitempty"` // where succeeded
-	Error    *JobError  `json:"error,omitempty"`  // where failed
+	// MemoryPlan is what its passes recompute in their backward, as TrainerConfig has it; "" before it runs.
+	MemoryPlan string    `json:"memory_plan,omitempty"`
+	Result     *Result   `json:"result,omitempty"` // where succeeded
+	Error      *JobError `json:"error,omitempty"`  // where failed
 }
 
 // Progress of a job. Losses are means over trained tokens, in nats.

@@ -28,6 +28,9 @@ func TestJob(t *testing.T) {
 		t.Errorf("a second job of the name: %v", err)
 	}
 	got, events := h.wait(t, "anna", j.ID)
+	if got.MemoryPlan != "none" {
+		t.Errorf("the memory plan is %q, with memory enough for none", got.MemoryPlan)
+	}
 	if got.State != Succeeded || got.Result == nil || got.Result.Version != 1 {
 		t.Fatalf("the job is %+v, error %+v", got, got.Error)
 	}

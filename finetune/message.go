@@ -32,13 +32,25 @@ func parseMessages(raw json.RawMessage) ([]Message, error) {
 			return nil, fieldErrorf(at+".role", "must be system, user, assistant or tool, is %q", firstRunes(t.Role, 40))
 		}
 		if v, ok := fields["tool_calls"]; ok && !isEmpty(v) {
-			return nil, fieldErrorf(at+".tool_calls", "is not supported in training examples")
+			if t.Role != "assistant" {
+				return nil, fieldErrorf(at+".tool_calls", "may be made only by the assistant")
+			}
+			if err := parseCalls(v, t); err != nil {
+				return nil, under(at, err)
+			}
 		}
-		content, err := parseContent(fields["content"])
-		if err != nil {
-			return nil, under(at, err)
+		if v, ok := fields["tool_call_id"]; ok && !isEmpty(v) {
+			if err := stringField(fields, "tool_call_id", &t.ToolCallID); err != nil {
+				return nil, under(at, err)
+			}
 		}
-		t.Content = content
+		if v := fields["content"]; len(t.ToolCalls) == 0 || len(v) > 0 && !isEmpty(v) {
+			content, err := parseContent(v)
+			if err != nil {
+				return nil, under(at, err)
+			}
+			t.Content = content
+		}
 		t.Train = t.Role == "assistant"
 		if v, ok := fields["weight"]; ok && !bytes.Equal(v, []byte("null")) {
 			var w float64
@@ -56,6 +68,54 @@ func parseMessages(raw json.RawMessage) ([]Message, error) {
 		return nil, fieldErrorf("messages", "nothing to learn: no turn of the assistant has weight 1")
 	}
 	return turns, nil
+}
+
+// parseCalls reads an assistant's calls of tools, in OpenAI's form.
+func parseCalls(raw json.RawMessage, t *Message) error {
+	if json.Unmarshal(raw, &t.ToolCalls) != nil {
+		return fieldErrorf("tool_calls", "must be an array, is %s", kindOf(raw))
+	}
+	for i, c := range t.ToolCalls {
+		at := fmt.Sprintf("tool_calls[%d].function", i)
+		var call struct{ Function map[string]json.RawMessage }
+		if json.Unmarshal(c, &call) != nil || call.Function == nil {
+			return fieldErrorf(at, "is missing")
+		}
+		var name, arguments string
+		if err := stringField(call.Function, "name", &name); err != nil {
+			return under(at, err)
+		}
+		if err := stringField(call.Function, "arguments", &arguments); err != nil {
+			return under(at, err)
+		}
+		if !json.Valid([]byte(arguments)) {
+			return fieldErrorf(at+".arguments", "must be a string of JSON, is %q", firstRunes(arguments, 40))
+		}
+	}
+	return nil
+}
+
+// parseTools reads the tools that an example's model may call.
+func parseTools(raw json.RawMessage) ([]json.RawMessage, error) {
+	if len(raw) == 0 || isEmpty(raw) {
+		return nil, nil
+	}
+	var tools []json.RawMessage
+	if json.Unmarshal(raw, &tools) != nil {
+		return nil, fieldErrorf("tools", "must be an array, is %s", kindOf(raw))
+	}
+	for i, t := range tools {
+		at := fmt.Sprintf("tools[%d].function", i)
+		var tool struct{ Function map[string]json.RawMessage }
+		if json.Unmarshal(t, &tool) != nil || tool.Function == nil {
+			return nil, fieldErrorf(at, "is missing")
+		}
+		var name string
+		if err := stringField(tool.Function, "name", &name); err != nil {
+			return nil, under(at, err)
+		}
+	}
+	return tools, nil
 }
 
 // parseContent accepts a string or an array of text parts.

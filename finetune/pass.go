@@ -143,9 +143,7 @@ func (p *pass) unit(t *Trainer) bool {
 		}
 	case stageBackward:
 		p.layer--
-		if t.c.Recompute {
-			t.m.Recompute(t.stream, t.st, sc, p.layer, t.save)
-		}
+		t.m.Recompute(t.stream, t.st, sc, p.layer, t.save)
 		t.back.layer(t.stream, sc, p.layer, t.save)
 		if p.layer == 0 {
 			p.stage = stageUpdate

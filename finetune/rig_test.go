@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io/fs"
 	"math"
@@ -20,21 +21,52 @@ import (
 	"bhive/infer/tokenizer"
 	"bhive/kernels"
 	"bhive/kernels/cpu"
+	"bhive/kernels/cuda"
 
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// float32 backend, two threads.
-func openCPU(t testing.TB) kernels.Backend {
+var (
+	on        = flag.String("device", "cpu", "device that the package's tests run on: cpu or cuda")
+	precision = flag.String("precision", "float32", "what the device works in: float32, or with cuda bfloat16 too")
+)
+
+func rounds() bool { return *precision == "bfloat16" }
+
+// openDevice is the device under test; on the CPU with two threads.
+func openDevice(t testing.TB, invariant bool) kernels.Backend {
 	t.Helper()
-	be, err := cpu.Open(cpu.Config{Threads: 2, Working: kernels.F32})
+	working := kernels.F32
+	if rounds() {
+		working = kernels.BF16
+	}
+	var be kernels.Backend
+	var err error
+	switch *on {
+	case "cuda":
+		be, err = cuda.Open(cuda.Config{Working: working, BatchInvariant: invariant})
+	default:
+		be, err = cpu.Open(cpu.Config{Threads: 2, Working: working})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { be.Close() })
+	t.Cleanup(func() {
+		if err := be.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return be
+}
+
+// format of the base's weights on the device under test.
+func format() kernels.Format {
+	if rounds() {
+		return kernels.FormatBF16
+	}
+	return kernels.FormatF32
 }
 
 func openDemo(t testing.TB) *checkpoint.Checkpoint {
@@ -69,7 +101,7 @@ func demoModel(t testing.TB, rows int) *infer.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return load(t, openCPU(t), cp, basis, kernels.FormatF32)
+	return load(t, openDevice(t, true), cp, basis, format())
 }
 
 func geometry(c checkpoint.Config) adapters.Geometry {

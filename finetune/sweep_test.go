@@ -12,7 +12,6 @@ import (
 	"bhive/adapters"
 	"bhive/infer"
 	"bhive/infer/checkpoint"
-	"bhive/kernels"
 )
 
 // sweepExamples is a style to be learnt: 160 questions with answers in a pirate's voice that depend on the question.
@@ -80,11 +79,11 @@ func TestSweepLearningRate(t *testing.T) {
 		return out
 	}
 	hash := infer.BaseHash(cp)
-	be := openCPU(t)
+	be := openDevice(t, false)
 	for _, method := range methods {
 		c := adapters.BasisConfig{Method: method, Seed: 1, R: 64, Geometry: geometry(cp.Config()), BaseHash: hash}
 		if method == adapters.Activations {
-			plain := load(t, be, cp, nil, kernels.FormatF32)
+			plain := load(t, be, cp, nil, format())
 			var texts [][]int32
 			for _, s := range infer.CalibrationTexts() {
 				var ids []int32
@@ -103,7 +102,7 @@ func TestSweepLearningRate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := load(t, be, cp, basis, kernels.FormatF32)
+		m := load(t, be, cp, basis, format())
 		fmt.Printf("| %s | auto | %s |\n", method, strings.Trim(strings.Join(strings.Fields(fmt.Sprint(factors)), " | "), "[]"))
 		for _, rank := range ranks {
 			auto := AutoRate(basis, rank, 2*float64(rank))

@@ -13,11 +13,13 @@ import (
 
 // TrainerConfig sizes a trainer.
 type TrainerConfig struct {
-	Lanes       int  // tenants at once; default: 4
-	BatchTokens int  // T of a micro-batch, and the longest example; default: 1024, or the model's context where less
-	Seqs        int  // sequences of a micro-batch; default: 64
-	BlockTokens int  // P; default: 16
-	Recompute   bool // keep only each layer's input, and run its forward again in the backward
+	Lanes       int // tenants at once; default: 4
+	BatchTokens int // T of a micro-batch, and the longest example; default: 1024, or the model's context where less
+	Seqs        int // sequences of a micro-batch; default: 64
+	BlockTokens int // P; default: 16
+	// MemoryPlan is what a pass recomputes in its backward to need less memory: none, mlp or layer; default: auto, the first of these
+	// that fits what is free when the trainer is made.
+	MemoryPlan string
 }
 
 // SetDefaults fills in what is zero for a model of that context.
@@ -26,6 +28,7 @@ func (c *TrainerConfig) SetDefaults(context int) {
 	setDefault(&c.BatchTokens, min(1024, context))
 	setDefault(&c.Seqs, 64)
 	setDefault(&c.BlockTokens, 16)
+	setDefault(&c.MemoryPlan, planAuto)
 }
 
 // Validate names a field that is out of range.
@@ -38,7 +41,7 @@ func (c TrainerConfig) Validate() error {
 			return fmt.Errorf("trainer: %s must be between %d and %d, is %d", f.name, f.low, f.above, f.v)
 		}
 	}
-	return nil
+	return validPlan(c.MemoryPlan)
 }
 
 // Trainer trains several lanes in one batch, each as if alone. Everything happens on one goroutine, in units: see Unit.
@@ -84,6 +87,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	if info := be.Info(); info.NoTraining {
 		return nil, fmt.Errorf("%w (%s)", ErrDevice, info.Device)
 	}
+	plan := c.plan(m, be.Info().MemoryFree)
 	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes)}
 	defer func() {
 		if err != nil {
@@ -96,17 +100,16 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	if t.table, err = be.NewAdapterTable(c.Lanes); err != nil {
 		return nil, fmt.Errorf("allocating an adapter table: %w", err)
 	}
-	if t.st, err = infer.NewState(m, c.BatchTokens, 2*maxSamplePrompts); err != nil {
+	if t.st, err = infer.NewState(m, c.BatchTokens, stateRows); err != nil {
 		return nil, err
 	}
-	if t.save, err = infer.NewSave(m, c.BatchTokens, infer.SavePlan{Recompute: c.Recompute}); err != nil {
+	if t.save, err = infer.NewSave(m, c.BatchTokens, plan); err != nil {
 		return nil, err
 	}
-	if t.back, err = newBackward(m, t.lanes, c.BatchTokens); err != nil {
+	if t.back, err = newBackward(m, t.lanes, t.st); err != nil {
 		return nil, err
 	}
-	blocks := ceilDiv(c.BatchTokens, c.BlockTokens) // of one sequence
-	if t.cache, err = be.NewKVCache(m.KVSpec(blocks+c.Seqs, c.BlockTokens)); err != nil {
+	if t.cache, err = be.NewKVCache(m.KVSpec(c.blocks()+c.Seqs, c.BlockTokens)); err != nil {
 		return nil, fmt.Errorf("allocating the training KV cache: %w", err)
 	}
 	if t.norms, err = be.Alloc(kernels.F32, 1, c.Lanes); err != nil {
@@ -115,12 +118,11 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	if t.nll, err = be.Alloc(kernels.F32, 1, c.BatchTokens); err != nil {
 		return nil, err
 	}
-	bucket := kernels.Bucket{Tokens: c.BatchTokens, Seqs: c.Seqs, Blocks: blocks, MaxQuery: c.BatchTokens, Training: true}
-	if t.train, err = newStepRecord(be, bucket); err != nil {
+	train, serve := c.buckets()
+	if t.train, err = newStepRecord(be, train); err != nil {
 		return nil, err
 	}
-	bucket.Training, bucket.Rows = false, 2*maxSamplePrompts
-	if t.serve, err = newStepRecord(be, bucket); err != nil {
+	if t.serve, err = newStepRecord(be, serve); err != nil {
 		return nil, err
 	}
 	for range m.Layers {

@@ -94,7 +94,7 @@ func (b *DeviceBench) seqs(batch, tokens, distinct, longest int) ([]StepSeq, err
 		q := &out[i]
 		q.Adapter, q.Lane = adapters.BaseSlot, -1
 		if distinct > 0 {
-			q.Adapter = i % distinct
+			q.Adapter = i * distinct / batch // as a step of the engine, which goes by adapter
 		}
 		for range tokens {
 			q.Tokens = append(q.Tokens, r.Int32N(int32(b.m.Config.Vocab)))

@@ -14,7 +14,6 @@ import (
 // TestCalibrate holds the moments of the first site, whose input is known without a forward pass, against a direct sum, and groups of
 // one layer against all layers at once.
 func TestCalibrate(t *testing.T) {
-	needTraining(t)
 	m := tinyModel(t, "llama", kernels.F32, kernels.FormatF32)
 	cp := openCheckpoint(t, "testdata/tiny/llama")
 	sequences := [][]int32{randomTokens(30, m.Config.Vocab, 1), randomTokens(3, m.Config.Vocab, 2), randomTokens(300, m.Config.Vocab, 3)[:200]}
@@ -90,7 +89,6 @@ func TestCalibrate(t *testing.T) {
 
 // TestNLL holds the loss over labels against the logits.
 func TestNLL(t *testing.T) {
-	needTraining(t)
 	m := tinyModel(t, "qwen2-yarn", kernels.F32, kernels.FormatF32)
 	s := newScorer(t, m, ScorerConfig{Chunk: 16})
 	if err := s.SetAdapter(0, randomWeights(m.Geometry, 8, 1)); err != nil {

@@ -34,19 +34,28 @@ func (m *Model) Forward(s kernels.Stream, st *State, sc StepContext, l0, l1 int,
 	}
 }
 
-// Recompute fills layer l's part of a save of a Recompute plan again, from its SumIn. st.Normed is overwritten.
+// Recompute fills what layer l's part of a save lacks after the forward pass, from what that has kept, for the layer's backward.
+// st is overwritten.
 func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, save *Save) {
-	v := &save.Layers[l]
-	m.Backend.RMSNorm(s, st.Normed, v.SumIn, m.Layers[l].AttnNorm, v.RstdIn, m.eps(), sc.Step)
-	m.forwardLayer(s, st, sc, l, save, nil)
+	v, w, norm := save.Layers[l], &m.Layers[l], m.Backend.RMSNorm
+	switch save.Plan {
+	case RecomputeMLP:
+		norm(s, st.Normed, v.SumMid, w.MLPNorm, kernels.Tensor{}, m.eps(), sc.Step)
+		m.gateUp(s, st, sc, l, SaveLayer{GateUp: v.GateUp}, nil)
+	case RecomputeLayer:
+		norm(s, st.Normed, v.SumIn, w.AttnNorm, kernels.Tensor{}, m.eps(), sc.Step)
+		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, nil)
+		m.gateUp(s, st, sc, l, v, nil)
+	}
 }
 
-// forwardLayer runs one layer. tap, where given, sees each site's input when it is complete and before it is overwritten.
-func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int, save *Save, tap func(adapters.Site, kernels.Tensor)) {
-	be, w, eps, step := m.Backend, &m.Layers[l], m.eps(), sc.Step
+// tap, where given, sees each site's input when it is complete and before it is overwritten.
+type tap func(adapters.Site, kernels.Tensor)
+
+// forwardLayer runs one layer.
+func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int, save *Save, tap tap) {
 	var (
 		v            SaveLayer // zero: nothing is saved
-		q, o         = st.Q, st.O
 		in, mid, out = st.X, st.X, st.X
 		norm, rstd   = m.FinalNorm, kernels.Tensor{}
 	)
@@ -54,40 +63,58 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 		norm = m.Layers[l+1].AttnNorm
 	}
 	if save != nil {
-		v = save.Layers[l]
-		q, o, in, mid = v.Q, v.O, v.SumIn, v.SumMid
-		out, rstd = save.SumOut, save.RstdOut
+		v = save.kept(l)
+		in, out, rstd = v.SumIn, save.SumOut, save.RstdOut
+		if v.SumMid.Present() {
+			mid = v.SumMid
+		}
 		if l+1 < len(m.Layers) {
 			out, rstd = save.Layers[l+1].SumIn, save.Layers[l+1].RstdIn
 		}
 	}
-	linear := func(site adapters.Site, x kernels.Tensor, z kernels.Tensor) kernels.Tensor {
-		if tap != nil {
-			tap(site, x)
-		}
-		w := w.Weight(site)
-		yz := st.Linear(w)
-		be.Linear(s, yz, x, w, step)
-		be.Reduce(s, yz, w)
-		if z.Present() {
-			n := step.Bucket.Tokens
-			be.Copy(s, z.RowRange(0, n), yz.RowRange(0, n).ColRange(w.Out(), w.Out()+w.R()))
-		}
-		return yz
-	}
+	m.attend(s, st, sc, l, v, in, mid, tap)
+	m.gateUp(s, st, sc, l, v, tap)
+	yz := m.linear(s, st, sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
+	m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
+		Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, sc.Step)
+}
 
-	yz := linear(adapters.AttnIn, st.Normed, v.ZAttnIn)
+// attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed.
+func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, in, mid kernels.Tensor, tap tap) {
+	be, w, eps, step := m.Backend, &m.Layers[l], m.eps(), sc.Step
+	q, o := st.Q, st.O
+	if v.Q.Present() {
+		q, o = v.Q, v.O
+	}
+	yz := m.linear(s, st, sc, l, adapters.AttnIn, st.Normed, v.ZAttnIn, tap)
 	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: eps, Rope: m.Rope,
 		Cache: sc.Cache, Layer: l, B: m.B(sc.Table, l, adapters.AttnIn), Pre: v.Pre}, step)
 	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
-	yz = linear(adapters.AttnOut, o, v.ZAttnOut)
+	yz = m.linear(s, st, sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
 		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
-	yz = linear(adapters.MLPIn, st.Normed, v.ZMLPIn)
-	be.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: w.MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: v.GateUp}, step)
-	yz = linear(adapters.MLPDown, st.Act, v.ZMLPDown)
-	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: w.MLPDownBias, Norm: norm,
-		Eps: eps, B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, step)
+}
+
+// gateUp takes a layer's second normed input in st.Normed to the product of gate and up in st.Act.
+func (m *Model) gateUp(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, tap tap) {
+	yz := m.linear(s, st, sc, l, adapters.MLPIn, st.Normed, v.ZMLPIn, tap)
+	m.Backend.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: m.Layers[l].MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: v.GateUp}, sc.Step)
+}
+
+// linear is a site's linear, whose z is kept where z is given.
+func (m *Model) linear(s kernels.Stream, st *State, sc StepContext, l int, site adapters.Site, x, z kernels.Tensor, tap tap) kernels.Tensor {
+	if tap != nil {
+		tap(site, x)
+	}
+	be, w := m.Backend, m.Layers[l].Weight(site)
+	yz := st.Linear(w)
+	be.Linear(s, yz, x, w, sc.Step)
+	be.Reduce(s, yz, w)
+	if z.Present() {
+		n := sc.Step.Bucket.Tokens
+		be.Copy(s, z.RowRange(0, n), yz.RowRange(0, n).ColRange(w.Out(), w.Out()+w.R()))
+	}
+	return yz
 }
 
 // Logits gathers the step's rows from the final norm in st.Normed and multiplies them by the head, into st.Logits.

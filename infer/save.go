@@ -6,16 +6,28 @@ import (
 	"bhive/kernels"
 )
 
-// SavePlan says what a forward pass keeps for its backward.
-type SavePlan struct {
-	// Recompute keeps only each layer's SumIn and RstdIn; the rest of a SaveLayer is one set of tensors that all layers share, to
-	// be filled again by [Model.Recompute] before the layer's backward.
-	Recompute bool
-}
+// SavePlan says what a forward pass keeps for its backward, and what [Model.Recompute] makes again; from most memory to least.
+type SavePlan int
+
+const (
+	// RecomputeNone keeps all that a backward reads.
+	RecomputeNone SavePlan = iota
+	// RecomputeMLP does not keep gate and up.
+	RecomputeMLP
+	// RecomputeLayer keeps each layer's input and the z of its mlp_down: its attention, its gate and its up run again.
+	RecomputeLayer
+)
+
+// SavePlans are all plans, by their names.
+var SavePlans = []string{"none", "mlp", "layer"}
+
+func (p SavePlan) String() string { return SavePlans[p] }
 
 // Save is what a forward pass keeps for its backward. K and V stay in the step's own KV cache.
 type Save struct {
-	Plan   SavePlan
+	Plan SavePlan
+	// Layers are what the layers' backwards read. What the plan recomputes is one set of tensors that all layers share, of which the
+	// forward pass writes nothing and which Recompute fills before the layer's backward.
 	Layers []SaveLayer
 
 	SumOut  kernels.Tensor // [T, H]: the residual after the last layer
@@ -23,6 +35,18 @@ type Save struct {
 
 	mem   kernels.Memory
 	owned []kernels.Tensor
+}
+
+// kept is the part of a layer that the forward pass writes.
+func (s *Save) kept(l int) SaveLayer {
+	v := s.Layers[l]
+	switch s.Plan {
+	case RecomputeMLP:
+		v.GateUp = kernels.Tensor{}
+	case RecomputeLayer:
+		v = SaveLayer{SumIn: v.SumIn, RstdIn: v.RstdIn, ZMLPDown: v.ZMLPDown}
+	}
+	return v
 }
 
 // SaveLayer is what one layer keeps. Activations have the activation dtype, z the working dtype.
@@ -44,11 +68,33 @@ type SaveLayer struct {
 // NewSave allocates a save for steps of up to tokens tokens, or returns kernels.ErrNoMemory with nothing allocated.
 // The model must have adapters (a basis).
 func NewSave(m *Model, tokens int, plan SavePlan) (*Save, error) {
+	a := allocator{mem: m.Backend}
+	s := newSave(m, tokens, plan, &a)
+	if a.err != nil {
+		a.free()
+		return nil, fmt.Errorf("allocating what a backward of %d tokens reads: %w", tokens, a.err)
+	}
+	s.mem, s.owned = m.Backend, a.owned
+	return s, nil
+}
+
+// SaveBytes is the memory that NewSave allocates.
+func SaveBytes(m *Model, tokens int, plan SavePlan) int64 {
+	var a allocator
+	newSave(m, tokens, plan, &a)
+	return a.bytes
+}
+
+func newSave(m *Model, tokens int, plan SavePlan, a *allocator) *Save {
 	c, info := m.Config, m.Backend.Info()
 	act, work := info.Activation, info.Working
-	a := allocator{mem: m.Backend}
 	q, r := c.Heads*c.HeadDim, m.R()
-	layer := func() (l SaveLayer) {
+	input := func(l *SaveLayer) {
+		l.SumIn = a.alloc(act, tokens, c.Hidden)
+		l.RstdIn = a.alloc(kernels.F32, 1, tokens)
+		l.ZMLPDown = a.alloc(work, tokens, r)
+	}
+	attention := func(l *SaveLayer) {
 		l.ZAttnIn = a.alloc(work, tokens, r)
 		if c.QKNorm {
 			l.Pre = a.alloc(act, tokens, (c.Heads+c.KVHeads)*c.HeadDim)
@@ -60,32 +106,31 @@ func NewSave(m *Model, tokens int, plan SavePlan) (*Save, error) {
 		l.SumMid = a.alloc(act, tokens, c.Hidden)
 		l.RstdMid = a.alloc(kernels.F32, 1, tokens)
 		l.ZMLPIn = a.alloc(work, tokens, r)
-		l.GateUp = a.alloc(act, tokens, 2*c.FeedForward)
-		l.ZMLPDown = a.alloc(work, tokens, r)
-		return l
 	}
-	s := &Save{Plan: plan, Layers: make([]SaveLayer, len(m.Layers)), mem: m.Backend}
+	gateUp := func(l *SaveLayer) { l.GateUp = a.alloc(act, tokens, 2*c.FeedForward) }
+
+	s := &Save{Plan: plan, Layers: make([]SaveLayer, len(m.Layers))}
 	var shared SaveLayer
-	if plan.Recompute {
-		shared = layer()
+	if plan >= RecomputeMLP {
+		gateUp(&shared)
+	}
+	if plan >= RecomputeLayer {
+		attention(&shared)
 	}
 	for i := range s.Layers {
-		if plan.Recompute {
-			s.Layers[i] = shared
-		} else {
-			s.Layers[i] = layer()
+		l := &s.Layers[i]
+		*l = shared
+		input(l)
+		if plan < RecomputeLayer {
+			attention(l)
 		}
-		s.Layers[i].SumIn = a.alloc(act, tokens, c.Hidden)
-		s.Layers[i].RstdIn = a.alloc(kernels.F32, 1, tokens)
+		if plan < RecomputeMLP {
+			gateUp(l)
+		}
 	}
 	s.SumOut = a.alloc(act, tokens, c.Hidden)
 	s.RstdOut = a.alloc(kernels.F32, 1, tokens)
-	if a.err != nil {
-		a.free()
-		return nil, fmt.Errorf("allocating what a backward of %d tokens reads: %w", tokens, a.err)
-	}
-	s.owned = a.owned
-	return s, nil
+	return s
 }
 
 // Close frees the save. It may be called twice.

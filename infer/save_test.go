@@ -27,32 +27,40 @@ func TestSave(t *testing.T) {
 				return tensorBytes(s, s.state.Normed)
 			}
 			plain := forward(nil)
-			var saves [2]*Save
-			for i, plan := range []SavePlan{{}, {Recompute: true}} {
+			saves := make([]*Save, len(SavePlans))
+			for i := range saves {
+				free, plan := m.Backend.Info().MemoryFree, SavePlan(i)
 				var err error
 				if saves[i], err = NewSave(m, 50, plan); err != nil {
 					t.Fatal(err)
 				}
 				defer saves[i].Close()
+				if took, want := free-m.Backend.Info().MemoryFree, SaveBytes(m, 50, plan); *device == "cpu" && took != want {
+					t.Errorf("plan %v takes %d bytes, SaveBytes has %d", plan, took, want)
+				}
+				if i > 0 && SaveBytes(m, 50, plan) >= SaveBytes(m, 50, plan-1) {
+					t.Errorf("plan %v takes no less memory than %v", plan, plan-1)
+				}
 				if !bytes.Equal(forward(saves[i]), plain) {
-					t.Errorf("plan %+v changes the forward pass", plan)
+					t.Errorf("plan %v changes the forward pass", plan)
 				}
 			}
-			full, again := saves[0], saves[1]
-			for l := len(m.Layers) - 1; l >= 0; l-- {
-				m.Recompute(s.stream, s.state, sc, l, again)
-				a, b := &full.Layers[l], &again.Layers[l]
-				for name, pair := range map[string][2]kernels.Tensor{
-					"SumIn": {a.SumIn, b.SumIn}, "RstdIn": {a.RstdIn, b.RstdIn}, "ZAttnIn": {a.ZAttnIn, b.ZAttnIn}, "Pre": {a.Pre, b.Pre},
-					"Q": {a.Q, b.Q}, "O": {a.O, b.O}, "LSE": {a.LSE, b.LSE}, "ZAttnOut": {a.ZAttnOut, b.ZAttnOut}, "SumMid": {a.SumMid, b.SumMid},
-					"RstdMid": {a.RstdMid, b.RstdMid}, "ZMLPIn": {a.ZMLPIn, b.ZMLPIn}, "GateUp": {a.GateUp, b.GateUp}, "ZMLPDown": {a.ZMLPDown, b.ZMLPDown},
-				} {
-					x, y := tensorBytes(s, pair[0]), tensorBytes(s, pair[1])
-					if !bytes.Equal(x, y) {
-						t.Errorf("layer %d: %s differs when recomputed", l, name)
-					}
-					if bytes.Equal(x, make([]byte, len(x))) {
-						t.Errorf("layer %d: %s was not written", l, name)
+			for _, again := range saves[1:] {
+				for l := len(m.Layers) - 1; l >= 0; l-- {
+					m.Recompute(s.stream, s.state, sc, l, again)
+					a, b := &saves[0].Layers[l], &again.Layers[l]
+					for name, pair := range map[string][2]kernels.Tensor{
+						"SumIn": {a.SumIn, b.SumIn}, "RstdIn": {a.RstdIn, b.RstdIn}, "ZAttnIn": {a.ZAttnIn, b.ZAttnIn}, "Pre": {a.Pre, b.Pre},
+						"Q": {a.Q, b.Q}, "O": {a.O, b.O}, "LSE": {a.LSE, b.LSE}, "ZAttnOut": {a.ZAttnOut, b.ZAttnOut}, "SumMid": {a.SumMid, b.SumMid},
+						"RstdMid": {a.RstdMid, b.RstdMid}, "ZMLPIn": {a.ZMLPIn, b.ZMLPIn}, "GateUp": {a.GateUp, b.GateUp}, "ZMLPDown": {a.ZMLPDown, b.ZMLPDown},
+					} {
+						x, y := tensorBytes(s, pair[0]), tensorBytes(s, pair[1])
+						if !bytes.Equal(x, y) {
+							t.Errorf("plan %v, layer %d: %s differs when recomputed", again.Plan, l, name)
+						}
+						if bytes.Equal(x, make([]byte, len(x))) {
+							t.Errorf("plan %v, layer %d: %s was not written", again.Plan, l, name)
+						}
 					}
 				}
 			}

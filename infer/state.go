@@ -31,15 +31,32 @@ func NewState(m *Model, tokens, rows int) (*State, error) {
 	if tokens <= 0 || rows < 0 {
 		panic(fmt.Sprintf("infer: a state of %d tokens and %d rows", tokens, rows))
 	}
+	a := allocator{mem: m.Backend}
+	st := newState(m, tokens, rows, &a)
+	if a.err != nil {
+		a.free()
+		return nil, fmt.Errorf("allocating activations of %d tokens: %w", tokens, a.err)
+	}
+	st.mem, st.owned = m.Backend, a.owned
+	return st, nil
+}
+
+// StateBytes is the memory that NewState allocates.
+func StateBytes(m *Model, tokens, rows int) int64 {
+	var a allocator
+	newState(m, tokens, rows, &a)
+	return a.bytes
+}
+
+func newState(m *Model, tokens, rows int, a *allocator) *State {
 	c, act := m.Config, m.Backend.Info().Activation
-	st := &State{Tokens: tokens, Rows: rows, mem: m.Backend}
+	st := &State{Tokens: tokens, Rows: rows}
 	widest := 0
 	for _, l := range m.Layers {
 		for _, w := range []kernels.Weight{l.AttnIn, l.AttnOut, l.MLPIn, l.MLPDown} {
 			widest = max(widest, w.Out()+w.R())
 		}
 	}
-	a := allocator{mem: m.Backend}
 	st.X = a.alloc(act, tokens, c.Hidden)
 	st.Normed = a.alloc(act, tokens, c.Hidden)
 	st.YZ = a.alloc(act, 1, tokens*widest)
@@ -59,12 +76,7 @@ func NewState(m *Model, tokens, rows int) (*State, error) {
 			}
 		}
 	}
-	if a.err != nil {
-		a.free()
-		return nil, fmt.Errorf("allocating activations of %d tokens: %w", tokens, a.err)
-	}
-	st.owned = a.owned
-	return st, nil
+	return st
 }
 
 // Close frees the activations. It may be called twice.
@@ -83,15 +95,17 @@ func (st *State) Linear(w kernels.Weight) kernels.Tensor {
 	return t
 }
 
-// allocator collects tensors and the first failure, so that a partial allocation is given back whole.
+// allocator collects tensors and the first failure, so that a partial allocation is given back whole. Without a memory it only counts.
 type allocator struct {
 	mem   kernels.Memory
+	bytes int64
 	owned []kernels.Tensor
 	err   error
 }
 
 func (a *allocator) alloc(d kernels.DType, rows, cols int) kernels.Tensor {
-	if a.err != nil {
+	a.bytes += int64(rows) * int64(cols) * int64(d.Size())
+	if a.err != nil || a.mem == nil {
 		return kernels.Tensor{}
 	}
 	t, err := a.mem.Alloc(d, rows, cols)

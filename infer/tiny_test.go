@@ -39,14 +39,6 @@ func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
 	return be
 }
 
-// needTraining skips a test of what the device under test has no ops for.
-func needTraining(t testing.TB) {
-	t.Helper()
-	if *device == "cuda" {
-		t.Skip("training ops are not on the GPU yet")
-	}
-}
-
 // openCheckpoint opens a Hugging Face directory or GGUF.
 func openCheckpoint(t testing.TB, path string) *checkpoint.Checkpoint {
 	t.Helper()

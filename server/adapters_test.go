@@ -41,7 +41,7 @@ func lines(examples []object) string {
 func (c *client) ask(model, question string) string {
 	c.t.Helper()
 	var out struct {
-		Choices []struct{ Message chatMessage }
+		Choices []struct{ Message messageJSON }
 	}
 	c.post("/v1/chat/completions", object{"model": model, "temperature": 0, "max_tokens": 24, "messages": []object{{"role": "user", "content": question}}}).want(200).into(&out)
 	return out.Choices[0].Message.Content
@@ -131,7 +131,7 @@ func TestLifeOfAnAdapter(t *testing.T) {
 	want := map[string]string{}
 	for _, model := range []string{"demo", "life"} {
 		var out struct {
-			Choices []struct{ Message chatMessage }
+			Choices []struct{ Message messageJSON }
 		}
 		c.post("/v1/chat/completions", with(model, false)).want(200).into(&out)
 		want[model] = out.Choices[0].Message.Content

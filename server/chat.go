@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -57,12 +58,25 @@ func (q *chatRequest) maxTokens() (most int, name string, err error) {
 	return *n, name, nil
 }
 
-// renderChat is the prompt of a conversation.
-func (s *Server) renderChat(q *chatRequest) (string, error) {
+// renderChat is the prompt of a conversation, with the beginning of a call that is forced.
+func (s *Server) renderChat(q *chatRequest, tools *toolPlan) (string, error) {
 	if q.ContinueFinal != nil && *q.ContinueFinal {
 		return "", badField("continue_final_message", "continue_final_message: not supported by this server")
 	}
-	return s.render(chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: true, Kwargs: q.TemplateKwargs})
+	in := chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: true, Kwargs: q.TemplateKwargs}
+	if tools == nil {
+		return s.render(in)
+	}
+	in.Tools = tools.offered
+	if _, set := in.Kwargs["enable_thinking"]; tools.must && !set { // a forced call leaves no room for thoughts
+		in.Kwargs = maps.Clone(in.Kwargs)
+		if in.Kwargs == nil {
+			in.Kwargs = map[string]any{}
+		}
+		in.Kwargs["enable_thinking"] = false
+	}
+	text, err := s.render(in)
+	return text + tools.prefix, err
 }
 
 // render renders a conversation by the model's template.
@@ -77,6 +91,9 @@ func (s *Server) render(in chat.Input) (string, error) {
 		if m.Role == "" {
 			return "", badField(fmt.Sprintf("messages[%d].role", i), "messages[%d].role: must not be empty", i)
 		}
+	}
+	if err := s.checkCalls(in.Messages); err != nil {
+		return "", err
 	}
 	text, err := s.d.Template.Render(in)
 	if errors.Is(err, chat.ErrTemplate) {
@@ -111,11 +128,26 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 		p.Logprobs = 0
 		set(&p.Logprobs, q.TopLogprobs)
 	}
+	tools, err := s.planTools(&q)
+	if err != nil {
+		return err
+	}
+	if tools != nil && tools.format.Special() {
+		p.SkipSpecial = false // calls begin with a special token
+	}
 	constrain, err := s.constraint(&q.formatFields)
 	if err != nil {
 		return err
 	}
-	text, err := s.renderChat(&q)
+	if tools != nil {
+		if constrain != nil {
+			return badField("tools", "tools: cannot be combined with a response_format; tool_choice none leaves them out")
+		}
+		if constrain, err = s.callConstraint(tools); err != nil {
+			return err
+		}
+	}
+	text, err := s.renderChat(&q, tools)
 	if err != nil {
 		return err
 	}
@@ -141,150 +173,10 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	}
 	defer g.close()
 	c := &chatCompletion{s: s, id: "chatcmpl-" + requestID(r.Context()), created: time.Now().Unix(), model: s.shownModel(q.Model),
-		logprobs: logprobs, n: p.N, use: usage{choices: p.N}}
+		logprobs: logprobs, n: p.N, tools: tools, use: usage{choices: p.N}}
 	if q.stream() {
 		c.stream(w, r, g, q.includeUsage())
 		return nil
 	}
 	return c.whole(w, r, g)
-}
-
-// chatCompletion is one request to /v1/chat/completions in progress.
-type chatCompletion struct {
-	s        *Server
-	id       string
-	created  int64
-	model    string
-	logprobs bool
-	n        int // choices
-	use      usage
-}
-
-type chatMessage struct {
-	Role    string  `json:"role"`
-	Content string  `json:"content"`
-	Refusal *string `json:"refusal"`
-}
-
-type tokenLogprob struct {
-	Token   string  `json:"token"`
-	Logprob float32 `json:"logprob"`
-	Bytes   []int   `json:"bytes"`
-}
-
-// topToken is a token of the text with its alternatives.
-type topToken struct {
-	tokenLogprob
-	Top []tokenLogprob `json:"top_logprobs"`
-}
-
-func ints(b []byte) []int {
-	out := make([]int, len(b))
-	for i, v := range b {
-		out[i] = int(v)
-	}
-	return out
-}
-
-func chatTokens(tokens []infer.TokenInfo) []topToken {
-	out := []topToken{}
-	for _, t := range tokens {
-		e := topToken{tokenLogprob{Token: t.Text, Logprob: t.Logprob, Bytes: ints(t.Bytes)}, []tokenLogprob{}}
-		for _, a := range t.Top {
-			e.Top = append(e.Top, tokenLogprob{Token: a.Text, Logprob: a.Logprob, Bytes: ints(a.Bytes)})
-		}
-		out = append(out, e)
-	}
-	return out
-}
-
-// whole answers when all choices have ended.
-func (c *chatCompletion) whole(w http.ResponseWriter, r *http.Request, g *generations) error {
-	type choice struct {
-		Index        int         `json:"index"`
-		Message      chatMessage `json:"message"`
-		Logprobs     any         `json:"logprobs"`
-		FinishReason *string     `json:"finish_reason"`
-	}
-	choices := make([]choice, c.n)
-	tokens := make([][]topToken, c.n)
-	for i := range choices {
-		choices[i].Index, choices[i].Message.Role, tokens[i] = i, "assistant", []topToken{}
-	}
-	err := g.each(r.Context(), func(_ int, d infer.Delta) error {
-		o := &choices[d.Index]
-		o.Message.Content += d.Text
-		if c.logprobs {
-			tokens[d.Index] = append(tokens[d.Index], chatTokens(d.Tokens)...)
-		}
-		if d.FinishReason != "" {
-			o.FinishReason = finishReason(d.FinishReason)
-		}
-		c.use.note(d.Index, d.Usage)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if c.logprobs {
-		for i := range choices {
-			choices[i].Logprobs = map[string]any{"content": tokens[i], "refusal": nil}
-		}
-	}
-	writeJSON(w, http.StatusOK, answer{c.id, "chat.completion", c.created, c.model, choices, c.use.sum()})
-	return nil
-}
-
-// stream writes the deltas as they come: first each choice's role, then its text.
-func (c *chatCompletion) stream(w http.ResponseWriter, r *http.Request, g *generations, withUsage bool) {
-	head := fmt.Sprintf(`{"id":%s,"object":"chat.completion.chunk","created":%d,"model":%s,"choices":[`, quote(c.id), c.created, quote(c.model))
-	tail := "]}"
-	if withUsage {
-		tail = `],"usage":null}`
-	}
-	e := newEventStream(w)
-	defer e.close()
-	began := make([]bool, c.n)
-	var line []byte
-	chunk := func(index int, delta []byte, logprobs []byte, finish *string) {
-		line = fmt.Appendf(append(line[:0], head...), `{"index":%d,"delta":%s,"logprobs":%s,"finish_reason":`, index, delta, logprobs)
-		if finish == nil {
-			line = append(line, "null"...)
-		} else {
-			line = append(line, quote(*finish)...)
-		}
-		line = append(append(line, '}'), tail...)
-		e.data(line)
-	}
-	null := []byte("null")
-	err := g.each(r.Context(), func(_ int, d infer.Delta) error {
-		if !began[d.Index] {
-			began[d.Index] = true
-			chunk(d.Index, []byte(`{"role":"assistant","content":""}`), null, nil)
-		}
-		if d.Text != "" || (c.logprobs && len(d.Tokens) > 0) {
-			logprobs := null
-			if c.logprobs {
-				logprobs = mustJSON(map[string]any{"content": chatTokens(d.Tokens), "refusal": nil})
-			}
-			chunk(d.Index, append(append([]byte(`{"content":`), quote(d.Text)...), '}'), logprobs, nil)
-		}
-		if d.FinishReason != "" {
-			chunk(d.Index, []byte("{}"), null, finishReason(d.FinishReason))
-		}
-		c.use.note(d.Index, d.Usage)
-		if len(e.buf) == 0 {
-			return nil
-		}
-		return e.flush()
-	})
-	if err != nil {
-		c.s.failStream(e, r, err)
-		return
-	}
-	if withUsage {
-		e.data(fmt.Appendf(nil, `%s],"usage":%s}`, head, mustJSON(c.use.sum())))
-	}
-	e.data([]byte("[DONE]"))
-	_ = e.flush() // the client may be gone
 }

@@ -94,12 +94,12 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	if q.Suffix != nil && *q.Suffix != "" {
 		return badField("suffix", "suffix: not supported, models served here do not fill in the middle")
 	}
+	if asks(q.Tools) {
+		return badField("tools", "tools: go with /v1/chat/completions")
+	}
 	p, err := q.params(s.d.Model.Defaults)
 	if err != nil {
 		return err
-	}
-	if q.BestOf != nil && *q.BestOf != p.N {
-		return badField("best_of", "best_of: only the value of n (%d) is supported", p.N)
 	}
 	echo := q.Echo != nil && *q.Echo
 	set(&p.MaxTokens, q.MaxTokens)
@@ -115,6 +115,10 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 			return badField("logprobs", "logprobs: must be in [0, %d], is %d", maxLogprobs, *q.Logprobs)
 		}
 		p.Logprobs, p.PromptLogprobs = *q.Logprobs, echo
+	}
+	n, err := q.bestOf(&p)
+	if err != nil {
+		return err
 	}
 	constrain, err := s.constraint(&q.formatFields)
 	if err != nil {
@@ -142,7 +146,7 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	}
 	defer g.close()
 	c := &completion{s: s, id: "cmpl-" + requestID(r.Context()), created: time.Now().Unix(), model: s.shownModel(q.Model), n: p.N,
-		echo: echo, only: only, logprobs: q.Logprobs != nil, texts: texts, use: usage{choices: p.N}}
+		echo: echo, only: only, logprobs: q.Logprobs != nil, texts: texts, prompts: make([][]infer.TokenInfo, len(ids)), use: usage{choices: p.N}}
 	c.choices = make([]completionChoice, len(ids)*p.N)
 	for i := range c.choices {
 		c.choices[i].Index = i
@@ -157,6 +161,9 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	})
 	if err != nil {
 		return err
+	}
+	if n < p.N {
+		c.best(n)
 	}
 	writeJSON(w, http.StatusOK, answer{c.id, "text_completion", c.created, c.model, c.choices, c.use.sum()})
 	return nil
@@ -191,6 +198,7 @@ type completion struct {
 	only     bool // the prompt alone: what is generated is dropped
 	logprobs bool
 	texts    []string
+	prompts  [][]infer.TokenInfo // with echo and logprobs
 	choices  []completionChoice
 	use      usage
 }
@@ -202,7 +210,9 @@ type completionChoice struct {
 	FinishReason *string       `json:"finish_reason"`
 
 	began  bool
-	offset int // characters of text so far, for text_offset
+	offset int     // characters of text so far, for text_offset
+	tokens int     // generated
+	sum    float64 // of their logprobs, where those were asked for
 }
 
 // textLogprobs is OpenAI's older form.
@@ -224,12 +234,18 @@ func (c *completion) part(prompt int, d infer.Delta) completionChoice {
 	if !choice.began && c.echo {
 		part.Text = c.texts[prompt]
 	}
-	if len(d.Prompt) > 0 && c.logprobs {
-		for i, t := range d.Prompt {
+	if len(d.Prompt) > 0 { // once, with the first choice's first delta, which is the first of all
+		c.prompts[prompt] = d.Prompt
+	}
+	if !choice.began && c.logprobs {
+		for i, t := range c.prompts[prompt] {
 			choice.logprob(part.Logprobs, t, i > 0)
 		}
 	}
 	choice.began = true
+	for _, t := range d.Tokens {
+		choice.tokens, choice.sum = choice.tokens+1, choice.sum+float64(t.Logprob)
+	}
 	use := d.Usage
 	if c.only {
 		use.Completion = 0

@@ -38,6 +38,7 @@ type tuningJob struct {
 	ValidationFile  *string           `json:"validation_file"`
 	Integrations    []string          `json:"integrations"`
 	Metadata        map[string]string `json:"metadata"`
+	MemoryPlan      string            `json:"memory_plan,omitempty"`
 }
 
 type tuningError struct {
@@ -70,7 +71,8 @@ func (s *Server) shownTuning(ctx context.Context, j finetune.Job) tuningJob {
 		}
 	}
 	out := tuningJob{ID: shownID(ctx, j.Tenant, j.ID), Object: "fine_tuning.job", CreatedAt: j.Created.Unix(), Model: spec.Parent, OrganizationID: j.Tenant, ResultFiles: []string{}, Seed: spec.Seed,
-		Status: j.State, Suffix: spec.Name, TrainingFile: spec.TrainingFile, Integrations: []string{}, Metadata: spec.Metadata}
+		Status: j.State, Suffix: spec.Name, TrainingFile: spec.TrainingFile, Integrations: []string{}, Metadata: spec.Metadata,
+		MemoryPlan: j.MemoryPlan}
 	if out.Model == "" {
 		out.Model = s.d.Model.Name
 	}

@@ -39,6 +39,10 @@ func shownJob(ctx context.Context, j finetune.Job) api.Job {
 	if j.Result != nil {
 		out.Version = &j.Result.Version
 	}
+	if j.MemoryPlan != "" {
+		plan := api.MemoryPlan(j.MemoryPlan)
+		out.MemoryPlan = &plan
+	}
 	if j.Error != nil {
 		out.Error = &j.Error.Message
 	}

@@ -36,9 +36,10 @@ type samplingFields struct {
 	SkipSpecial       *bool              `json:"skip_special_tokens"`
 	formatFields
 
-	// Not supported: refused rather than ignored, since the answer would not be what was asked for.
+	// Of a conversation, or not supported: refused rather than ignored where the answer would not be what was asked for.
 	Tools        json.RawMessage `json:"tools"`
 	ToolChoice   json.RawMessage `json:"tool_choice"`
+	Parallel     *bool           `json:"parallel_tool_calls"`
 	Functions    json.RawMessage `json:"functions"`
 	FunctionCall json.RawMessage `json:"function_call"`
 }
@@ -76,9 +77,9 @@ func (f *samplingFields) params(defaults infer.Params) (infer.Params, error) {
 	for _, u := range []struct {
 		name string
 		raw  json.RawMessage
-	}{{"tools", f.Tools}, {"tool_choice", f.ToolChoice}, {"functions", f.Functions}, {"function_call", f.FunctionCall}} {
+	}{{"functions", f.Functions}, {"function_call", f.FunctionCall}} {
 		if asks(u.raw) {
-			return infer.Params{}, badField(u.name, "%s: not supported by this server", u.name)
+			return infer.Params{}, badField(u.name, "%s: not supported by this server, tools are", u.name)
 		}
 	}
 	if f.StreamOptions != nil && !f.stream() {

@@ -16,6 +16,7 @@ import (
 	"bhive/infer/chat"
 	"bhive/infer/grammar"
 	"bhive/infer/tokenizer"
+	"bhive/infer/toolcall"
 	"bhive/server/keys"
 
 	"github.com/go-chi/chi/v5"
@@ -31,7 +32,8 @@ type Deps struct {
 	Slots     int // adapter slots on the device
 	Basis     *adapters.Basis
 	Tokenizer *tokenizer.Tokenizer
-	Template  *chat.Template // nil where the model has none: chat is then refused
+	Template  *chat.Template  // nil where the model has none: chat is then refused
+	ToolCalls toolcall.Format // how the model writes calls of tools; "": as its template does
 	Model     ModelInfo
 	Metrics   *Metrics // nil: its own, which sees no steps
 	OpenAPI   []byte   // the contract, as /openapi.yaml gives it
@@ -80,6 +82,9 @@ func New(c Config, d Deps) (*Server, error) {
 		s.metrics = NewMetrics()
 	}
 	s.meter = newMeter(s.config.Quotas)
+	if s.d.ToolCalls == "" {
+		s.d.ToolCalls = toolcall.Find(d.Template)
+	}
 	s.probe = &probe{store: d.Store, log: s.log}
 	s.metrics.bind(d, s.probe)
 	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })

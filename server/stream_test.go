@@ -15,8 +15,8 @@ import (
 type chatJSON struct {
 	Choices []struct {
 		Index        int
-		Message      chatMessage
-		Delta        struct{ Role, Content string }
+		Message      messageJSON
+		Delta        messageJSON
 		FinishReason *string `json:"finish_reason"`
 		Logprobs     *struct{ Content []topToken }
 	}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -9,13 +10,14 @@ import (
 
 // tokenizeRequest is vLLM's: a prompt, or a conversation to be rendered.
 type tokenizeRequest struct {
-	Model          string         `json:"model"`
-	Prompt         *string        `json:"prompt"`
-	Messages       messages       `json:"messages"`
-	AddSpecial     *bool          `json:"add_special_tokens"`
-	AddGeneration  *bool          `json:"add_generation_prompt"`
-	Strings        bool           `json:"return_token_strs"`
-	TemplateKwargs map[string]any `json:"chat_template_kwargs"`
+	Model          string            `json:"model"`
+	Prompt         *string           `json:"prompt"`
+	Messages       messages          `json:"messages"`
+	Tools          []json.RawMessage `json:"tools"`
+	AddSpecial     *bool             `json:"add_special_tokens"`
+	AddGeneration  *bool             `json:"add_generation_prompt"`
+	Strings        bool              `json:"return_token_strs"`
+	TemplateKwargs map[string]any    `json:"chat_template_kwargs"`
 }
 
 type tokenizeResponse struct {
@@ -45,7 +47,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) error {
 		generation := true
 		set(&generation, q.AddGeneration)
 		var err error
-		if text, err = s.render(chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: generation, Kwargs: q.TemplateKwargs}); err != nil {
+		if text, err = s.render(chat.Input{Messages: []chat.Message(q.Messages), AddGenerationPrompt: generation, Kwargs: q.TemplateKwargs, Tools: q.Tools}); err != nil {
 			return err
 		}
 	default:

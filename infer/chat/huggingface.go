@@ -55,6 +55,17 @@ func FromHF(tokenizerConfig, jinjaFile []byte) (*Template, error) {
 	return t, nil
 }
 
+// WithTools is the template with another one in its place where tools are given. The error is ErrSyntax.
+func (t *Template) WithTools(source string) (*Template, error) {
+	c, err := compile(source)
+	if err != nil {
+		return nil, err
+	}
+	with := *t
+	with.tools = c
+	return &with, nil
+}
+
 // tokenText is a special token: a string, null, or an object with its content.
 type tokenText string
 

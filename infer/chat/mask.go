@@ -81,7 +81,7 @@ func (r *masking) turn(i int) (Span, error) {
 	turn := through[len(before):]
 	end := len(trimRight(turn))
 	content := r.all[i].Content
-	if k := strings.LastIndex(turn, content); k >= 0 { // white space of the content stays
+	if k := strings.LastIndex(turn, content); k >= 0 && content != "" { // white space of the content stays
 		end = max(end, k+len(content))
 	}
 	return Span{len(before), len(before) + end}, nil

@@ -147,51 +147,11 @@ func (c *Checkpoint) TokenizerJSON() ([]byte, error) { return c.optional("tokeni
 // TokenizerConfig is tokenizer_config.json, nil where there is none.
 func (c *Checkpoint) TokenizerConfig() ([]byte, error) { return c.optional("tokenizer_config.json") }
 
-// ChatTemplate is the Jinja source of the chat template, "" where there is none: chat_template.jinja, else the
-// chat_template of tokenizer_config.json (the one named default, or the first, where it is a list), else that of a
-// GGUF's metadata.
-func (c *Checkpoint) ChatTemplate() (string, error) {
-	if c.meta != nil {
-		s, _ := c.meta.String("tokenizer.chat_template")
-		return s, nil
+// ChatTemplateFile is chat_template.jinja, or with a name the template of that name in additional_chat_templates; nil where there is no
+// such file. A template in tokenizer_config.json is not looked for.
+func (c *Checkpoint) ChatTemplateFile(name string) ([]byte, error) {
+	if name == "" {
+		return c.optional("chat_template.jinja")
 	}
-	if data, err := c.optional("chat_template.jinja"); err != nil || data != nil {
-		return string(data), err
-	}
-	data, err := c.TokenizerConfig()
-	if err != nil || data == nil {
-		return "", err
-	}
-	var doc struct {
-		Template json.RawMessage `json:"chat_template"`
-	}
-	bad := func(err error) (string, error) {
-		return "", fmt.Errorf("checkpoint %s: %w: tokenizer_config.json: chat_template: %w", c.name, ErrFormat, err)
-	}
-	if err := json.Unmarshal(data, &doc); err != nil {
-		return bad(err)
-	}
-	if !bytes.HasPrefix(doc.Template, []byte("[")) {
-		var s string
-		if len(doc.Template) > 0 {
-			err = json.Unmarshal(doc.Template, &s)
-		}
-		if err != nil {
-			return bad(err)
-		}
-		return s, nil
-	}
-	var list []struct{ Name, Template string }
-	if err := json.Unmarshal(doc.Template, &list); err != nil {
-		return bad(err)
-	}
-	for _, t := range list {
-		if t.Name == "default" {
-			return t.Template, nil
-		}
-	}
-	if len(list) > 0 {
-		return list[0].Template, nil
-	}
-	return "", nil
+	return c.optional("additional_chat_templates/" + name + ".jinja")
 }

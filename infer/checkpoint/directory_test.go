@@ -89,34 +89,17 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func TestChatTemplate(t *testing.T) {
-	for _, c := range []struct{ jinja, config, want string }{
-		{"", "", ""},
-		{"", `{}`, ""},
-		{"", `{"chat_template":null}`, ""},
-		{"", `{"chat_template":"A"}`, "A"},
-		{"J", `{"chat_template":"A"}`, "J"},
-		{"", `{"chat_template":[{"name":"tool_use","template":"B"},{"name":"default","template":"C"}]}`, "C"},
-		{"", `{"chat_template":[{"name":"tool_use","template":"B"}]}`, "B"},
-		{"", `{"chat_template":7}`, "error"},
-	} {
-		f := tinyFS(t, "qwen3")
-		if c.jinja != "" {
-			f["chat_template.jinja"] = &fstest.MapFile{Data: []byte(c.jinja)}
-		}
-		if c.config != "" {
-			f["tokenizer_config.json"] = &fstest.MapFile{Data: []byte(c.config)}
-		}
-		ck, err := OpenFS(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := ck.ChatTemplate()
-		if err != nil {
-			got = "error"
-		}
-		if got != c.want {
-			t.Errorf("jinja %q, config %s: template %q, want %q", c.jinja, c.config, got, c.want)
+func TestChatTemplateFile(t *testing.T) {
+	f := tinyFS(t, "qwen3")
+	f["chat_template.jinja"] = &fstest.MapFile{Data: []byte("A")}
+	f["additional_chat_templates/tool_use.jinja"] = &fstest.MapFile{Data: []byte("B")}
+	ck, err := OpenFS(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"": "A", "tool_use": "B", "rag": ""} {
+		if got, err := ck.ChatTemplateFile(name); string(got) != want || err != nil {
+			t.Errorf("%q: %q, %v", name, got, err)
 		}
 	}
 }

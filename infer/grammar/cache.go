@@ -13,6 +13,8 @@ type Cache struct {
 	v    *Vocabulary
 	most int
 
+	compiling sync.Mutex // one at a time: the others' cores are for serving
+
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]*list.Element
 	order *list.List // of *entry, the one asked for last in front
@@ -54,13 +56,14 @@ func (c *Cache) Choice(texts []string) (*Bound, error) {
 
 func (c *Cache) get(kind, source string, compile func() (*Grammar, error)) (*Bound, error) {
 	key := sha256.Sum256([]byte(kind + ":" + source))
-	c.mu.Lock()
-	if e, ok := c.known[key]; ok {
-		c.order.MoveToFront(e)
-		c.mu.Unlock()
-		return e.Value.(*entry).bound, nil
+	if b := c.find(key); b != nil {
+		return b, nil
 	}
-	c.mu.Unlock()
+	c.compiling.Lock()
+	defer c.compiling.Unlock()
+	if b := c.find(key); b != nil { // somebody else was faster
+		return b, nil
+	}
 	g, err := compile()
 	if err != nil {
 		return nil, err
@@ -68,9 +71,6 @@ func (c *Cache) get(kind, source string, compile func() (*Grammar, error)) (*Bou
 	b := c.v.Bind(g)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if e, ok := c.known[key]; ok { // somebody else was faster
-		return e.Value.(*entry).bound, nil
-	}
 	c.known[key] = c.order.PushFront(&entry{key, b})
 	if c.order.Len() > c.most {
 		last := c.order.Back()
@@ -78,4 +78,15 @@ func (c *Cache) get(kind, source string, compile func() (*Grammar, error)) (*Bou
 		delete(c.known, last.Value.(*entry).key)
 	}
 	return b, nil
+}
+
+func (c *Cache) find(key [sha256.Size]byte) *Bound {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.known[key]
+	if !ok {
+		return nil
+	}
+	c.order.MoveToFront(e)
+	return e.Value.(*entry).bound
 }

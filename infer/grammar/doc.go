@@ -21,6 +21,8 @@
 // multipleOf. Other assertions of the draft are refused, other words are annotations. As format these are asserted: date, time,
 // date-time, duration, email, hostname, ipv4, ipv6, uuid, uri.
 //
+// As the draft has it, a keyword says nothing of values of another type: properties without type "object" admits strings and numbers, too.
+//
 // Every text that a grammar admits satisfies its schema. Not every text that satisfies the schema is admitted:
 //   - Properties come in the order of the schema, those without a name in it last.
 //   - Between parts there is at most one space, or a line break and up to 16 spaces (behind a colon: a space), and none around the whole.
@@ -28,6 +30,7 @@
 //     is no exponent. Integers are written without point and exponent.
 //   - Strings are UTF-8. With a pattern, a format, or as further property names, only characters that must be are escaped; surrogates are always paired.
 //   - Formats are asserted by expressions for their usual part.
+//   - Where dozens of alternatives are strings with patterns, a mask may hold the tokens of the first ones alone.
 //
 // # Invariants
 //

@@ -151,6 +151,28 @@ func TestCache(t *testing.T) {
 	all.Wait()
 }
 
+// TestStore: masks that were not used for longest go first, and no more is kept than allowed.
+func TestStore(t *testing.T) {
+	s := newStore(3 * (&local{mask: make([]int32, 10)}).size())
+	made := 0
+	ask := func(state int32) {
+		s.get(maskKey{spot: spot{state: state}}, func() *local {
+			made++
+			return &local{mask: make([]int32, 10)}
+		})
+	}
+	for _, state := range []int32{1, 2, 3, 1, 4, 1, 3, 4} {
+		ask(state)
+	}
+	if made != 4 || len(s.known) != 3 || s.bytes > s.most {
+		t.Errorf("%d were made, %d are kept", made, len(s.known))
+	}
+	ask(2)
+	if made != 5 {
+		t.Error("the one not used for longest was kept")
+	}
+}
+
 // TestForgetting: what a grammar remembers is bounded, and forgetting changes no mask.
 func TestForgetting(t *testing.T) {
 	v, _ := toyVocabulary()

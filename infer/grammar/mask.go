@@ -1,31 +1,11 @@
 package grammar
 
-import (
-	"slices"
-	"sync"
-)
-
-// masks are what tokens do at the states of a rule, found when first asked for.
-type masks struct {
-	mu   sync.Mutex
-	seen map[spot]*local
-}
+import "slices"
 
 // spot is what of a state matters for a mask: of a counted rule's number only how far its limits are, up to the longest token.
 type spot struct {
 	state, need, room int32
 }
-
-// local is what tokens do at a state as far as the state's own rule says it, whatever called it.
-type local struct {
-	mask  []int32 // tokens that end within the rule, or at its end
-	exits []int32 // nodes at which the rule may end and longer tokens go on
-}
-
-// maxLocals is how many states' masks a rule keeps.
-const maxLocals = 512
-
-func newMasks() *masks { return &masks{seen: map[spot]*local{}} }
 
 // distance is how far a state of a counted rule is from its limits, as far as tokens of at most long bytes can tell.
 func (r *rule) distance(state int32, long int) (need, room int32) {
@@ -41,7 +21,7 @@ func (r *rule) distance(state int32, long int) (need, room int32) {
 func (b *Bound) local(rule, state int32) *local {
 	r := b.g.rules[rule]
 	if r.mark == nil {
-		return b.masks[rule].get(spot{state: state}, func() *local { return b.sweepAll(r, rule, state) })
+		return b.v.store.get(maskKey{rule: b.identities[rule], spot: spot{state: state}}, func() *local { return b.sweepAll(r, rule, state) })
 	}
 	need, room := r.distance(state, b.v.long)
 	// Tokens that are too short to come to a limit do what they do where there is none.
@@ -49,17 +29,20 @@ func (b *Bound) local(rule, state int32) *local {
 	if need > 0 {
 		short = min(need, room)
 	}
-	key := spot{state % r.states, need, room}
+	key := maskKey{rule: b.identities[rule], spot: spot{state % r.states, need, room}}
 	if r.calls != nil || short < minShort {
-		return b.masks[rule].get(key, func() *local { return b.sweepAll(r, rule, state) })
+		return b.v.store.get(key, func() *local { return b.sweepAll(r, rule, state) })
 	}
 	w := b.without(rule, need > 0)
-	free := w.masks.get(spot{state: key.state}, func() *local { return b.sweepAll(w.rule, rule, key.state) })
+	free := b.v.store.get(maskKey{rule: w.identity, spot: spot{state: key.spot.state}}, func() *local {
+		return b.sweepAll(w.rule, rule, key.spot.state)
+	})
 	if int(short) >= b.v.long {
 		return free
 	}
-	return b.masks[rule].get(key, func() *local {
-		l := &local{mask: slices.Clone(free.mask)}
+	return b.v.store.get(key, func() *local {
+		l := &local{mask: slices.Clone(free.mask), work: free.work}
+		before := b.visits
 		for i, w := range b.v.longer(int(short)) {
 			l.mask[i] &^= w
 		}
@@ -69,6 +52,7 @@ func (b *Bound) local(rule, state int32) *local {
 			}
 		}
 		b.sweep(r, rule, state, 0, short, l.mask, func(node int32) { l.exits = append(l.exits, node) })
+		l.work += b.visits - before
 		return l
 	})
 }
@@ -78,8 +62,8 @@ const minShort = 4
 
 // unlimited is a counted rule without limits: without a most, and with either no least or one that is out of reach.
 type unlimited struct {
-	rule  *rule
-	masks *masks
+	rule     *rule
+	identity *identity
 }
 
 func (b *Bound) without(rule int32, need bool) *unlimited {
@@ -94,32 +78,17 @@ func (b *Bound) without(rule int32, need bool) *unlimited {
 		if need {
 			r.min = int32(b.v.long) + 1
 		}
-		w = &unlimited{&r, b.v.masksOf(&r)}
+		w = &unlimited{&r, b.v.identify(&r)}
 		b.unlimited[key] = w
 	}
 	return w
 }
 
-func (m *masks) get(key spot, find func() *local) *local {
-	m.mu.Lock()
-	l, ok := m.seen[key]
-	m.mu.Unlock()
-	if ok {
-		return l
-	}
-	l = find()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.seen) >= maxLocals {
-		clear(m.seen)
-	}
-	m.seen[key] = l
-	return l
-}
-
 func (b *Bound) sweepAll(r *rule, rule, state int32) *local {
 	l := &local{mask: make([]int32, b.v.words)}
+	before := b.visits
 	b.sweep(r, rule, state, 0, 0, l.mask, func(node int32) { l.exits = append(l.exits, node) })
+	l.work = b.visits - before
 	return l
 }
 
@@ -133,10 +102,14 @@ type position struct {
 // more than over bytes only. r is the rule, or it without limits.
 func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit func(node int32)) {
 	v := b.v
-	quiet := b.quiet[rule]
-	base := v.depth[below] + 1
+	quiet, plain := b.quiet[rule], r.mark == nil
+	next, width := r.next, r.width
+	base, last := v.depth[below]+1, v.skip[below]
 	at := append(b.positions(), position{state: state})
-	for n := below + 1; n < v.skip[below]; {
+	loops := over == 0 && r.loops(state, quiet)
+	visits := 0
+	for n := below + 1; n < last; {
+		visits++
 		if v.deep[n] <= over {
 			n = v.skip[n]
 			continue
@@ -145,12 +118,26 @@ func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit
 		from := at[d]
 		var to position
 		if from.config == nil {
-			to.state = r.step(from.state, v.label[n])
+			if loops && from.state == state && v.tame[n] { // all that is below passes, too
+				for _, id := range v.ids[v.first[n]:v.first[v.skip[n]]] {
+					dst[id/32] |= 1 << (id % 32)
+				}
+				n = v.skip[n]
+				continue
+			}
+			calm := false
+			if plain {
+				if to.state = next[int(from.state)*width+int(r.class[v.label[n]])]; to.state >= 0 {
+					calm = quiet[to.state]
+				}
+			} else if to.state = r.step(from.state, v.label[n]); to.state >= 0 {
+				calm = quiet[to.state%r.states]
+			}
 			if to.state < 0 {
 				n = v.skip[n]
 				continue
 			}
-			if !quiet[to.state%r.states] {
+			if !calm {
 				to.config = b.stacks.top(rule, to.state)
 			}
 		} else if to.config = b.stacks.step(from.config, v.label[n]); to.config == nil {
@@ -175,6 +162,23 @@ func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit
 		n++
 	}
 	b.spare = append(b.spare, at[:0])
+	b.visits += visits
+}
+
+// tame reports whether a byte stands for itself in a string: ASCII without quote, backslash and control characters.
+func tame(b byte) bool { return b >= 0x20 && b < 0x7F && b != '"' && b != '\\' }
+
+// loops reports whether all tame bytes lead from a state back to it.
+func (r *rule) loops(state int32, quiet []bool) bool {
+	if !quiet[state%r.states] {
+		return false
+	}
+	for c := range 128 {
+		if tame(byte(c)) && r.step(state, byte(c)) != state {
+			return false
+		}
+	}
+	return true
 }
 
 // positions is a stack for sweep, which calls itself.
@@ -200,35 +204,35 @@ func (b *Bound) follow(below int32, c *config, dst []int32) {
 
 // mask finds the tokens that a config lets pass. The caller holds b.mu.
 func (b *Bound) mask(c *config) []int32 {
-	b.stacks.refresh(c)
-	if c.mask != nil {
-		return c.mask
-	}
-	dst := make([]int32, b.v.words)
-	for _, f := range c.frames {
-		l := b.local(f.rule, f.state)
-		for i, w := range l.mask {
-			dst[i] |= w
+	return b.v.store.get(maskKey{config: c}, func() *local {
+		dst := make([]int32, b.v.words)
+		work := 0 // that this mask is worth, whether or not a part of it was found before: the mask must not depend on that
+		for _, f := range c.frames {
+			if work > maxMaskWork {
+				break
+			}
+			l := b.local(f.rule, f.state)
+			work += l.work
+			before := b.visits
+			for i, w := range l.mask {
+				dst[i] |= w
+			}
+			if f.parent != nil {
+				for _, node := range l.exits {
+					b.follow(node, f.parent, dst)
+				}
+			}
+			work += b.visits - before
 		}
-		if f.parent != nil {
-			for _, node := range l.exits {
-				b.follow(node, f.parent, dst)
+		if c.out && len(c.frames) > 0 {
+			for _, id := range b.v.ends {
+				dst[id/32] |= 1 << (id % 32)
 			}
 		}
-	}
-	if c.out && len(c.frames) > 0 {
-		for _, id := range b.v.ends {
-			dst[id/32] |= 1 << (id % 32)
-		}
-	}
-	if b.kept += 4 * len(dst); b.kept > maxMaskBytes {
-		b.kept = 0
-		b.stacks.forget()
-	}
-	b.stacks.refresh(c)
-	c.mask = dst
-	return dst
+		return &local{mask: dst}
+	}).mask
 }
 
-// maxMaskBytes is how much of masks a bound grammar keeps, beside those of its rules.
-const maxMaskBytes = 16 << 20
+// maxMaskWork bounds a mask, in nodes: a dozen walks of the tree of 128,000 tokens. Where a text may stand in many places at once, those behind
+// the bound offer nothing; what is offered is right, and the text can go on.
+const maxMaskWork = 4_000_000

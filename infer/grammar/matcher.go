@@ -4,16 +4,16 @@ import "sync"
 
 // Bound is a grammar with a vocabulary: what all texts that follow it share, the masks of its states above all. It is safe for concurrent use.
 type Bound struct {
-	g     *Grammar
-	v     *Vocabulary
-	quiet [][]bool // [rules][states]: nothing ends and nothing is called
-	masks []*masks // [rules]
+	g          *Grammar
+	v          *Vocabulary
+	quiet      [][]bool    // [rules][states]: nothing ends and nothing is called
+	identities []*identity // [rules]
 
 	mu        sync.Mutex
 	stacks    *stacks
 	first     *config
 	unlimited map[int32]*unlimited
-	kept      int // bytes of masks in the configs
+	visits    int // nodes, ever
 	spare     [][]position
 }
 
@@ -25,7 +25,7 @@ func (v *Vocabulary) Bind(g *Grammar) *Bound {
 		for s := range q {
 			q[s] = !r.final[s] && (r.calls == nil || len(r.calls[s]) == 0)
 		}
-		b.quiet, b.masks = append(b.quiet, q), append(b.masks, v.masksOf(r))
+		b.quiet, b.identities = append(b.quiet, q), append(b.identities, v.identify(r))
 	}
 	b.first = b.stacks.begin()
 	return b

@@ -31,8 +31,11 @@ func (c *compiler) object(f flat) (int32, error) {
 		return 0, err
 	}
 	least, most := 0, -1
+	counter := f.pointer()
 	for _, s := range f {
-		least = max(least, s.minProperties)
+		if s.minProperties > least {
+			least, counter = s.minProperties, s.at
+		}
 		if s.maxProperties >= 0 && (most < 0 || s.maxProperties < most) {
 			most = s.maxProperties
 		}
@@ -53,7 +56,7 @@ func (c *compiler) object(f flat) (int32, error) {
 	}
 	if len(more) > 0 && least > required+1 {
 		// A key may come twice and then counts once; up to here that does no harm.
-		return 0, bad(f.pointer()+"/minProperties", "is supported up to the number of required properties and one, unless all properties are named")
+		return 0, bad(counter+"/minProperties", "is supported up to the number of required properties and one, unless all properties are named")
 	}
 	if (least > 0 || most >= 0) && (len(members)+1)*(max(least, most)+1) > 20_000 {
 		return 0, bad(f.pointer(), "too many properties to count")

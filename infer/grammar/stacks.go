@@ -31,7 +31,6 @@ type config struct {
 
 	age  int              // of what it remembers
 	next map[byte]*config // nil value: no way
-	mask []int32          // of a vocabulary
 }
 
 const (
@@ -69,7 +68,7 @@ func (s *stacks) step(c *config, b byte) *config {
 // refresh drops what a config remembers from before all was forgotten.
 func (s *stacks) refresh(c *config) {
 	if c.age != s.age {
-		c.age, c.next, c.mask = s.age, nil, nil
+		c.age, c.next = s.age, nil
 	}
 }
 

@@ -19,6 +19,7 @@ type Vocabulary struct {
 	label []byte
 	depth []int32
 	deep  []int32 // bytes of the longest text at or below a node
+	tame  []bool  // a node and all below are of tame bytes alone
 	skip  []int32 // the node behind a node's descendants
 	first []int32 // [nodes+1]: where a node's tokens begin in ids
 	ids   []int32
@@ -26,15 +27,16 @@ type Vocabulary struct {
 	texts [][]byte // by token, nil where it must not occur
 
 	mu     sync.Mutex
-	longs  map[int][]int32              // masks of the tokens of more than so many bytes
-	shared map[[sha256.Size]byte]*masks // of rules that call nothing, whatever grammar they are in
+	longs  map[int][]int32                 // masks of the tokens of more than so many bytes
+	shared map[[sha256.Size]byte]*identity // of rules that call nothing, whatever grammar they are in
+	store  *store
 }
 
 // NewVocabulary makes a vocabulary of the tokens 0 … size−1. text gives a token's bytes inside a text, nil for one that must not occur in
 // it (a special token, say); ends are the tokens that end a text.
 func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabulary {
 	v := &Vocabulary{size: size, words: (size + 31) / 32, ends: slices.Clone(ends), texts: make([][]byte, size),
-		longs: map[int][]int32{}, shared: map[[sha256.Size]byte]*masks{}}
+		longs: map[int][]int32{}, shared: map[[sha256.Size]byte]*identity{}, store: newStore(maxMaskBytes)}
 	type token struct {
 		text []byte
 		id   int32
@@ -73,10 +75,12 @@ func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabular
 		v.skip[n] = int32(len(v.label))
 	}
 	v.first = append(v.first, int32(len(v.ids)))
-	v.deep = slices.Clone(v.depth)
+	v.deep, v.tame = slices.Clone(v.depth), make([]bool, len(v.depth))
 	for n := len(v.deep) - 1; n > 0; n-- { // descendants come behind
+		v.tame[n] = tame(v.label[n])
 		for m := int32(n) + 1; m < v.skip[n]; m = v.skip[m] {
 			v.deep[n] = max(v.deep[n], v.deep[m])
+			v.tame[n] = v.tame[n] && v.tame[m]
 		}
 	}
 	return v
@@ -99,10 +103,10 @@ func (v *Vocabulary) longer(n int) []int32 {
 	return mask
 }
 
-// masksOf finds the masks that a rule shares with equal rules.
-func (v *Vocabulary) masksOf(r *rule) *masks {
+// identify finds what a rule has in common with equal rules, so that they share masks.
+func (v *Vocabulary) identify(r *rule) *identity {
 	if r.calls != nil || r.states > 4096 {
-		return newMasks()
+		return new(identity)
 	}
 	h := sha256.New()
 	h.Write(r.class[:])
@@ -132,13 +136,13 @@ func (v *Vocabulary) masksOf(r *rule) *masks {
 		if len(v.shared) >= maxShared {
 			clear(v.shared)
 		}
-		m = newMasks()
+		m = new(identity)
 		v.shared[key] = m
 	}
 	return m
 }
 
-// maxShared is how many rules' masks a vocabulary keeps for grammars to come.
+// maxShared is how many rules a vocabulary knows for grammars to come.
 const maxShared = 1024
 
 func (v *Vocabulary) text(token int) ([]byte, bool) {

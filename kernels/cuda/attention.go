@@ -11,6 +11,12 @@ import (
 // Limits of the decode kernel: query heads of a KV head, and sequences.
 const decodeGroup, decodeSeqs = 8, 1024
 
+// warpgroupsShared is the shared memory of attention by warpgroups: matrices of 128 rows, tiles of two matrices of 64 rows, in the backward
+// with two floats a row, and what brings it all to an address divisible by 1,024.
+func warpgroupsShared(d, matrices, tiles int) int {
+	return 1024 + matrices*128*d*2 + tiles*(2*64*d*2+1024)
+}
+
 // Attention: o[t] = softmax(scale·q[t]·Kᵀ)·V over the visible keys of t's sequence.
 func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kernels.Step) {
 	c, r, m, dt := a.Cache.(*kvCache), recordOf(step), step.Bucket.Tokens, b.config.Working
@@ -35,6 +41,9 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 		if seqs > 64 {
 			each = 2
 		}
+		if b.decodeBlocks > 0 {
+			each = b.decodeBlocks
+		}
 		runs := max(1, min(each*b.processors/kv, seqs*parts(step.Bucket.Blocks*c.spec.BlockTokens, 64)))
 		partial := own.grow(&own.splits, int64(2*runs*kv*group*(d+2)*4))
 		arrived := own.grow(&own.joined, int64(seqs*kv*4))
@@ -42,11 +51,16 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 			uint64(heads), uint64(kv), uint64(c.spec.BlockTokens), uint64(step.Bucket.Blocks), r.at(atHead), r.at(atQueryStart), r.at(atContext), r.at(atBlockTable), partial, arrived)
 		return
 	}
-	name, gx, gy, shared := "attention_plain"+b.suffix(), parts(m*heads, 4), 1, 0
-	if tensor {
+	name, gx, gy, threads := "attention_plain"+b.suffix(), parts(m*heads, 4), 1, 128
+	switch {
+	case !tensor:
+	case b.warpgroups && !b.config.BatchInvariant && step.Bucket.MaxQuery*group > 64:
+		name = fmt.Sprintf("prefill%d_warpgroups", d)
+		gx, gy, threads = kv, parts(m, 128/group)+step.Bucket.Seqs, 256
+	default:
 		name = fmt.Sprintf("prefill%d_bf16", d)
-		gx, gy, shared = kv, parts(m, 64/group)+step.Bucket.Seqs, functionShared[name]
+		gx, gy = kv, parts(m, 64/group)+step.Bucket.Seqs
 	}
-	b.launch(s, name, gx, gy, 1, 128, shared, oa, os, qa, qs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(c.spec.BlockTokens),
+	b.launch(s, name, gx, gy, 1, threads, functionShared[name], oa, os, qa, qs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(c.spec.BlockTokens),
 		uint64(step.Bucket.Blocks), float(float64(a.Scale)), uint64(a.Window), la, ls, r.at(atBlockTable), r.at(atPosition), r.at(atSeq), r.at(atQueryStart), r.at(atHead))
 }

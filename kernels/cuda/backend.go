@@ -19,15 +19,17 @@ var fatbin string
 
 // Backend runs ops on one GPU.
 type Backend struct {
-	config     Config
-	name       string // of the device
-	processors int    // multiprocessors
-	overlap    bool
-	hopper     bool   // of compute capability 9: it has the kernels of hopper.cuh
-	only       *way   // of all linears, in benchmarks
-	lt         string // "", or why cuBLASLt is not used
-	ltUsed     bool
-	closed     bool
+	config       Config
+	name         string // of the device
+	processors   int    // multiprocessors
+	overlap      bool
+	hopper       bool   // of compute capability 9: it has the kernels of hopper.cuh
+	warpgroups   bool   // prefill attention and its backward by warpgroup products
+	only         *way   // of all linears, in benchmarks
+	decodeBlocks int    // of decode attention on a multiprocessor, in benchmarks
+	lt           string // "", or why cuBLASLt is not used
+	ltUsed       bool
+	closed       bool
 
 	module    cu.Module
 	functions map[string]cu.Function
@@ -41,6 +43,7 @@ type Backend struct {
 	owned []cu.DevicePtr // scratch, freed at Close
 	plans map[ltKey]ltPlan
 	maps  map[mapKey]tensorMap
+	marks *[]mark // of a profile under way
 }
 
 var _ kernels.Backend = (*Backend)(nil)
@@ -87,11 +90,12 @@ func open(c Config) (_ *Backend, err error) {
 	b.processors = attribute(c.Device, attributeProcessors)
 	b.overlap = !c.NoOverlap && attribute(c.Device, attributeMajor) >= 9
 	b.hopper = attribute(c.Device, attributeMajor) == 9
+	b.warpgroups = b.hopper && !c.NoWarpgroups
 	if b.module, err = cu.LoadData(fatbin); err != nil {
 		return nil, fmt.Errorf("%w: loading the kernels: %w", ErrUnavailable, err)
 	}
 	for name, shared := range functionShared {
-		if strings.HasPrefix(name, "linear_skinny_") && !b.hopper {
+		if (strings.HasPrefix(name, "linear_skinny_") || strings.HasPrefix(name, "residual_cluster")) && !b.hopper {
 			continue
 		}
 		f, err := b.module.Function(name)
@@ -158,7 +162,7 @@ func (b *Backend) Info() kernels.Info {
 	return kernels.Info{
 		Backend: "cuda", Device: fmt.Sprintf("%s, %d multiprocessors, %s: the GPU that the driver lists at %d", b.name, b.processors, lt, b.config.Device),
 		Working: b.config.Working, Activation: b.config.Working, BatchInvariant: b.config.BatchInvariant || b.config.Working == kernels.F32,
-		MemoryTotal: total, MemoryFree: free, NoTraining: true,
+		MemoryTotal: total, MemoryFree: free,
 	}
 }
 

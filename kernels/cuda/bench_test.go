@@ -56,7 +56,7 @@ func (b *bench) step(n, context int, adapter func(int) int) kernels.Step {
 			rec.BlockTable[i*each+j] = int32(order[i*each+j])
 		}
 		at := context - 1
-		rec.Feed[i], rec.Position[i], rec.Seq[i], rec.Adapter[i], rec.RowToken[i] = -1, int32(at), int32(i), int32(adapter(i)), int32(i)
+		rec.Feed[i], rec.Position[i], rec.Seq[i], rec.Adapter[i], rec.RowToken[i] = -1, int32((at+i)%context), int32(i), int32(adapter(i)), int32(i)
 		rec.KVSlot[i] = rec.BlockTable[i*each+at/p]*p + int32(at%p)
 		rec.QueryStart[i], rec.QueryStart[i+1], rec.Context[i] = int32(i), int32(i+1), int32(context)
 	}
@@ -149,34 +149,38 @@ func wayOf(i int) *way {
 	return &w
 }
 
-// BenchmarkAttention has decode attention of 32 heads over 8 of 128 values.
+// BenchmarkAttention has decode attention of 32 heads over 8 of 128 values, with 2 and 3 blocks on a multiprocessor.
 func BenchmarkAttention(t *testing.B) {
 	for _, n := range []int{1, 8, 64, 128} {
-		for _, context := range []int{576, 2048} {
-			t.Run(fmt.Sprintf("%d/%d", n, context), func(t *testing.B) {
-				b := newBench(t, Config{})
-				layers := max(2, min(32, 4<<30/(n*context*4096)))
-				kv, err := b.NewKVCache(kernels.KVSpec{Layers: layers, Blocks: n * (context + 15) / 16, BlockTokens: 16, KVHeads: 8, HeadDim: 128})
-				if err != nil {
-					b.Fatal(err)
-				}
-				b.Cleanup(func() { b.FreeKVCache(kv) })
-				q, o, step := b.tensor(kernels.BF16, n, 4096), b.tensor(kernels.BF16, n, 4096), b.step(n, context, base)
-				b.times(layers, float64(n*context*4096), func(i int) {
-					b.Attention(b.s, kernels.AttentionArgs{Out: o, Q: q, Cache: kv, Layer: i, Scale: 0.1}, step)
+		for _, context := range []int{512, 576, 640, 2048} {
+			b := newBench(t, Config{})
+			layers := max(2, min(32, 4<<30/(n*context*4096)))
+			kv, err := b.NewKVCache(kernels.KVSpec{Layers: layers, Blocks: n * (context + 15) / 16, BlockTokens: 16, KVHeads: 8, HeadDim: 128})
+			if err != nil {
+				b.Fatal(err)
+			}
+			q, o, step := b.tensor(kernels.BF16, n, 4096), b.tensor(kernels.BF16, n, 4096), b.step(n, context, base)
+			for each := 2; each <= 3; each++ {
+				t.Run(fmt.Sprintf("%d/%d/%d", n, context, each), func(t *testing.B) {
+					b := &bench{t, b.Backend, b.s}
+					b.decodeBlocks = each
+					b.times(layers, float64(n*context*4096), func(i int) {
+						b.Attention(b.s, kernels.AttentionArgs{Out: o, Q: q, Cache: kv, Layer: i, Scale: 0.1}, step)
+					})
 				})
-			})
+			}
+			b.FreeKVCache(kv)
 		}
 	}
 }
 
-// BenchmarkEpilogue has the epilogues of 64 tokens by adapters: GB/s of B, read once for each adapter.
+// BenchmarkEpilogue has the epilogues by adapters: GB/s of the activations, and of B read once for each adapter.
 func BenchmarkEpilogue(t *testing.B) {
-	const n, layers, h, ff, heads, kvHeads, d, r = 64, 4, 4096, 14336, 32, 8, 128, 64
+	const layers, h, ff, heads, kvHeads, d, r = 4, 4096, 14336, 32, 8, 128, 64
 	const widest = layers * 2 * ff
-	for _, c := range []struct{ distinct, rank int }{{0, 16}, {1, 16}, {1, 64}, {8, 16}, {64, 16}, {64, 64}} {
-		t.Run(fmt.Sprintf("%d distinct of rank %d", c.distinct, c.rank), func(t *testing.B) {
-			b := newBench(t, Config{})
+	for _, c := range []struct{ n, distinct, rank int }{{1, 0, 16}, {1, 1, 16}, {64, 0, 16}, {64, 1, 16}, {64, 1, 64}, {64, 8, 16}, {64, 64, 16}, {64, 64, 64}, {128, 0, 16}, {8192, 0, 16}, {8192, 16, 16}} {
+		t.Run(fmt.Sprintf("%d tokens, %d distinct of rank %d", c.n, c.distinct, c.rank), func(t *testing.B) {
+			b, n := newBench(t, Config{}), c.n
 			table, err := b.NewAdapterTable(64)
 			if err != nil {
 				b.Fatal(err)
@@ -184,39 +188,50 @@ func BenchmarkEpilogue(t *testing.B) {
 			for i := range c.distinct {
 				b.SetAdapter(b.s, table, i, b.tensor(kernels.BF16, 1, c.rank*widest), c.rank)
 			}
-			step := b.step(n, 576, func(i int) int {
+			context := 576
+			if n > 256 {
+				context = 48
+			}
+			step := b.step(n, context, func(i int) int {
 				if c.distinct == 0 {
 					return -1
 				}
-				return i % c.distinct
+				return i * c.distinct / n // a step's sequences go by adapter
 			})
 			ref := func(i, out int) kernels.BRef { return kernels.BRef{Table: table, Offset: i * out, Out: out} }
 			x, normed, act, q := b.tensor(kernels.BF16, n, h), b.tensor(kernels.BF16, n, h), b.tensor(kernels.BF16, n, ff), b.tensor(kernels.BF16, n, heads*d)
 			norm, rope := b.tensor(kernels.F32, 1, h), b.tensor(kernels.F32, 600, d)
-			kv, err := b.NewKVCache(kernels.KVSpec{Layers: 1, Blocks: n * 36, BlockTokens: 16, KVHeads: kvHeads, HeadDim: d})
+			kv, err := b.NewKVCache(kernels.KVSpec{Layers: 1, Blocks: n * (context + 15) / 16, BlockTokens: 16, KVHeads: kvHeads, HeadDim: d})
 			if err != nil {
 				b.Fatal(err)
 			}
 			b.Cleanup(func() { b.FreeKVCache(kv) })
+			residual := func(b *bench, i int, yz kernels.Tensor) {
+				b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: yz, Norm: norm, Eps: 1e-5, B: ref(i, h)}, step)
+			}
 			for _, k := range []struct {
-				name string
-				out  int
-				op   func(b *bench, i int, yz kernels.Tensor)
+				name       string
+				out, moved int // columns of yz; columns read and written
+				op         func(b *bench, i int, yz kernels.Tensor)
 			}{
-				{"qkv", (heads + 2*kvHeads) * d, func(b *bench, i int, yz kernels.Tensor) {
+				{"qkv", (heads + 2*kvHeads) * d, 2 * (heads + 2*kvHeads) * d, func(b *bench, i int, yz kernels.Tensor) {
 					b.QKV(b.s, kernels.QKVArgs{Q: q, YZ: yz, Rope: rope, Cache: kv, B: ref(i, (heads+2*kvHeads)*d)}, step)
 				}},
-				{"residual", h, func(b *bench, i int, yz kernels.Tensor) {
-					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: yz, Norm: norm, Eps: 1e-5, B: ref(i, h)}, step)
+				{"residual", h, 4 * h, residual},
+				{"residual by one block", h, 4 * h, func(b *bench, i int, yz kernels.Tensor) {
+					was := b.hopper
+					b.hopper = false
+					residual(b, i, yz)
+					b.hopper = was
 				}},
-				{"mlp", 2 * ff, func(b *bench, i int, yz kernels.Tensor) {
+				{"mlp", 2 * ff, 3 * ff, func(b *bench, i int, yz kernels.Tensor) {
 					b.MLP(b.s, kernels.MLPArgs{Act: act, YZ: yz, B: ref(i, 2*ff)}, step)
 				}},
 			} {
 				yz, sites := b.tensor(kernels.BF16, n, k.out+r), widest/k.out
 				t.Run(k.name, func(t *testing.B) {
 					b := &bench{t, b.Backend, b.s}
-					b.times(sites, float64(2*c.distinct*c.rank*k.out), func(i int) { k.op(b, i, yz) })
+					b.times(sites, float64(2*c.distinct*c.rank*k.out+2*n*k.moved), func(i int) { k.op(b, i, yz) })
 				})
 			}
 		})

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Runs what make gpu-bundle packed, on a machine with a GPU. Each step has a limit of its own, and its log goes to $OUT (default: here).
 #
-#   run [STEP …]     default: ops infer smollm2 sanitizer bench
+#   run [STEP …]     default: ops infer finetune smollm2 sanitizer bench
 #
 #   ops        every op against kernels/cpu
 #   infer      the engine: goldens of the demo model and the tiny architectures, laws, memory
+#   finetune   training in float32 and bfloat16: goldens, laws, jobs (BHIVE_SMOLLM2=1: SmolLM2's too, from ../models and ../../shared)
 #   smollm2    SmolLM2's goldens, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
 #   sanitizer  compute-sanitizer's memcheck over small tests, where it is installed; SANITIZE says which (a -test.run pattern of cuda.test)
 #   bench      bhive bench gpu $BENCH, with its table in $OUT/bench.json
 #
-# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_SMOLLM2 60, LIMIT_SANITIZER 60, LIMIT_BENCH 210: nine minutes in all. The whole
+# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_FINETUNE 90 (each precision), LIMIT_SMOLLM2 60, LIMIT_SANITIZER 60, LIMIT_BENCH 210: nine minutes in all. The whole
 # table takes longer than that; `LIMIT_BENCH=540 run bench` has it alone. cuBLASLt is found through LD_LIBRARY_PATH.
 set -u
 cd "$(dirname "$0")"
@@ -38,6 +39,13 @@ limited() {
 step_ops() { limited "${LIMIT_OPS:-90}" "$out/ops.log" ./cuda.test -test.v; }
 
 step_infer() { limited "${LIMIT_INFER:-120}" "$out/infer.log" env -C infer ../infer.test -device cuda -test.v -test.short; grep -cE '^ *--- PASS' "$out/infer.log" | sed 's/$/ tests and subtests pass/; s/^/  /'; }
+
+step_finetune() {
+	for precision in float32 bfloat16; do
+		echo "  $precision"
+		limited "${LIMIT_FINETUNE:-90}" "$out/finetune-$precision.log" env -C finetune ../finetune.test -device cuda -precision $precision -test.v
+	done
+}
 
 step_smollm2() {
 	if [ -z "${SMOLLM2:-}" ] || [ -z "${GOLDEN:-}" ]; then
@@ -71,7 +79,7 @@ step_bench() {
 	cat "$out/bench.log"
 }
 
-for step in ${*:-ops infer smollm2 sanitizer bench}; do
+for step in ${*:-ops infer finetune smollm2 sanitizer bench}; do
 	echo "== $step"
 	"step_$step"
 done

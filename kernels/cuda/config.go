@@ -23,6 +23,8 @@ type Config struct {
 	BatchInvariant bool
 	// NoLt leaves cuBLASLt unused.
 	NoLt bool
+	// NoWarpgroups leaves Hopper's warpgroup products unused: attention runs as on other cards.
+	NoWarpgroups bool
 	// NoOverlap starts a kernel only when the one before it has ended.
 	NoOverlap bool
 }

@@ -17,10 +17,14 @@
 // write. Weights, the adapter table, B's, the record, and K and V of earlier steps are read before that: they are complete when a step
 // begins, because a step begins with a copy, which nothing overlaps.
 //
+// Training runs the same linears, and dx = [dy, dz]·[W; A] over the same weights. Logits exist for a chunk of tokens at a time, 256 MiB at most, and
+// their gradient takes their place.
+//
 // # Invariants
 //
 //   - With Working BF16 activations are bf16 as well and sums are float32; with F32 everything is float32, plain and slow, for tests.
 //   - Methods may be called from any thread, one at a time; each makes the context current for its own thread.
 //   - An error of the driver is sticky: it is kept and returned by the next Sync or Wait.
-//   - Training ops are not on this device yet: Info says so, and they panic.
+//   - Sums of training ops have one order whatever else is in the batch, and none is made by atomic additions: a run gives the same bits again.
+//     Only cuBLASLt may choose another order for another bucket.
 package cuda

@@ -147,16 +147,16 @@ static int lt_open(void) {
 }
 static int lt_version(void) { return lt.version ? (int)lt.version() : 0; }
 
-// lt_plan is y[m, n] = x[m, k]·w[n, k]ᵀ in bf16; y bf16, or float32 with wide.
+// lt_plan is y[m, n] = x[m, k]·w[n, k]ᵀ in bf16, or with back x[m, k]·w[k, n]; y bf16, or float32 with wide.
 typedef struct { void *desc, *a, *b, *d; uint64_t algo[8]; } lt_plan;
-static lt_plan *lt_make(int64_t n, int64_t m, int64_t k, int64_t ldx, int64_t ldy, int wide, size_t workspace) {
+static lt_plan *lt_make(int64_t n, int64_t m, int64_t k, int64_t ldx, int64_t ldy, int wide, int back, size_t workspace) {
     enum { bf16 = 14, f32 = 0, compute32 = 68, trans = 1, desc_transa = 3, pref_workspace = 1 };
     bh_current();
     lt_plan *p = calloc(1, sizeof *p);
-    int t = trans, found = 0;
+    int t = back ? 0 : trans, found = 0;
     void *pref = 0;
     lt_result r = {0};
-    if (lt.desc(&p->desc, compute32, f32) || lt.desc_set(p->desc, desc_transa, &t, sizeof t) || lt.layout(&p->a, bf16, k, n, k) ||
+    if (lt.desc(&p->desc, compute32, f32) || lt.desc_set(p->desc, desc_transa, &t, sizeof t) || lt.layout(&p->a, bf16, back ? n : k, back ? k : n, back ? n : k) ||
         lt.layout(&p->b, bf16, k, m, ldx) || lt.layout(&p->d, wide ? f32 : bf16, n, m, ldy) || lt.pref(&pref) ||
         lt.pref_set(pref, pref_workspace, &workspace, sizeof workspace) ||
         lt.heuristic(lt.handle, p->desc, p->a, p->b, p->d, p->d, pref, 1, &r, &found) || !found) {
@@ -166,10 +166,10 @@ static lt_plan *lt_make(int64_t n, int64_t m, int64_t k, int64_t ldx, int64_t ld
     for (int i = 0; i < 8; i++) p->algo[i] = r.algo[i];
     return p;
 }
-static int lt_run(lt_plan *p, uint64_t w, uint64_t x, uint64_t y, uint64_t workspace, size_t bytes, CUstream s) {
+static int lt_run(lt_plan *p, uint64_t w, uint64_t x, uint64_t y, float beta, uint64_t workspace, size_t bytes, CUstream s) {
     int e = bh_current();
-    float one = 1, zero = 0;
-    return e ? e : lt.matmul(lt.handle, p->desc, &one, (void *)w, p->a, (void *)x, p->b, &zero, (void *)y, p->d, (void *)y, p->d, p->algo, (void *)workspace, bytes, s);
+    float one = 1;
+    return e ? e : lt.matmul(lt.handle, p->desc, &one, (void *)w, p->a, (void *)x, p->b, &beta, (void *)y, p->d, (void *)y, p->d, p->algo, (void *)workspace, bytes, s);
 }
 */
 import "C"
@@ -301,17 +301,20 @@ func ltVersion() int { return int(C.lt_version()) }
 
 type ltPlan = *C.lt_plan
 
-// ltMake plans y[m, n] = x[m, k]·w[n, k]ᵀ; nil where cuBLASLt has no way.
-func ltMake(n, m, k, ldx, ldy int, wide bool, workspace int) ltPlan {
-	w := C.int(0)
-	if wide {
-		w = 1
+// ltMake plans y[m, n] = x[m, k]·w[n, k]ᵀ, or with back x[m, k]·w[k, n]; nil where cuBLASLt has no way.
+func ltMake(key ltKey, workspace int) ltPlan {
+	flag := func(b bool) C.int {
+		if b {
+			return 1
+		}
+		return 0
 	}
-	return C.lt_make(C.int64_t(n), C.int64_t(m), C.int64_t(k), C.int64_t(ldx), C.int64_t(ldy), w, C.size_t(workspace))
+	return C.lt_make(C.int64_t(key.n), C.int64_t(key.m), C.int64_t(key.k), C.int64_t(key.ldx), C.int64_t(key.ldy), flag(key.wide), flag(key.back), C.size_t(workspace))
 }
 
-func ltRun(p ltPlan, w, x, y, workspace uint64, bytes int, s cu.Stream) error {
-	if e := C.lt_run(p, C.uint64_t(w), C.uint64_t(x), C.uint64_t(y), C.uint64_t(workspace), C.size_t(bytes), rawStream(s)); e != 0 {
+// ltRun multiplies; y ← x·w + beta·y.
+func ltRun(p ltPlan, w, x, y uint64, beta float32, workspace uint64, bytes int, s cu.Stream) error {
+	if e := C.lt_run(p, C.uint64_t(w), C.uint64_t(x), C.uint64_t(y), C.float(beta), C.uint64_t(workspace), C.size_t(bytes), rawStream(s)); e != 0 {
 		return fmt.Errorf("cuda: cuBLASLt: status %d", int(e))
 	}
 	return nil

@@ -23,7 +23,15 @@ const ltWorkspace = 32 << 20
 
 type ltKey struct {
 	n, m, k, ldx, ldy int
-	wide              bool
+	wide, back        bool
+}
+
+// name of a product in a profile.
+func (k ltKey) name(b *Backend) string {
+	if b.marks == nil {
+		return ""
+	}
+	return fmt.Sprintf("cuBLASLt [%d, %d]·[%d, %d]", k.m, k.k, k.k, k.n)
 }
 
 // Linear: yz[t] = [x[t]·Wᵀ, round(x[t]·Aᵀ)].
@@ -106,7 +114,9 @@ func (b *Backend) route(m, n, k int, wide bool) way {
 	switch {
 	case b.only != nil:
 		return *b.only
-	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && !wide && n*k >= 32<<20):
+	case b.hopper && b.lt == "" && m <= 8 && n*k < 32<<20: // it joins nothing between blocks
+		return byOwn
+	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && (wide && m > 96 || !wide && n*k >= 32<<20)):
 		return bySkinny
 	case b.lt == "" && m > fewTokens:
 		return byLt
@@ -183,15 +193,20 @@ func (b *Backend) skinny(s *stream, y, x kernels.Tensor, w *weight, m int, count
 
 // linearLt multiplies by cuBLASLt, on all the bucket's rows; those past the count hold no numbers of meaning. It reports whether it can.
 func (b *Backend) linearLt(s *stream, y, x kernels.Tensor, w *weight, m int, wide bool) bool {
-	key := ltKey{w.rows(), m, w.in, x.Stride, y.Stride, wide}
+	return b.multiplyLt(s, ltKey{n: w.rows(), m: m, k: w.in, ldx: x.Stride, ldy: y.Stride, wide: wide}, uint64(w.at), address(x), address(y), 0)
+}
+
+// multiplyLt multiplies by cuBLASLt, y ← product + beta·y, and reports whether it can.
+func (b *Backend) multiplyLt(s *stream, key ltKey, w, x, y uint64, beta float32) bool {
 	p, ok := b.plans[key]
 	if !ok {
-		p = ltMake(key.n, key.m, key.k, key.ldx, key.ldy, wide, ltWorkspace)
+		p = ltMake(key, ltWorkspace)
 		b.plans[key] = p
 	}
 	if p == nil {
 		return false
 	}
-	b.keep(ltRun(p, uint64(w.at), address(x), address(y), s.grow(&s.workspace, ltWorkspace), ltWorkspace, s.s))
+	workspace := s.grow(&s.workspace, ltWorkspace)
+	b.keep(b.timed(s.s, key.name(b), func() error { return ltRun(p, w, x, y, beta, workspace, ltWorkspace, s.s) }))
 	return true
 }

@@ -14,9 +14,9 @@ import (
 // functionShared lists the kernels with the most dynamic shared memory each is launched with, in bytes; 0: at most 48 KiB.
 var functionShared = map[string]int{
 	"embed_f32": 0, "embed_bf16": 0, "gather_f32": 0, "gather_bf16": 0, "norm_f32": 0, "norm_bf16": 0, "norm8_bf16": 0,
-	"residual_f32": 0, "residual_bf16": 0, "residual8wide_bf16": 0, "residual8x1_bf16": 0, "residual8x4_bf16": 0,
-	"mlp_f32": 0, "mlp_bf16": 0, "mlp2x8_bf16": 0, "mlp_slice_bf16": 0,
-	"qkv_f32": 0, "qkv_bf16": 0, "qkv64x8_bf16": 0, "qkv128x8_bf16": 0, "qkv_slice64_bf16": 0, "qkv_slice128_bf16": 0,
+	"residual_f32": 0, "residual_bf16": 0, "residual8wide_bf16": 0, "residual8_bf16": 0, "residual_cluster_bf16": 0,
+	"mlp_f32": 0, "mlp_bf16": 0, "mlp_slice_bf16": 0, "mlp_slices_bf16": 0,
+	"qkv_f32": 0, "qkv_bf16": 0, "qkv_slice64_bf16": 0, "qkv_slice128_bf16": 0, "qkv_slices64_bf16": 0, "qkv_slices128_bf16": 0,
 	"sample": 0, "set_adapter": 0,
 	"copy_f32_f32": 0, "copy_f32_bf16": 0, "copy_bf16_f32": 0, "copy_bf16_bf16": 0, "fill_f32": 0, "fill_bf16": 0,
 	"linear_plain_f32": 0, "linear_plain_bf16": 0, "linear_plain_bf16_f32": 0,
@@ -31,6 +31,20 @@ var functionShared = map[string]int{
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
 	"attention_decode_128": 0, "attention_decode_64": 0,
+	"norm_backward_f32": 0, "norm_backward_bf16": 0, "norm_backward8_bf16": 0,
+	"mlp_backward_f32": 0, "mlp_backward_bf16": 0, "mlp_backward8_bf16": 0, "mlp_forward_f32": 0, "mlp_forward_bf16": 0, "mlp_forward8_bf16": 0,
+	"qkv_backward_f32": 0, "qkv_backward_bf16": 0, "qkv_backward8_bf16": 0,
+	"attention_backward_plain_q_f32": 0, "attention_backward_plain_q_bf16": 0, "attention_backward_plain_kv_f32": 0, "attention_backward_plain_kv_bf16": 0,
+	"attention_backward_q128_bf16": 4 * 64 * 128 * 2, "attention_backward_q64_bf16": 4 * 64 * 64 * 2,
+	"attention_backward_kv128_bf16": keysShared(128), "attention_backward_kv64_bf16": keysShared(64),
+	"prefill128_warpgroups": warpgroupsShared(128, 0, 4), "prefill64_warpgroups": warpgroupsShared(64, 0, 4),
+	"attention_backward_q128_warpgroups": warpgroupsShared(128, 1, 4), "attention_backward_q64_warpgroups": warpgroupsShared(64, 1, 4),
+	"attention_backward_kv128_warpgroups": warpgroupsShared(128, 2, 4), "attention_backward_kv64_warpgroups": warpgroupsShared(64, 2, 4),
+	"copy_wide": 0, "set_lane": 0, "linear_backward_plain_f32": 0, "linear_backward_plain_bf16": 0, "linear_backward_bf16": linearBackwardShared,
+	"shrink_plain_f32": 0, "shrink_plain_bf16": 0, "gradient_plain_f32": 0, "gradient_plain_bf16": 0, "shrink_bf16": shrinkShared,
+	"gradient32_bf16": gradientShared(32), "gradient64_bf16": gradientShared(64), "chunk_counts": 0,
+	"cross_entropy1_f32": 0, "cross_entropy8_f32": 0, "cross_entropy1_bf16": 0, "cross_entropy8_bf16": 0,
+	"grad_squares": 0, "grad_norm": 0, "adamw_f32": 0, "adamw_bf16": 0, "gram_f32": 0, "gram_bf16": 0,
 }
 
 // Places in a record, in the order in which kernels.Record declares them.
@@ -63,6 +77,8 @@ const (
 	atRowRepetition
 	atRowPresence
 	atRowFrequency
+	atLabel // of a training step, as is the next
+	atLoss
 )
 
 // record gives addresses of a step's fields.
@@ -103,7 +119,7 @@ func (b *Backend) launchOn(s cu.Stream, name string, gx, gy, gz, threads, shared
 		panic("cuda: no kernel " + name)
 	}
 	b.args = append(b.args[:0], args...)
-	if err := launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap); err != nil {
+	if err := b.timed(s, name, func() error { return launchRaw(f, gx, gy, gz, threads, shared, s, b.args, overlap) }); err != nil {
 		b.keep(fmt.Errorf("%s: %w", name, err))
 	}
 }
@@ -164,12 +180,12 @@ func noAdapters(table uint64, z int) uint64 {
 	return table
 }
 
-// slicesTokens is the most tokens of a step whose epilogues' blocks take few tokens: where there are more, B's rows are used again.
-const slicesTokens = 256
-
-// sliced says whether epilogues go by slices of 8 tokens. In batch-invariant mode all do: the others' sums have another order.
-func (b *Backend) sliced(step kernels.Step) bool {
-	return step.Bucket.Tokens <= slicesTokens || b.config.BatchInvariant
+// slicesOf is how many slices of 8 tokens, one after another, a block of an epilogue takes of a step: where there are many, B's rows stay in its registers.
+func slicesOf(step kernels.Step) int {
+	if step.Bucket.Tokens <= 256 {
+		return 1
+	}
+	return 8
 }
 
 // QKV adds bias and B·z, norms and rotates the heads, and writes q, and K and V into the cache.
@@ -185,16 +201,17 @@ func (b *Backend) QKV(s kernels.Stream, a kernels.QKVArgs, step kernels.Step) {
 	pa, ps := optional(a.Pre, dt, m, (heads+kv)*d, "qkv: pre")
 	table, offset := tableOf(a.B, out, "qkv")
 	name, each, gy, threads := "qkv", 1, heads+2*kv, parts(d, 32)*32
-	switch warps := dt == kernels.BF16 && (d == 64 || d == 128) && (qs|ys|ps)%2 == 0; {
-	case warps && b.sliced(step) && ys%8 == 0 && ya%16 == 0 && rs%2 == 0 && ra%8 == 0:
-		name, each, gy, threads = fmt.Sprintf("qkv_slice%d", d), 8, parts(gy*d, 128), 128
-	case warps:
-		name, each, gy, threads = fmt.Sprintf("qkv%dx8", d), 8, parts(gy, 4), 128
+	if dt == kernels.BF16 && (d == 64 || d == 128) && (qs|ps|rs)%4 == 0 && ys%8 == 0 && (ya|ra)%16 == 0 && (qa|pa)%8 == 0 {
+		name, each, threads = fmt.Sprintf("qkv_slice%d", d), 8, 128
+		if n := slicesOf(step); n > 1 {
+			name, each, threads = fmt.Sprintf("qkv_slices%d", d), 8*n, 256 // which share the angles
+		}
+		gy = parts(gy*d, 2*threads)
 	}
-	b.launch(s, name+b.suffix(), parts(m, each), gy, 1, threads, 4*(each*((z+3)&^3)+2*d),
+	b.launch(s, name+b.suffix(), parts(m, each), gy, 1, threads, 4*(((z+3)&^3)+2*d),
 		qa, qs, ya, ys, vector(a.Bias, out, "qkv: bias"), vector(a.QNorm, d, "qkv: q norm"), vector(a.KNorm, d, "qkv: k norm"), float(float64(a.Eps)),
 		ra, rs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(z), pa, ps, noAdapters(table, z), offset,
-		r.at(atAdapter), r.at(atPosition), r.at(atKVSlot), r.at(atHead))
+		r.at(atAdapter), r.at(atPosition), r.at(atKVSlot), r.at(atHead), uint64(slicesOf(step)))
 }
 
 // ResidualNorm: out[t] = x[t] + y[t] + bias + B·z[t]; normed[t] = out[t]·rstd[t]·w.
@@ -206,20 +223,18 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 	xa, xs := matrix(a.X, dt, m, h, "residual: x")
 	ya, ys := matrix(a.YZ, dt, m, h+z, "residual: yz")
 	table, offset := tableOf(a.B, h, "residual")
-	name, each, threads := "residual", 1, rowThreads(h)
-	if dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0 {
-		threads = rowThreads(h / 8)
-		name, each = "residual8x1", 1
-		if threads > 512 {
-			name = "residual8wide"
-		}
-		if !b.sliced(step) && threads <= 512 {
-			name, each = "residual8x4", 4
-		}
-	} else if h > 16*threads {
+	name, blocks, threads := "residual", m, rowThreads(h)
+	switch eights := dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0; {
+	case eights && b.hopper:
+		name, blocks, threads = "residual_cluster", 8*parts(m, 8), 128*parts(h, 2048)
+	case eights && h <= 8*512:
+		name, threads = "residual8", rowThreads(h/8)
+	case eights:
+		name, threads = "residual8wide", rowThreads(h/8)
+	case h > 16*threads:
 		panic(fmt.Sprintf("cuda: residual: a row of %d, at most %d", h, 16*1024))
 	}
-	b.launch(s, name+b.suffix(), parts(m, each), 1, 1, threads, 4*each*((z+3)&^3),
+	b.launch(s, name+b.suffix(), blocks, 1, 1, threads, 4*((z+3)&^3),
 		oa, os, na, ns, xa, xs, ya, ys, vector(a.Bias, h, "residual: bias"), vector(a.Norm, h, "residual: norm"), vector(a.Rstd, m, "residual: rstd"),
 		uint64(h), uint64(z), float(float64(a.Eps)), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
 }
@@ -233,14 +248,14 @@ func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
 	ga, gs := optional(a.GateUp, dt, m, 2*ff, "mlp: gate and up")
 	table, offset := tableOf(a.B, 2*ff, "mlp")
 	name, each, width, threads := "mlp", 1, 256, 256
-	switch pairs := dt == kernels.BF16 && (uint64(ff)|as|ys|gs)%2 == 0; {
-	case pairs && b.sliced(step) && ff%4 == 0 && ys%8 == 0 && ya%16 == 0:
-		name, each, width, threads = "mlp_slice", 8, 64, 128
-	case pairs:
-		name, each, width = "mlp2x8", 8, 512
+	if dt == kernels.BF16 && ff%8 == 0 && (as|ys|gs)%8 == 0 && (aa|ya|ga)%16 == 0 {
+		name, each, width, threads = "mlp_slice", 8, 128, 64
+		if n := slicesOf(step); n > 1 {
+			name, each, width, threads = "mlp_slices", 8*n, 256, 128
+		}
 	}
-	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, threads, 4*each*((z+3)&^3),
-		aa, as, ya, ys, vector(a.Bias, 2*ff, "mlp: bias"), ga, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
+	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, threads, 4*((z+3)&^3),
+		aa, as, ya, ys, vector(a.Bias, 2*ff, "mlp: bias"), ga, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead), uint64(slicesOf(step)))
 }
 
 // Zero: t = 0.
@@ -254,7 +269,10 @@ func (b *Backend) Zero(s kernels.Stream, t kernels.Tensor) {
 		return
 	}
 	for i := range rows {
-		b.keep(cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, s.(*stream).s))
+		own := s.(*stream).s
+		b.keep(b.timed(own, "zero", func() error {
+			return cu.MemsetD8Async(cu.DevicePtr(address(t)+uint64(i*t.Stride*t.DType.Size())), 0, n, own)
+		}))
 	}
 }
 
@@ -265,7 +283,16 @@ func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
 	}
 	if n := src.Elements() * int64(src.DType.Size()); dst.DType == src.DType && dst.Contiguous() && src.Contiguous() && n > 0 {
 		defer b.enter()()
-		b.keep(cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, s.(*stream).s))
+		own := s.(*stream).s
+		b.keep(b.timed(own, "copy", func() error {
+			return cu.MemcpyDtoDAsync(cu.DevicePtr(address(dst)), cu.DevicePtr(address(src)), n, own)
+		}))
+		return
+	}
+	if size := src.DType.Size(); dst.DType == src.DType && (dst.Stride|src.Stride|src.Cols)*size%16 == 0 && (address(dst)|address(src))%16 == 0 && src.Elements() < 1<<32 {
+		each := 16 / size
+		b.launch(s, "copy_wide", parts(dst.Rows*dst.Cols/each, 1024), 1, 1, 256, 0,
+			address(dst), uint64(dst.Stride/each), address(src), uint64(src.Stride/each), uint64(dst.Rows), uint64(dst.Cols/each))
 		return
 	}
 	names := map[kernels.DType]string{kernels.F32: "_f32", kernels.BF16: "_bf16", kernels.I32: "_f32"}

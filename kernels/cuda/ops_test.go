@@ -91,7 +91,7 @@ func TestEpilogues(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
 		b := p.step(9, seqs...)
 		m := b.gpu.Bucket.Tokens
-		for _, shape := range [][2]int{{72, 16}, {600, 16}, {136, 64}, {72, 0}} {
+		for _, shape := range [][2]int{{72, 16}, {600, 16}, {2312, 64}, {136, 64}, {72, 0}} {
 			h, testR := shape[0], shape[1]
 			table := p.adapters(3+2*h, testRanks[testR]...)
 			yz, x := p.act(m, h+testR, p.normal(m*(h+testR), 1)), p.act(m, h, p.normal(m*h, 1))
@@ -102,6 +102,15 @@ func TestEpilogues(t *testing.T) {
 			p.cpu.ResidualNorm(p.cpu.s, kernels.ResidualNormArgs{Out: out.cpu, Normed: normed.cpu, X: x.cpu, YZ: yz.cpu, Bias: bias.cpu, Norm: w.cpu, Eps: 1e-5, B: cb, Rstd: rstd.cpu}, b.cpu)
 			p.same("residual", out, b.tokens(), p.tol())
 			p.same("normed", normed, b.tokens(), p.tol())
+			if be := p.gpu.Backend.(*Backend); be.hopper { // and as below Hopper
+				out, normed := p.garbage(m, h), p.garbage(m, h)
+				be.hopper = false
+				p.gpu.ResidualNorm(p.gpu.s, kernels.ResidualNormArgs{Out: out.gpu, Normed: normed.gpu, X: x.gpu, YZ: yz.gpu, Bias: bias.gpu, Norm: w.gpu, Eps: 1e-5, B: gb}, b.gpu)
+				be.hopper = true
+				p.cpu.ResidualNorm(p.cpu.s, kernels.ResidualNormArgs{Out: out.cpu, Normed: normed.cpu, X: x.cpu, YZ: yz.cpu, Bias: bias.cpu, Norm: w.cpu, Eps: 1e-5, B: cb}, b.cpu)
+				p.same("residual by one block", out, b.tokens(), p.tol())
+				p.same("normed by one block", normed, b.tokens(), p.tol())
+			}
 
 			gu, act, save := p.act(m, 2*h+testR, p.normal(m*(2*h+testR), 1)), p.garbage(m, h), p.garbage(m, 2*h)
 			gb, cb = table.ref(3, 2*h)
@@ -180,12 +189,12 @@ func (p *pair) attend(seqs []seq, shape [3]int, window int) {
 }
 
 func TestAttention(t *testing.T) {
-	for _, c := range []Config{{Working: kernels.F32}, {Working: kernels.BF16}, {Working: kernels.BF16, BatchInvariant: true}} {
+	for _, c := range []Config{{Working: kernels.F32}, {Working: kernels.BF16}, {Working: kernels.BF16, NoWarpgroups: true}, {Working: kernels.BF16, BatchInvariant: true}} {
 		for _, shape := range heads {
 			for _, window := range []int{0, 5, 100} {
-				name := fmt.Sprintf("%s/invariant=%v/%v/%d", c.Working, c.BatchInvariant, shape, window)
+				name := fmt.Sprintf("%s/invariant=%v/warps=%v/%v/%d", c.Working, c.BatchInvariant, c.NoWarpgroups, shape, window)
 				for n, ls := range lengths {
-					if n == 989 && c.BatchInvariant {
+					if n == 989 && (c.BatchInvariant || c.NoWarpgroups) {
 						continue
 					}
 					t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) {
@@ -287,5 +296,21 @@ func TestRandomWeight(t *testing.T) {
 		p.gpu.Embed(p.gpu.s, x.gpu, w, kernels.Sampled{}, b.gpu)
 		p.cpu.Embed(p.cpu.s, x.cpu, c, kernels.Sampled{}, b.cpu)
 		p.same("random rows", x, 50, map[kernels.DType]float64{kernels.F32: 5e-3, kernels.BF16: 0}[d])
+	}
+}
+
+func TestCopyWide(t *testing.T) {
+	p := newPair(t, Config{Working: kernels.BF16})
+	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
+		const rows, cols, from, to = 133, 88, 16, 80
+		x := p.normal(rows*cols, 1)
+		src, dst := p.gpu.tensor(d, rows, cols, x), p.gpu.tensor(d, rows, cols, nans(rows*cols))
+		p.gpu.Copy(p.gpu.s, dst.ColRange(from-8, to-8), src.ColRange(from, to))
+		for i, v := range p.gpu.values(dst) {
+			r, c := i/cols, i%cols
+			if in := c >= from-8 && c < to-8; in && v != x[r*cols+c+8] || !in && v == v {
+				t.Fatalf("%s [%d, %d] = %v", d, r, c, v)
+			}
+		}
 	}
 }

@@ -298,6 +298,12 @@ func (x *batch) tokens() int { return int(x.rec.Head[kernels.HeadTokens]) }
 // same compares the first n rows of a tensor of both sides, atol + rtol·|want|, and that the device wrote nothing past them.
 func (p *pair) same(name string, t both, n int, tol float64) {
 	p.Helper()
+	p.near(name, t, n, tol, tol)
+}
+
+// near is same with a tolerance of its own for the difference as a whole, relative to the values as a whole.
+func (p *pair) near(name string, t both, n int, tol, whole float64) {
+	p.Helper()
 	got, want := p.gpu.values(t.gpu), p.cpu.values(t.cpu)
 	cols := t.gpu.Cols
 	sum, ref := 0.0, 0.0
@@ -308,7 +314,7 @@ func (p *pair) same(name string, t both, n int, tol float64) {
 			p.Fatalf("%s[%d, %d] = %v, the oracle has %v", name, i/cols, i%cols, g, w)
 		}
 	}
-	if e := math.Sqrt(sum / ref); ref > 0 && !(e <= tol) {
+	if e := math.Sqrt(sum / ref); ref > 0 && !(e <= whole) {
 		p.Fatalf("%s differs by %.3g as a whole", name, e)
 	}
 	for i := n * cols; i < len(got); i++ {

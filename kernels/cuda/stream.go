@@ -22,6 +22,10 @@ type stream struct {
 	joined    scratch        // its counters
 	logits    scratch        // of sampling
 	workspace scratch        // of cuBLASLt
+	rows      scratch        // of attention backward: lse and delta
+	losses    scratch        // logits of a chunk of tokens, then their gradients
+	chunks    scratch        // tokens of each chunk
+	norms     scratch        // partial sums of gradient norms
 }
 
 // scratch grows to what is asked and is freed with the stream or the backend: a captured graph may still refer to what it was.

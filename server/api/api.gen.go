@@ -324,6 +324,7 @@ const (
 	ChatCompletionChoicesFinishReasonLength      ChatCompletionChoicesFinishReason = "length"
 	ChatCompletionChoicesFinishReasonLessThannil ChatCompletionChoicesFinishReason = "<nil>"
 	ChatCompletionChoicesFinishReasonStop        ChatCompletionChoicesFinishReason = "stop"
+	ChatCompletionChoicesFinishReasonToolCalls   ChatCompletionChoicesFinishReason = "tool_calls"
 )
 
 // Valid indicates whether the value is a known member of the ChatCompletionChoicesFinishReason enum.
@@ -334,6 +335,8 @@ func (e ChatCompletionChoicesFinishReason) Valid() bool {
 	case ChatCompletionChoicesFinishReasonLessThannil:
 		return true
 	case ChatCompletionChoicesFinishReasonStop:
+		return true
+	case ChatCompletionChoicesFinishReasonToolCalls:
 		return true
 	default:
 		return false
@@ -385,6 +388,60 @@ func (e ChatCompletionRequestResponseFormatType) Valid() bool {
 	case ChatCompletionRequestResponseFormatTypeJsonSchema:
 		return true
 	case ChatCompletionRequestResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice1.
+const (
+	ChatCompletionRequestToolChoice1Auto     ChatCompletionRequestToolChoice1 = "auto"
+	ChatCompletionRequestToolChoice1None     ChatCompletionRequestToolChoice1 = "none"
+	ChatCompletionRequestToolChoice1Required ChatCompletionRequestToolChoice1 = "required"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice1 enum.
+func (e ChatCompletionRequestToolChoice1) Valid() bool {
+	switch e {
+	case ChatCompletionRequestToolChoice1Auto:
+		return true
+	case ChatCompletionRequestToolChoice1None:
+		return true
+	case ChatCompletionRequestToolChoice1Required:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice3AllowedToolsMode.
+const (
+	ChatCompletionRequestToolChoice3AllowedToolsModeAuto     ChatCompletionRequestToolChoice3AllowedToolsMode = "auto"
+	ChatCompletionRequestToolChoice3AllowedToolsModeRequired ChatCompletionRequestToolChoice3AllowedToolsMode = "required"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice3AllowedToolsMode enum.
+func (e ChatCompletionRequestToolChoice3AllowedToolsMode) Valid() bool {
+	switch e {
+	case ChatCompletionRequestToolChoice3AllowedToolsModeAuto:
+		return true
+	case ChatCompletionRequestToolChoice3AllowedToolsModeRequired:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ChatCompletionRequestToolChoice3Type.
+const (
+	AllowedTools ChatCompletionRequestToolChoice3Type = "allowed_tools"
+)
+
+// Valid indicates whether the value is a known member of the ChatCompletionRequestToolChoice3Type enum.
+func (e ChatCompletionRequestToolChoice3Type) Valid() bool {
+	switch e {
+	case AllowedTools:
 		return true
 	default:
 		return false
@@ -811,6 +868,27 @@ func (e KeptModuleModule) Valid() bool {
 	}
 }
 
+// Defines values for MemoryPlan.
+const (
+	MemoryPlanLayer MemoryPlan = "layer"
+	MemoryPlanMlp   MemoryPlan = "mlp"
+	MemoryPlanNone  MemoryPlan = "none"
+)
+
+// Valid indicates whether the value is a known member of the MemoryPlan enum.
+func (e MemoryPlan) Valid() bool {
+	switch e {
+	case MemoryPlanLayer:
+		return true
+	case MemoryPlanMlp:
+		return true
+	case MemoryPlanNone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MessageContent2Type.
 const (
 	MessageContent2TypeText MessageContent2Type = "text"
@@ -874,6 +952,21 @@ func (e ModelListObject) Valid() bool {
 	}
 }
 
+// Defines values for NamedToolType.
+const (
+	NamedToolTypeFunction NamedToolType = "function"
+)
+
+// Valid indicates whether the value is a known member of the NamedToolType enum.
+func (e NamedToolType) Valid() bool {
+	switch e {
+	case NamedToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ReadyReasonsCode.
 const (
 	Loading          ReadyReasonsCode = "loading"
@@ -928,6 +1021,36 @@ func (e SamplingFieldsResponseFormatType) Valid() bool {
 	case SamplingFieldsResponseFormatTypeJsonSchema:
 		return true
 	case SamplingFieldsResponseFormatTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolType.
+const (
+	ToolTypeFunction ToolType = "function"
+)
+
+// Valid indicates whether the value is a known member of the ToolType enum.
+func (e ToolType) Valid() bool {
+	switch e {
+	case ToolTypeFunction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolCallType.
+const (
+	ToolCallTypeFunction ToolCallType = "function"
+)
+
+// Valid indicates whether the value is a known member of the ToolCallType enum.
+func (e ToolCallType) Valid() bool {
+	switch e {
+	case ToolCallTypeFunction:
 		return true
 	default:
 		return false
@@ -1359,9 +1482,10 @@ type ChatCompletion struct {
 		Index        int                                `json:"index"`
 		Logprobs     *ChatLogprobs                      `json:"logprobs"`
 		Message      struct {
-			Content *string                          `json:"content"`
-			Refusal *string                          `json:"refusal,omitempty"`
-			Role    ChatCompletionChoicesMessageRole `json:"role"`
+			Content   *string                          `json:"content"`
+			Refusal   *string                          `json:"refusal,omitempty"`
+			Role      ChatCompletionChoicesMessageRole `json:"role"`
+			ToolCalls *[]ToolCall                      `json:"tool_calls,omitempty"`
 		} `json:"message"`
 	} `json:"choices"`
 	Created int                  `json:"created"`
@@ -1410,8 +1534,11 @@ type ChatCompletionRequest struct {
 	MinTokens *int      `json:"min_tokens,omitempty"`
 
 	// Model The base (the default), an adapter, a version (`name@7`) or a mix (`a:0.7+b:0.3`).
-	Model             *string  `json:"model,omitempty"`
-	N                 *int     `json:"n,omitempty"`
+	Model *string `json:"model,omitempty"`
+	N     *int    `json:"n,omitempty"`
+
+	// ParallelToolCalls With false, the first call is the only one.
+	ParallelToolCalls *bool    `json:"parallel_tool_calls,omitempty"`
 	PresencePenalty   *float32 `json:"presence_penalty,omitempty"`
 	RepetitionPenalty *float32 `json:"repetition_penalty,omitempty"`
 
@@ -1451,6 +1578,12 @@ type ChatCompletionRequest struct {
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
 
+	// ToolChoice `auto` (the default) leaves it to the model. `required` and a named function force one call, with arguments that satisfy its parameters.
+	ToolChoice *ChatCompletionRequest_ToolChoice `json:"tool_choice,omitempty"`
+
+	// Tools Functions that the model may call. Needs a chat template that defines tools, with calls in the form of Hermes and Qwen, Llama 3 or Mistral (`--tool-call-parser`).
+	Tools *[]Tool `json:"tools,omitempty"`
+
 	// TopK 0 or −1: all.
 	TopK        *int     `json:"top_k,omitempty"`
 	TopLogprobs *int     `json:"top_logprobs,omitempty"`
@@ -1469,6 +1602,29 @@ type ChatCompletionRequestStop2 = []string
 
 // ChatCompletionRequest_Stop defines model for ChatCompletionRequest.Stop.
 type ChatCompletionRequest_Stop struct {
+	union json.RawMessage
+}
+
+// ChatCompletionRequestToolChoice1 defines model for ChatCompletionRequest.ToolChoice.1.
+type ChatCompletionRequestToolChoice1 string
+
+// ChatCompletionRequestToolChoice3 defines model for ChatCompletionRequest.ToolChoice.3.
+type ChatCompletionRequestToolChoice3 struct {
+	AllowedTools struct {
+		Mode  ChatCompletionRequestToolChoice3AllowedToolsMode `json:"mode"`
+		Tools []NamedTool                                      `json:"tools"`
+	} `json:"allowed_tools"`
+	Type ChatCompletionRequestToolChoice3Type `json:"type"`
+}
+
+// ChatCompletionRequestToolChoice3AllowedToolsMode defines model for ChatCompletionRequest.ToolChoice.3.AllowedTools.Mode.
+type ChatCompletionRequestToolChoice3AllowedToolsMode string
+
+// ChatCompletionRequestToolChoice3Type defines model for ChatCompletionRequest.ToolChoice.3.Type.
+type ChatCompletionRequestToolChoice3Type string
+
+// ChatCompletionRequest_ToolChoice `auto` (the default) leaves it to the model. `required` and a named function force one call, with arguments that satisfy its parameters.
+type ChatCompletionRequest_ToolChoice struct {
 	union json.RawMessage
 }
 
@@ -1508,6 +1664,8 @@ type CompletionChoiceFinishReason string
 
 // CompletionRequest defines model for CompletionRequest.
 type CompletionRequest struct {
+	// BestOf Makes so many texts (at least `n`) and answers with the `n` of the highest mean logprob. Not with `stream`.
+	BestOf           *int     `json:"best_of,omitempty"`
 	Echo             *bool    `json:"echo,omitempty"`
 	FrequencyPenalty *float32 `json:"frequency_penalty,omitempty"`
 
@@ -1573,6 +1731,9 @@ type CompletionRequest struct {
 		JsonObject *bool       `json:"json_object,omitempty"`
 		Regex      *string     `json:"regex,omitempty"`
 	} `json:"structured_outputs,omitempty"`
+
+	// Suffix Not supported.
+	Suffix *string `json:"suffix,omitempty"`
 
 	// Temperature Default: the model's own, else 1. 0 is greedy.
 	Temperature *float32 `json:"temperature,omitempty"`
@@ -1753,13 +1914,16 @@ type FineTuningJob struct {
 	FinishedAt     *int    `json:"finished_at"`
 
 	// Hyperparameters OpenAI's three; in a request also all of TrainingFields but `epochs`.
-	Hyperparameters Hyperparameters     `json:"hyperparameters"`
-	Id              string              `json:"id"`
-	Integrations    *[]string           `json:"integrations,omitempty"`
-	Metadata        *map[string]string  `json:"metadata,omitempty"`
-	Method          FineTuningMethod    `json:"method"`
-	Model           string              `json:"model"`
-	Object          FineTuningJobObject `json:"object"`
+	Hyperparameters Hyperparameters `json:"hyperparameters"`
+	Id              string          `json:"id"`
+	Integrations    *[]string       `json:"integrations,omitempty"`
+
+	// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+	MemoryPlan *MemoryPlan         `json:"memory_plan,omitempty"`
+	Metadata   *map[string]string  `json:"metadata,omitempty"`
+	Method     FineTuningMethod    `json:"method"`
+	Model      string              `json:"model"`
+	Object     FineTuningJobObject `json:"object"`
 
 	// OrganizationId The tenant.
 	OrganizationId string   `json:"organization_id"`
@@ -1878,21 +2042,24 @@ type Hyperparameters_NEpochs struct {
 // Job defines model for Job.
 type Job struct {
 	// Config The settings in force, `auto` resolved.
-	Config          *map[string]interface{} `json:"config,omitempty"`
-	Created         int                     `json:"created"`
-	Epoch           *float32                `json:"epoch,omitempty"`
-	Error           *string                 `json:"error,omitempty"`
-	Finished        *int                    `json:"finished,omitempty"`
-	Id              string                  `json:"id"`
-	LearningRate    *float32                `json:"learning_rate,omitempty"`
-	Loss            *float32                `json:"loss,omitempty"`
-	SecondsLeft     *float32                `json:"seconds_left,omitempty"`
-	Started         *int                    `json:"started,omitempty"`
-	State           JobState                `json:"state"`
-	Step            *int                    `json:"step,omitempty"`
-	Steps           *int                    `json:"steps,omitempty"`
-	TokensPerSecond *float32                `json:"tokens_per_second,omitempty"`
-	ValidationLoss  *float32                `json:"validation_loss,omitempty"`
+	Config       *map[string]interface{} `json:"config,omitempty"`
+	Created      int                     `json:"created"`
+	Epoch        *float32                `json:"epoch,omitempty"`
+	Error        *string                 `json:"error,omitempty"`
+	Finished     *int                    `json:"finished,omitempty"`
+	Id           string                  `json:"id"`
+	LearningRate *float32                `json:"learning_rate,omitempty"`
+	Loss         *float32                `json:"loss,omitempty"`
+
+	// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+	MemoryPlan      *MemoryPlan `json:"memory_plan,omitempty"`
+	SecondsLeft     *float32    `json:"seconds_left,omitempty"`
+	Started         *int        `json:"started,omitempty"`
+	State           JobState    `json:"state"`
+	Step            *int        `json:"step,omitempty"`
+	Steps           *int        `json:"steps,omitempty"`
+	TokensPerSecond *float32    `json:"tokens_per_second,omitempty"`
+	ValidationLoss  *float32    `json:"validation_loss,omitempty"`
 
 	// Version The version that it published.
 	Version *int `json:"version,omitempty"`
@@ -1923,6 +2090,9 @@ type KeptModule struct {
 // KeptModuleModule defines model for KeptModule.Module.
 type KeptModuleModule string
 
+// MemoryPlan What the training passes compute again in their backward to need less memory: nothing; the MLPs' gate and up; each whole layer. Chosen from what was free when the device began to train; the result is the same.
+type MemoryPlan string
+
 // Message defines model for Message.
 type Message struct {
 	Content *Message_Content `json:"content,omitempty"`
@@ -1930,6 +2100,12 @@ type Message struct {
 
 	// Role Examples: user
 	Role string `json:"role"`
+
+	// ToolCallId With the role `tool`: the call that `content` answers.
+	ToolCallId *string `json:"tool_call_id,omitempty"`
+
+	// ToolCalls Of an assistant's message.
+	ToolCalls *[]ToolCall `json:"tool_calls,omitempty"`
 
 	// Weight In training examples, whether an assistant's message is trained.
 	Weight *MessageWeight `json:"weight,omitempty"`
@@ -1981,6 +2157,17 @@ type ModelList struct {
 
 // ModelListObject defines model for ModelList.Object.
 type ModelListObject string
+
+// NamedTool defines model for NamedTool.
+type NamedTool struct {
+	Function struct {
+		Name string `json:"name"`
+	} `json:"function"`
+	Type NamedToolType `json:"type"`
+}
+
+// NamedToolType defines model for NamedTool.Type.
+type NamedToolType string
 
 // Ready defines model for Ready.
 type Ready struct {
@@ -2095,6 +2282,36 @@ type TokenLogprob struct {
 		Token   string  `json:"token"`
 	} `json:"top_logprobs"`
 }
+
+// Tool defines model for Tool.
+type Tool struct {
+	Function struct {
+		Description *string `json:"description,omitempty"`
+		Name        string  `json:"name"`
+
+		// Parameters JSON Schema of the arguments.
+		Parameters *map[string]interface{} `json:"parameters,omitempty"`
+		Strict     *bool                   `json:"strict,omitempty"`
+	} `json:"function"`
+	Type ToolType `json:"type"`
+}
+
+// ToolType defines model for Tool.Type.
+type ToolType string
+
+// ToolCall defines model for ToolCall.
+type ToolCall struct {
+	Function struct {
+		// Arguments JSON, as the model wrote it.
+		Arguments string `json:"arguments"`
+		Name      string `json:"name"`
+	} `json:"function"`
+	Id   string       `json:"id"`
+	Type ToolCallType `json:"type"`
+}
+
+// ToolCallType defines model for ToolCall.Type.
+type ToolCallType string
 
 // TrainingFields defines model for TrainingFields.
 type TrainingFields struct {
@@ -2613,6 +2830,94 @@ func (t ChatCompletionRequest_Stop) MarshalJSON() ([]byte, error) {
 }
 
 func (t *ChatCompletionRequest_Stop) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsChatCompletionRequestToolChoice1 returns the union data inside the ChatCompletionRequest_ToolChoice as a ChatCompletionRequestToolChoice1
+func (t ChatCompletionRequest_ToolChoice) AsChatCompletionRequestToolChoice1() (ChatCompletionRequestToolChoice1, error) {
+	var body ChatCompletionRequestToolChoice1
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChatCompletionRequestToolChoice1 overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided ChatCompletionRequestToolChoice1
+func (t *ChatCompletionRequest_ToolChoice) FromChatCompletionRequestToolChoice1(v ChatCompletionRequestToolChoice1) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChatCompletionRequestToolChoice1 performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided ChatCompletionRequestToolChoice1
+func (t *ChatCompletionRequest_ToolChoice) MergeChatCompletionRequestToolChoice1(v ChatCompletionRequestToolChoice1) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsNamedTool returns the union data inside the ChatCompletionRequest_ToolChoice as a NamedTool
+func (t ChatCompletionRequest_ToolChoice) AsNamedTool() (NamedTool, error) {
+	var body NamedTool
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromNamedTool overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided NamedTool
+func (t *ChatCompletionRequest_ToolChoice) FromNamedTool(v NamedTool) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeNamedTool performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided NamedTool
+func (t *ChatCompletionRequest_ToolChoice) MergeNamedTool(v NamedTool) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsChatCompletionRequestToolChoice3 returns the union data inside the ChatCompletionRequest_ToolChoice as a ChatCompletionRequestToolChoice3
+func (t ChatCompletionRequest_ToolChoice) AsChatCompletionRequestToolChoice3() (ChatCompletionRequestToolChoice3, error) {
+	var body ChatCompletionRequestToolChoice3
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromChatCompletionRequestToolChoice3 overwrites any union data inside the ChatCompletionRequest_ToolChoice as the provided ChatCompletionRequestToolChoice3
+func (t *ChatCompletionRequest_ToolChoice) FromChatCompletionRequestToolChoice3(v ChatCompletionRequestToolChoice3) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeChatCompletionRequestToolChoice3 performs a merge with any union data inside the ChatCompletionRequest_ToolChoice, using the provided ChatCompletionRequestToolChoice3
+func (t *ChatCompletionRequest_ToolChoice) MergeChatCompletionRequestToolChoice3(v ChatCompletionRequestToolChoice3) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ChatCompletionRequest_ToolChoice) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ChatCompletionRequest_ToolChoice) UnmarshalJSON(b []byte) error {
 	err := t.union.UnmarshalJSON(b)
 	return err
 }

@@ -50,6 +50,29 @@ __device__ __forceinline__ ll slot_of(const AttentionArgs& a, const int* table, 
     return (ll)table[b] * p + (pos - b * p);
 }
 
+// tile_of finds the tile of that index among those of all sequences, of `per` tokens each: its sequence, or −1 past the last, and its place there.
+__device__ __forceinline__ int tile_of(const int* query_start, int seqs, int per, int want, int& tile) {
+    const int lane = threadIdx.x & 31;
+    for (int at = 0, before = 0; at < seqs; at += 32) { // the same in every warp
+        const int i = at + lane;
+        int n = i < seqs ? (query_start[i + 1] - query_start[i] + per - 1) / per : 0;
+        const int own = n;
+#pragma unroll
+        for (int o = 1; o < 32; o <<= 1) {
+            const int up = __shfl_up_sync(~0u, n, o);
+            if (lane >= o) n += up;
+        }
+        const unsigned hit = __ballot_sync(~0u, before + n > want);
+        if (hit) {
+            const int who = __ffs(hit) - 1;
+            tile = want - before - __shfl_sync(~0u, n - own, who);
+            return at + who;
+        }
+        before += __shfl_sync(~0u, n, 31);
+    }
+    return -1;
+}
+
 // A warp's 16 query rows against KEYS keys in shared memory: row i is token i/G, head i%G of the group.
 // sq: scores scaled to log2; k, v: swizzled rows of D.
 template <int D> __device__ __forceinline__ uint32_t swizzle(int row, int chunk) { return row * (D * 2) + ((chunk ^ (row & 7)) << 4); }
@@ -126,26 +149,8 @@ template <int D> __device__ void attention_prefill(const AttentionArgs& a) {
     allow_successor();
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     const int g = a.heads / a.kv, per = 64 / g, kvh = blockIdx.x, seqs = a.head[1];
-    int s = -1, tile = 0;
-    for (int at = 0, before = 0; at < seqs; at += 32) { // the same in every warp
-        const int i = at + lane;
-        int n = i < seqs ? (a.query_start[i + 1] - a.query_start[i] + per - 1) / per : 0;
-        const int own = n;
-#pragma unroll
-        for (int o = 1; o < 32; o <<= 1) {
-            const int up = __shfl_up_sync(~0u, n, o);
-            if (lane >= o) n += up;
-        }
-        const int want = (int)(gridDim.y - 1 - blockIdx.y); // long ones first
-        const unsigned hit = __ballot_sync(~0u, before + n > want);
-        if (hit) {
-            const int who = __ffs(hit) - 1;
-            s = at + who;
-            tile = want - before - __shfl_sync(~0u, n - own, who);
-            break;
-        }
-        before += __shfl_sync(~0u, n, 31);
-    }
+    int tile;
+    const int s = tile_of(a.query_start, seqs, per, (int)(gridDim.y - 1 - blockIdx.y), tile); // long ones first
     if (s < 0) return;
     const int t0 = a.query_start[s] + tile * per, tokens = min(per, a.query_start[s + 1] - t0);
     const int first = a.position[t0], hi = first + tokens, lo = a.window > 0 ? max(0, first + 1 - (int)a.window) : 0;

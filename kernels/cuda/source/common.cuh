@@ -143,67 +143,6 @@ template <class T, int TT> __device__ __forceinline__ void expand_tile(float* ac
     }
 }
 
-// expand_cols is expand_tile for NC rows of B at once, so that their loads are under way together; n0 + step(i) are the rows.
-template <int TT, int NC, class S> __device__ __forceinline__ void expand_cols(float (*acc)[TT], const Adapter* own, bool uniform, ll offset, int n0, S step, const float* z, int ldz, int m) {
-    bool plain = false;
-    int most = 0;
-#pragma unroll
-    for (int t = 0; t < TT; t++)
-        if (t < m && (t == 0 || !uniform)) {
-            const int r = (int)own[t].rank;
-            plain = plain || r % 8;
-            most = max(most, r);
-        }
-    if (most == 0) return;
-    if (plain || (!uniform && TT > 4)) {
-#pragma unroll
-        for (int i = 0; i < NC; i++) expand_tile<bf16, TT>(acc[i], own, uniform, offset, n0 + step(i), z, ldz, m);
-        return;
-    }
-    float sum[NC][TT];
-#pragma unroll
-    for (int i = 0; i < NC; i++)
-#pragma unroll
-        for (int t = 0; t < TT; t++) sum[i][t] = 0;
-    auto add = [&](float& s, uint4 w, const float* z) {
-        float x[8];
-        widen8(w, x);
-        const float4 p = *(const float4*)z, q = *(const float4*)(z + 4);
-        s = fmaf(x[0], p.x, s); s = fmaf(x[1], p.y, s); s = fmaf(x[2], p.z, s); s = fmaf(x[3], p.w, s);
-        s = fmaf(x[4], q.x, s); s = fmaf(x[5], q.y, s); s = fmaf(x[6], q.z, s); s = fmaf(x[7], q.w, s);
-    };
-    if (uniform) {
-        const Adapter a = own[0];
-        for (int k = 0; k < most; k += 8) {
-            uint4 w[NC];
-#pragma unroll
-            for (int i = 0; i < NC; i++) w[i] = __ldg((const uint4*)(b_row<bf16>(a, offset, n0 + step(i)) + k));
-#pragma unroll
-            for (int i = 0; i < NC; i++)
-#pragma unroll
-                for (int t = 0; t < TT; t++) add(sum[i][t], w[i], z + t * ldz + k);
-        }
-    } else {
-        for (int k = 0; k < most; k += 8) {
-            uint4 w[NC][TT];
-#pragma unroll
-            for (int t = 0; t < TT; t++)
-#pragma unroll
-                for (int i = 0; i < NC; i++)
-                    if (t < m && k < own[t].rank) w[i][t] = __ldg((const uint4*)(b_row<bf16>(own[t], offset, n0 + step(i)) + k));
-#pragma unroll
-            for (int t = 0; t < TT; t++)
-#pragma unroll
-                for (int i = 0; i < NC; i++)
-                    if (t < m && k < own[t].rank) add(sum[i][t], w[i][t], z + t * ldz + k);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < NC; i++)
-#pragma unroll
-        for (int t = 0; t < TT; t++) acc[i][t] += sum[i][t];
-}
-
 // load_tile fetches the adapter entries and z of tokens [t0, t0+m) into shared memory, zeros past m, and reports whether they share
 // one adapter. Every thread of the block calls it. z's rows have ldz floats (R rounded up to 4), those past R zero.
 template <class T> __device__ __forceinline__ bool load_tile(Adapter* own, float* z, int ldz, const B& b, const int* adapter, int t0, int m, int tt, const T* src, ll stride, int r) {
@@ -232,6 +171,9 @@ template <class T> __device__ __forceinline__ bool load_tile(Adapter* own, float
 __device__ __forceinline__ void copy16(uint32_t dst, const void* src, bool on) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(on ? 16 : 0) : "memory");
 }
+__device__ __forceinline__ void copy8(uint32_t dst, const void* src, bool on) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(dst), "l"(src), "r"(on ? 8 : 0) : "memory");
+}
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
@@ -256,3 +198,4 @@ __device__ __forceinline__ uint32_t pack(float lo, float hi) {
     __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
     return *(uint32_t*)&v;
 }
+__device__ __forceinline__ uint4 pack8(const float* x) { return make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])); }

@@ -8,8 +8,8 @@ struct EmbedArgs {
     const int *previous, *token, *feed, *head;
 };
 template <class T> __device__ void embed(const EmbedArgs& a) {
-    allow_successor();
     wait_predecessor();
+    allow_successor(); // later: what a step's other kernels read before they wait, the adapter table too, is there when its first one has waited
     const int t = blockIdx.x;
     if (t >= a.head[0]) return;
     const int feed = a.feed[t];

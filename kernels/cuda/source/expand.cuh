@@ -1,5 +1,5 @@
 // B·z on the tensor cores, for bf16: 16 rows of B are the one operand, z of 8 tokens the other. A row of B is read in runs of 16 bytes,
-// 4 lanes beside each other, every byte once for all tokens of a slice; a token's sum has one order, whatever tokens are beside it.
+// 4 lanes beside each other; a token's sum has one order, whatever tokens are beside it.
 #pragma once
 #include "common.cuh"
 
@@ -15,25 +15,38 @@ __device__ __forceinline__ uint4 piece(const bf16* row, int k, int rank, bool on
     return on && k < rank ? __ldg((const uint4*)(row + k)) : make_uint4(0, 0, 0, 0);
 }
 
-// Expand is the work of one warp on a slice of 8·NT tokens: it adds B·z of its own rows of B, TILES times 16 of them, for each token's adapter.
-// A lane 4g+t has rows n[i] and n[i]+1 of tile i, n[i] its own, and of sum[i][j][s+2e] token 8j+2t+s, row n[i]+e.
-template <int NT, int TILES> struct Expand {
+// few is elements 0 … n-1, n ≤ 8, zeros past them, one at a time.
+__device__ __forceinline__ uint4 few(const bf16* p, int n) {
+    unsigned long long lo = 0, hi = 0;
+#pragma unroll 1
+    for (int i = 0; i < n; i++) {
+        const unsigned long long v = (unsigned long long)__bfloat16_as_ushort(p[i]) << (16 * (i & 3));
+        if (i < 4) lo |= v;
+        else hi |= v;
+    }
+    return make_uint4((uint32_t)lo, (uint32_t)(lo >> 32), (uint32_t)hi, (uint32_t)(hi >> 32));
+}
+
+// Expand is the work of one warp on slices of 8 tokens, one after another: it adds B·z of its own rows of B, TILES times 16 of them, for each
+// token's adapter. A lane 4g+t has rows n[i/RUN] + 2·(i%RUN) and the next of tile i, n its own, and of sum[i][s+2e] token 2t+s, row e of the two.
+template <int TILES, int RUN> struct Expand {
     const bf16* block; // of the lane's token, whose number in the slice the lane's is
     int rank;
     unsigned same, todo; // tokens with that adapter; the first token of each adapter that is left
-    unsigned mask[2];    // tokens of the one adapter, or two of low rank, whose rows are here
+    unsigned mask;       // tokens of the adapter whose rows are here
     const bf16* from;
-    int k0, most;            // from element k0 of the first's rank on
-    uint4 w[TILES][2][2];    // two runs of 32 elements of the one adapter, or one of each of the two
-    uint4 z[NT][2];
-    float sum[TILES][NT][4];
+    int k0, most;               // from element k0 of its rank on
+    const bf16* held = nullptr; // what w has, from held_k on: the next slice may need the same
+    int held_k = 0;
+    uint4 w[TILES][2], z;
+    float sum[TILES][4];
 
-    // start finds the slice's adapters; slot are its first m tokens' entries.
+    // start finds a slice's adapters; slot are the entries of the m tokens from its first on.
     __device__ __forceinline__ void start(const B& b, const int* slot, int m) {
         const int lane = threadIdx.x & 31;
         int s = -1;
         Adapter a = {0, 0};
-        if (b.table && lane < m && (s = slot[lane]) >= 0) a = b.table[s];
+        if (b.table && lane < min(m, 8) && (s = slot[lane]) >= 0) a = b.table[s];
         block = (const bf16*)a.block;
         rank = (int)a.rank;
         same = __match_any_sync(~0u, rank ? s : -1);
@@ -42,116 +55,85 @@ template <int NT, int TILES> struct Expand {
 #pragma unroll
         for (int i = 0; i < TILES; i++)
 #pragma unroll
-            for (int j = 0; j < NT; j++)
-#pragma unroll
-                for (int q = 0; q < 4; q++) sum[i][j][q] = 0;
+            for (int q = 0; q < 4; q++) sum[i][q] = 0;
     }
 
     __device__ __forceinline__ const bf16* block_of(int l) const { return (const bf16*)__shfl_sync(~0u, (unsigned long long)block, l); }
 
+    // fetch brings rows row … row+count-1 of all the slice's adapters as near as the L2.
+    __device__ __forceinline__ void fetch(ll row, int count) const {
+        for (unsigned left = todo; left; left &= left - 1) {
+            const int l = __ffs(left) - 1;
+            const ll r = __shfl_sync(~0u, rank, l);
+            const char* at = (const char*)(block_of(l) + r * row);
+            for (int i = (threadIdx.x & 31) * 128; i < count * (int)r * 2; i += 32 * 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
+        }
+    }
+
     // take begins to load the next rows; false: there are none.
     __device__ __forceinline__ bool take(ll offset, const int* n, bool on) {
         const int t = threadIdx.x & 3;
-        const bf16* second = 0;
-        int low = 0;
-        if (k0 + 64 < most) {
-            k0 += 64;
+        if (k0 + 32 < most) {
+            k0 += 32;
         } else {
             if (!todo) return false;
             const int l = __ffs(todo) - 1;
             todo &= todo - 1;
             from = block_of(l);
             most = __shfl_sync(~0u, rank, l);
-            mask[0] = __shfl_sync(~0u, same, l);
-            mask[1] = 0;
+            mask = __shfl_sync(~0u, same, l);
             k0 = 0;
-            if (todo && most <= 32 && most % 8 == 0) {
-                const int l2 = __ffs(todo) - 1;
-                low = __shfl_sync(~0u, rank, l2);
-                if (low <= 32 && low % 8 == 0) {
-                    todo &= todo - 1;
-                    second = block_of(l2);
-                    mask[1] = __shfl_sync(~0u, same, l2);
-                }
+        }
+        if (held == from && held_k == k0) return true;
+        held = from;
+        held_k = k0;
+        const int here = on ? max(0, min(8, most - k0 - 8 * t)) : 0;
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            const bf16* row = from + most * (offset + n[i / RUN]) + (k0 + 8 * t) + 2 * (i % RUN) * most;
+            if (most % 8 == 0) {
+#pragma unroll
+                for (int e = 0; e < 2; e++) w[i][e] = here ? __ldg((const uint4*)(row + e * most)) : make_uint4(0, 0, 0, 0);
+            } else {
+#pragma unroll
+                for (int e = 0; e < 2; e++) w[i][e] = few(row + e * most, here);
             }
         }
-        if (most % 8) return true; // not by tensor cores
-#pragma unroll
-        for (int i = 0; i < TILES; i++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const ll row = offset + n[i] + e;
-                w[i][e][0] = piece(from + most * row, k0 + 8 * t, most, on);
-                w[i][e][1] = mask[1] ? piece(second + low * row, 8 * t, low, on) : piece(from + most * row, k0 + 32 + 8 * t, most, on);
-            }
         return true;
     }
 
-    // load_z fetches 64 elements of each token's z from k on; src is the slice's first token's z.
-    __device__ __forceinline__ void load_z(const bf16* src, ll stride, int k) {
-        const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-#pragma unroll
-        for (int j = 0; j < NT; j++) {
-            const int token = 8 * j + g, r = __shfl_sync(~0u, rank, token);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int at = k + 32 * i + 8 * t;
-                z[j][i] = at + 8 <= r ? *(const uint4*)(src + token * stride + at) : make_uint4(0, 0, 0, 0);
-            }
-        }
+    // load_z fetches the elements of each token's z from k0 on; src is the slice's first token's z.
+    __device__ __forceinline__ void load_z(const bf16* src, ll stride) {
+        const int token = (threadIdx.x & 31) >> 2, at = k0 + 8 * (threadIdx.x & 3), here = min(8, __shfl_sync(~0u, rank, token) - at);
+        src += token * stride + at;
+        z = here == 8 ? *(const uint4*)src : few(src, here);
     }
 
     // add multiplies what take has loaded. Tokens of other adapters stay as they are, whatever the rows hold.
-    __device__ __forceinline__ void add(const bf16* src, ll stride, ll offset, const int* n, bool on) {
+    __device__ __forceinline__ void add() {
         const int t = threadIdx.x & 3;
-        if (most % 8) {
-            scalar(src, stride, offset, n, on);
-            return;
+        const bool hit[2] = {(mask >> (2 * t) & 1) != 0, (mask >> (2 * t + 1) & 1) != 0};
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            float c[4] = {0, 0, 0, 0};
+            mma32(c, w[i][0], w[i][1], z);
+#pragma unroll
+            for (int q = 0; q < 4; q++)
+                if (hit[q & 1]) sum[i][q] += c[q];
         }
-#pragma unroll
-        for (int j = 0; j < NT; j++)
-#pragma unroll
-            for (int p = 0; p < 2; p++) {
-                const unsigned hit = mask[p] >> (8 * j) & 255;
-                if (!hit) continue;
-#pragma unroll
-                for (int i = 0; i < TILES; i++) {
-                    float c[4] = {0, 0, 0, 0};
-                    mma32(c, w[i][0][p], w[i][1][p], z[j][0]);
-                    if (p == 0 && most - k0 > 32) mma32(c, w[i][0][1], w[i][1][1], z[j][1]);
-#pragma unroll
-                    for (int q = 0; q < 4; q++)
-                        if (hit >> (2 * t + (q & 1)) & 1) sum[i][j][q] += c[q];
-                }
-            }
-    }
-    __device__ __forceinline__ void scalar(const bf16* src, ll stride, ll offset, const int* n, bool on) {
-        const int t = threadIdx.x & 3;
-        if (!on || k0) return;
-#pragma unroll
-        for (int i = 0; i < TILES; i++)
-#pragma unroll
-            for (int j = 0; j < NT; j++)
-#pragma unroll
-                for (int q = 0; q < 4; q++) {
-                    const int token = 8 * j + 2 * t + (q & 1);
-                    if (!(mask[0] >> token & 1)) continue;
-                    const bf16 *row = from + most * (offset + n[i] + (q >> 1)), *z = src + token * stride;
-                    float s = 0;
-#pragma unroll 1
-                    for (int k = 0; k < most; k++) s = fmaf(f(row[k]), f(z[k]), s);
-                    sum[i][j][q] += s;
-                }
     }
 
-    // run does all of it; more: take has been called, and had something.
+    // run does all of a slice; more: take has been called, and had something.
     __device__ __forceinline__ void run(bool more, const bf16* src, ll stride, ll offset, const int* n, bool on) {
         if (!more) return;
-        load_z(src, stride, 0);
+        load_z(src, stride);
         int at = 0;
         do {
-            if (at != k0) load_z(src, stride, at = k0);
-            add(src, stride, offset, n, on);
+            if (at != k0) {
+                at = k0;
+                load_z(src, stride);
+            }
+            add();
         } while (take(offset, n, on));
     }
 };

@@ -114,6 +114,10 @@ __device__ __forceinline__ void cluster_sync() {
 __device__ __forceinline__ void barrier_arrive_at(uint64_t* b, int rank) {
     asm volatile("{\n\t.reg .b32 a;\n\tmapa.shared::cluster.u32 a, %0, %1;\n\tmbarrier.arrive.shared::cluster.b64 _, [a];\n\t}" ::"r"(address(b)), "r"(rank) : "memory");
 }
+// store_at writes to block rank's x, which lies where this one's x does.
+__device__ __forceinline__ void store_at(float* x, int rank, float v) {
+    asm volatile("{\n\t.reg .b32 a;\n\tmapa.shared::cluster.u32 a, %0, %1;\n\tst.shared::cluster.f32 [a], %2;\n\t}" ::"r"(address(x)), "r"(rank), "f"(v) : "memory");
+}
 // load2d_all is load2d into the same place of every block in mask, each of which counts the bytes at its own barrier.
 __device__ __forceinline__ void load2d_all(void* dst, const TensorMap* m, int x, int y, uint64_t* b, uint16_t mask, uint64_t policy) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5, %6;" ::"r"(address(dst)),

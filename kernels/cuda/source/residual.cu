@@ -3,6 +3,7 @@
 //   grid ⌈T/TT⌉ blocks; a thread owns the columns threadIdx + i·threads, at most 16 of them. moves 4·T·H elements and B's.
 //   Oracle: kernels/cpu ResidualNorm.
 #include "expand.cuh"
+#include "hopper.cuh"
 
 struct ResidualArgs {
     void *out; ll os;
@@ -67,12 +68,10 @@ template <class T, int TT, int COLS> __device__ void residual(const ResidualArgs
 extern "C" __global__ void __launch_bounds__(1024) residual_f32(const __grid_constant__ ResidualArgs a) { residual<float, 1, 16>(a); }
 extern "C" __global__ void __launch_bounds__(1024) residual_bf16(const __grid_constant__ ResidualArgs a) { residual<bf16, 1, 16>(a); }
 
-// residual8: a thread owns 8 neighbouring columns, H = 8·threads at most; strides multiples of 8. One token a block: B by tensor cores.
-template <int TT> __device__ void residual8(const ResidualArgs& a) {
-    extern __shared__ float z[];
+// residual8: a block takes one token, a thread 8 neighbouring columns of it, H = 8·threads at most; rows start at 16 bytes.
+__device__ __forceinline__ void residual8(const ResidualArgs& a) {
     __shared__ float shared[33];
-    __shared__ Adapter own[TT];
-    const int h = a.h, c = threadIdx.x * 8, ldz = (a.r + 3) & ~3;
+    const int h = a.h, c = threadIdx.x * 8;
     const bool on = c < h;
     float w[8];
     if (on) { // the norm's weights are nobody's output
@@ -80,72 +79,121 @@ template <int TT> __device__ void residual8(const ResidualArgs& a) {
         *(float4*)(w + 4) = *(const float4*)(a.w + c + 4);
     }
     allow_successor();
-    const int t0 = blockIdx.x * TT, m = min(TT, a.head[0] - t0), n0 = threadIdx.x / 32 * 256;
+    const ll t = blockIdx.x;
+    const bool there = t < a.head[0];
+    const int n0 = threadIdx.x / 32 * 256;
     ExpandRow e;
-    if (TT == 1) {
-        e.start(a.b, m > 0 && a.b.table ? a.adapter[t0] : -1);
-        if (e.rank % 8 == 0 && e.rank) {
-            e.load(a.b.offset, n0, h, 0, 0);
-            e.fetch(a.b.offset, n0, h);
-        }
+    e.start(a.b, there && a.b.table ? a.adapter[t] : -1);
+    if (e.rank % 8 == 0 && e.rank) {
+        e.load(a.b.offset, n0, h, 0, 0);
+        e.fetch(a.b.offset, n0, h);
     }
     wait_predecessor();
-    if (m <= 0) return;
-    uint4 x[TT], y[TT];
+    if (!there) return;
+    uint4 x, y;
     if (on) {
-#pragma unroll
-        for (int t = 0; t < TT; t++)
-            if (t < m) {
-                x[t] = *(const uint4*)((const bf16*)a.x + (t0 + t) * a.xs + c);
-                y[t] = *(const uint4*)((const bf16*)a.yz + (t0 + t) * a.ys + c);
-            }
+        x = *(const uint4*)((const bf16*)a.x + t * a.xs + c);
+        y = *(const uint4*)((const bf16*)a.yz + t * a.ys + c);
     }
-    bool same = true;
-    if (TT > 1 && a.b.table) same = load_tile<bf16>(own, z, ldz, a.b, a.adapter, t0, m, TT, (const bf16*)a.yz + h, a.ys, a.r);
-    float v[8][TT], sum[TT];
-    float more[8] = {};
-    if (TT == 1) e.run(more, (const bf16*)a.yz + t0 * a.ys + h, a.b.offset, n0, h);
+    float v[8] = {}, more[8] = {}, sum = 0;
+    e.run(more, (const bf16*)a.yz + t * a.ys + h, a.b.offset, n0, h);
     if (on) {
+        float q[8];
+        widen8(x, v), widen8(y, q);
 #pragma unroll
-        for (int t = 0; t < TT; t++) {
-            float p[8] = {}, q[8] = {};
-            if (t < m) widen8(x[t], p), widen8(y[t], q);
-#pragma unroll
-            for (int i = 0; i < 8; i++) v[i][t] = p[i] + q[i];
+        for (int i = 0; i < 8; i++) {
+            v[i] += q[i];
+            if (a.bias) v[i] += a.bias[c + i];
+            v[i] = f(to<bf16>(v[i] + more[i])); // as it is stored
+            sum = fmaf(v[i], v[i], sum);
         }
-        if (a.bias)
+    }
+    const float r = 1.f / sqrtf(block_sum(sum, shared) / (float)h + (float)a.eps);
+    if (a.rstd && threadIdx.x == 0) a.rstd[t] = r;
+    if (!on) return;
+    *(uint4*)((bf16*)a.out + t * a.os + c) = pack8(v);
 #pragma unroll
-            for (int i = 0; i < 8; i++)
+    for (int i = 0; i < 8; i++) v[i] = v[i] * r * w[i];
+    *(uint4*)((bf16*)a.normed + t * a.ns + c) = pack8(v);
+}
+extern "C" __global__ void __launch_bounds__(1024) residual8wide_bf16(const __grid_constant__ ResidualArgs a) { residual8(a); }
+extern "C" __global__ void __launch_bounds__(512) residual8_bf16(const __grid_constant__ ResidualArgs a) { residual8(a); }
+
+// residual_cluster: 8 blocks together take a slice of 8 tokens, each of them 256·⌈H/2048⌉ columns, a warp 64 of these and a lane 8 for 2 tokens; H a
+// multiple of 8, at most 8,192; rows start at 16 bytes. B's rows are read once a slice, the first ones before the linear has ended. The squares are summed in
+// the order of residual8 and norm8. Grid 8·⌈T/8⌉ blocks of 128·⌈H/2048⌉ threads.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void residual_cluster(const ResidualArgs& a) {
+    __shared__ float part[128][9];  // sums of squares of 8 columns, of each token
+    __shared__ float sums[32][8];   // of 256 columns, all of the row's
+    const int h = a.h, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, rank = hopper::cluster_rank();
+    const int t0 = blockIdx.x / 8 * 8, m = min(8, a.head[0] - t0), each = blockDim.x >> 7; // runs of 256 columns
+    const int c0 = rank * each * 256 + warp * 64, c = c0 + 8 * g;
+    const bool on = c < h;
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    allow_successor();
+    float w[8];
+    if (on) { // the norm's weights are nobody's output
+        *(float4*)w = *(const float4*)(a.w + c);
+        *(float4*)(w + 4) = *(const float4*)(a.w + c + 4);
+    }
+    Expand<4, 4> e;
+    e.start(a.b, a.adapter + t0, m);
+    e.fetch(a.b.offset + c0, min(64, h - c0));
+    const bool more = e.take(a.b.offset, &c, on);
+    wait_predecessor();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); // all blocks are there
+    if (m <= 0) return;
+    uint4 x[2], y[2];
 #pragma unroll
-                for (int t = 0; t < TT; t++) v[i][t] += a.bias[c + i];
-        if (TT == 1)
+    for (int s = 0; s < 2; s++) {
+        const ll at = t0 + 2 * t + s;
+        x[s] = y[s] = make_uint4(0, 0, 0, 0);
+        if (on && 2 * t + s < m) x[s] = *(const uint4*)((const bf16*)a.x + at * a.xs + c), y[s] = *(const uint4*)((const bf16*)a.yz + at * a.ys + c);
+    }
+    e.run(more, (const bf16*)a.yz + t0 * a.ys + h, a.ys, a.b.offset, &c, on);
+    float v[2][8];
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i][0] += more[i];
-        else if (a.b.table && (!same || own[0].rank))
-            expand_cols<TT, 4>(v, own, same, a.b.offset, c, [](int i) { return i; }, z, ldz, m), expand_cols<TT, 4>(v + 4, own, same, a.b.offset, c + 4, [](int i) { return i; }, z, ldz, m);
+    for (int s = 0; s < 2; s++) {
+        float q[8], sum = 0;
+        widen8(x[s], v[s]), widen8(y[s], q);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[s][i] += q[i];
+            if (a.bias && on) v[s][i] += a.bias[c + i];
+            v[s][i] = f(to<bf16>(v[s][i] + e.sum[i >> 1][s + 2 * (i & 1)])); // as it is stored
+            sum = fmaf(v[s][i], v[s][i], sum);
+        }
+        part[warp * 8 + g][2 * t + s] = on && 2 * t + s < m ? sum : 0.f;
+        if (on && 2 * t + s < m) *(uint4*)((bf16*)a.out + (t0 + 2 * t + s) * a.os + c) = pack8(v[s]);
+    }
+    __syncthreads();
+    for (int i = warp; i < each * 8; i += each * 4) { // a run's sum for a token goes to all blocks
+        const int run = i >> 3, token = i & 7;
+        const float sum = warp_sum(part[run * 32 + lane][token]);
+        if (lane < 8) hopper::store_at(&sums[rank * each + run][token], lane, sum);
+    }
+    hopper::cluster_sync();
+    float r[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) r[i] = lane < each * 8 ? sums[lane][i] : 0.f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) r[i] = 1.f / sqrtf(warp_sum(r[i]) / (float)h + (float)a.eps);
+    if (a.rstd && rank == 0 && threadIdx.x == 0)
 #pragma unroll
         for (int i = 0; i < 8; i++)
+            if (i < m) a.rstd[t0 + i] = r[i];
+    if (!on) return;
 #pragma unroll
-            for (int t = 0; t < TT; t++) v[i][t] = f(to<bf16>(v[i][t])); // as it is stored
-    }
+    for (int s = 0; s < 2; s++) {
+        if (2 * t + s >= m) break;
+        const float mine = t < 2 ? (t == 0 ? r[s] : r[2 + s]) : (t == 2 ? r[4 + s] : r[6 + s]);
 #pragma unroll
-    for (int t = 0; t < TT; t++) {
-        sum[t] = 0;
-        if (on)
-#pragma unroll
-            for (int i = 0; i < 8; i++) sum[t] = fmaf(v[i][t], v[i][t], sum[t]);
-        const float r = 1.f / sqrtf(block_sum(sum[t], shared) / (float)h + (float)a.eps);
-        if (a.rstd && threadIdx.x == 0 && t < m) a.rstd[t0 + t] = r;
-        if (on && t < m) {
-            uint4 o, n;
-            o.x = pack(v[0][t], v[1][t]), o.y = pack(v[2][t], v[3][t]), o.z = pack(v[4][t], v[5][t]), o.w = pack(v[6][t], v[7][t]);
-            n.x = pack(v[0][t] * r * w[0], v[1][t] * r * w[1]), n.y = pack(v[2][t] * r * w[2], v[3][t] * r * w[3]);
-            n.z = pack(v[4][t] * r * w[4], v[5][t] * r * w[5]), n.w = pack(v[6][t] * r * w[6], v[7][t] * r * w[7]);
-            *(uint4*)((bf16*)a.out + (t0 + t) * a.os + c) = o;
-            *(uint4*)((bf16*)a.normed + (t0 + t) * a.ns + c) = n;
-        }
+        for (int i = 0; i < 8; i++) v[s][i] = v[s][i] * mine * w[i];
+        *(uint4*)((bf16*)a.normed + (t0 + 2 * t + s) * a.ns + c) = pack8(v[s]);
     }
 }
-extern "C" __global__ void __launch_bounds__(1024) residual8wide_bf16(const __grid_constant__ ResidualArgs a) { residual8<1>(a); }
-extern "C" __global__ void __launch_bounds__(512) residual8x1_bf16(const __grid_constant__ ResidualArgs a) { residual8<1>(a); }
-extern "C" __global__ void __launch_bounds__(512) residual8x4_bf16(const __grid_constant__ ResidualArgs a) { residual8<4>(a); }
+extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(512) residual_cluster_bf16(const __grid_constant__ ResidualArgs a) { residual_cluster(a); }
+#else
+extern "C" __global__ void residual_cluster_bf16(const __grid_constant__ ResidualArgs a) { __trap(); }
+#endif

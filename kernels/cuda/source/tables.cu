@@ -4,8 +4,7 @@ struct SetArgs {
     const void* block; ll rank;
 };
 extern "C" __global__ void set_adapter(const __grid_constant__ SetArgs a) {
-    wait_predecessor();
-    allow_successor();
+    wait_predecessor(); // and no successor before the end: epilogues read the table before they wait
     a.table[a.slot] = {a.block, a.rank};
 }
 
@@ -26,6 +25,26 @@ extern "C" __global__ void copy_f32_f32(const __grid_constant__ CopyArgs a) { co
 extern "C" __global__ void copy_f32_bf16(const __grid_constant__ CopyArgs a) { copy<float, bf16>(a); }
 extern "C" __global__ void copy_bf16_f32(const __grid_constant__ CopyArgs a) { copy<bf16, float>(a); }
 extern "C" __global__ void copy_bf16_bf16(const __grid_constant__ CopyArgs a) { copy<bf16, bf16>(a); }
+
+// copy_wide: dst = src of one dtype, where rows, strides and addresses are whole runs of 16 bytes; cols and strides in such runs. A thread
+// copies 4 of them, a block's threads neighbouring ones. Grid ⌈rows·cols/1024⌉.
+struct CopyWideArgs {
+    uint4* dst; ll ds;
+    const uint4* src; ll ss;
+    ll rows, cols;
+};
+extern "C" __global__ void __launch_bounds__(256) copy_wide(const __grid_constant__ CopyWideArgs a) {
+    wait_predecessor();
+    allow_successor();
+    const unsigned n = (unsigned)(a.rows * a.cols), cols = (unsigned)a.cols, at = blockIdx.x * 1024 + threadIdx.x;
+    uint4 v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (at + i * 256 < n) v[i] = a.src[(at + i * 256) / cols * a.ss + (at + i * 256) % cols];
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (at + i * 256 < n) a.dst[(at + i * 256) / cols * a.ds + (at + i * 256) % cols] = v[i];
+}
 
 // Fill: x[i] = scale·(u − ½)·√12, u uniform from (seed, i): weights of a random model. Grid-stride.
 struct FillArgs {
