@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft test-clients test-deploy test-langchain test-schemathesis bench bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
+.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft test-clients test-deploy test-langchain test-schemathesis bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -60,8 +60,18 @@ test-schemathesis: ## Schemathesis: requests made of openapi.yaml, good and bad;
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)
 	test -d $(PEFT)/venv || python3 -m venv $(PEFT)/venv
-	$(PEFT)/venv/bin/pip install -q torch transformers peft==0.21.0
+	$(PEFT)/venv/bin/pip install -q torch==2.15.0 transformers==5.24.0 peft==0.21.0
 	$(PEFT)/venv/bin/python bench/peft/verify.py bin/bhive infer/demo adapters/testdata
+
+# LoRAs that PEFT trains on SmolLM2, moved here: docs/refit.md. DATA holds GSM8K's and HumanEval's files, as train.py says. About an hour on two cores.
+DATA ?= ../shared/data
+bench-refit: build smollm2
+	test -d $(PEFT)/venv || python3 -m venv $(PEFT)/venv
+	$(PEFT)/venv/bin/pip install -q torch==2.15.0 transformers==5.24.0 peft==0.21.0 gguf==0.19.0
+	bin/bhive serve --model smollm2 --addr 127.0.0.1:18777 --data $(PEFT)/tokens & pid=$$!; trap "kill $$pid" EXIT; \
+	  until bin/bhive ready --server http://127.0.0.1:18777 >/dev/null 2>&1; do kill -0 $$pid || exit 1; sleep 1; done; \
+	  $(PEFT)/venv/bin/python bench/peft/train.py $(SMOLLM2_GGUF) $(DATA) $(PEFT)/loras http://127.0.0.1:18777 solve code
+	$(PEFT)/venv/bin/python bench/peft/refit.py bin/bhive $(PEFT)/loras $(PEFT)/refit
 
 PROMETHEUS := .cache/promtool
 test-deploy: redis-server $(PROMETHEUS)/prometheus ## deploy/: the servers of compose.yaml with Redis and Prometheus, and the Dockerfile's steps for both targets

@@ -23,7 +23,6 @@ type refitFlags struct {
 	modelFlags
 	Refit      string `help:"JSONL file of examples, as for bhive tune: B is fitted to the LoRA's outputs on them, where a projection would keep of its weights what it can. The base model (--model) is run here." placeholder:"FILE"`
 	RefitCheck string `help:"With --refit: JSONL file of other examples to measure the losses on, in place of the same ones." placeholder:"FILE"`
-	RefitSkip  int    `hidden:"" default:"-1"`
 }
 
 // refitting is what a refit reads.
@@ -75,8 +74,14 @@ func (c *importCmd) refit(ctx context.Context, log *slog.Logger) error {
 	if projection.Exact {
 		return fmt.Errorf("%s needs no refit: its A's are the basis' own; import it as it is", c.Dirs[0])
 	}
+	if c.Rank > 0 {
+		if projected, projection, err = r.basis.Project(r.peft, c.Rank); err != nil {
+			return err
+		}
+	}
+	// The first tokens count too: what B makes of them all others attend to.
 	log.Info("measuring the inputs of all layers", "examples", len(r.texts))
-	cov, err := infer.Calibrate(ctx, l.model, plainTokens(r.texts), infer.CalibrateConfig{Skip: c.RefitSkip})
+	cov, err := infer.Calibrate(ctx, l.model, plainTokens(r.texts), infer.CalibrateConfig{Skip: -1})
 	if err != nil {
 		return err
 	}

@@ -54,6 +54,17 @@ type serveCmd struct {
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
 	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
 	TrainMemory  string        `help:"What training recomputes to need less memory: none, mlp or layer; auto: as little as fits." default:"auto" enum:"auto,none,mlp,layer"`
+
+	Quota quotaFlags `embed:"" prefix:"quota-"`
+}
+
+// quotaFlags bound what one tenant takes.
+type quotaFlags struct {
+	Requests             int   `help:"Completions and chats of one tenant at once, on this server; default: no bound, here and below."`
+	TokensPerMinute      int64 `help:"Tokens of one tenant's prompts and texts a minute, on this server."`
+	TrainingTokensPerDay int64 `help:"Tokens that one tenant's jobs of a day may go through."`
+	Adapters             int   `help:"Adapters of one tenant."`
+	MiB                  int64 `name:"mib" help:"MiB of one tenant's adapters and files."`
 }
 
 // registry is the registry's directory or URL.
@@ -97,7 +108,8 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 
 	// The address answers from here on: alive, and not ready before the model is loaded.
-	config := server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics}
+	config := server.Config{Addr: c.Addr, DrainTimeout: c.DrainTimeout, LoRARoot: c.LoraRoot, OpenMetrics: c.OpenMetrics, Quotas: server.Quotas{Requests: c.Quota.Requests,
+		TokensPerMinute: c.Quota.TokensPerMinute, TrainingTokensPerDay: c.Quota.TrainingTokensPerDay, Adapters: c.Quota.Adapters, Bytes: c.Quota.MiB << 20}}
 	front, err := server.NewFront(config, store, log)
 	if err != nil {
 		return err

@@ -41,6 +41,9 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		return errDraining
 	}
 	ctx := r.Context()
+	if err := s.mayKeep(ctx, name); err != nil {
+		return err
+	}
 	var ref adapters.Ref
 	for i, p := range q.Parts {
 		field := fmt.Sprintf("parts[%d]", i)

@@ -15,6 +15,7 @@ type Config struct {
 	LoRARoot         string        // directory below which /v1/load_lora_adapter may read; default "": it may not
 	DrainTimeout     time.Duration // how long running requests may go on at shutdown; default 30 s
 	OpenMetrics      bool          // /metrics needs no API key; it names tenants and adapters. Otherwise it needs an administrator's, where there are keys
+	Quotas           Quotas        // of each tenant; default: none
 	DefaultMaxTokens int           // max_tokens of a completion without one; default 16, as OpenAI's
 }
 
@@ -47,7 +48,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("server configuration: Addr %q: %w", d.Addr, err)
 	}
 	for name, v := range map[string]int64{"MaxBodyBytes": d.MaxBodyBytes, "MaxTrainingBytes": d.MaxTrainingBytes, "MaxAdapterBytes": d.MaxAdapterBytes,
-		"DrainTimeout": int64(d.DrainTimeout), "DefaultMaxTokens": int64(d.DefaultMaxTokens)} {
+		"DrainTimeout": int64(d.DrainTimeout), "DefaultMaxTokens": int64(d.DefaultMaxTokens), "Quotas.Requests": int64(d.Quotas.Requests),
+		"Quotas.TokensPerMinute": d.Quotas.TokensPerMinute, "Quotas.TrainingTokensPerDay": d.Quotas.TrainingTokensPerDay, "Quotas.Adapters": int64(d.Quotas.Adapters), "Quotas.Bytes": d.Quotas.Bytes} {
 		if v < 0 {
 			return fmt.Errorf("server configuration: %s = %d is negative", name, v)
 		}

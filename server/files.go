@@ -82,6 +82,9 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 		return &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type",
 			Message: fmt.Sprintf("the body must be multipart/form-data, not %s", t)}
 	}
+	if err := s.mayKeep(r.Context(), ""); err != nil {
+		return err
+	}
 	body, done := limitBody(w, r, s.config.MaxTrainingBytes+formBytes)
 	defer done()
 	r.Body = io.NopCloser(body)

@@ -215,6 +215,12 @@ func (s *Server) submitSpec(ctx context.Context, spec finetune.JobSpec) (finetun
 		return finetune.Job{}, fmt.Errorf("%w: %w", &finetune.FieldError{Field: "name", Message: fmt.Sprintf("%q is the base model", spec.Name)}, adapters.ErrExists)
 	}
 	spec.Tenant = tenant(ctx)
+	if err := s.mayTrain(ctx); err != nil {
+		return finetune.Job{}, err
+	}
+	if err := s.mayKeep(ctx, spec.Name); err != nil {
+		return finetune.Job{}, err
+	}
 	done, err := s.openFiles(ctx, &spec)
 	if err != nil {
 		return finetune.Job{}, err

@@ -13,6 +13,9 @@ type generations struct {
 	all   []*infer.Generation
 	items chan generated
 	stop  context.CancelFunc
+
+	leave     func(generated int) // tells the tenant's meter
+	generated int                 // tokens, of all choices
 }
 
 // generated is what came next of one of the prompts; err io.EOF marks that prompt's end.
@@ -24,8 +27,12 @@ type generated struct {
 
 // submit queues a request a prompt. On an error none is left running.
 func (s *Server) submit(ctx context.Context, requests []infer.Request) (*generations, error) {
+	leave, err := s.enterRequests(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(ctx)
-	g := &generations{stop: stop}
+	g := &generations{stop: stop, leave: leave}
 	for _, r := range requests {
 		one, err := s.d.Engine.Submit(ctx, r)
 		if err != nil {
@@ -81,6 +88,7 @@ func (g *generations) each(ctx context.Context, f func(prompt int, d infer.Delta
 		if item.err != nil {
 			return item.err
 		}
+		g.generated += len(item.delta.Tokens)
 		if err := f(item.prompt, item.delta); err != nil {
 			return err
 		}
@@ -93,6 +101,10 @@ func (g *generations) close() {
 	g.stop()
 	for _, one := range g.all {
 		one.Close()
+	}
+	if g.leave != nil {
+		g.leave(g.generated)
+		g.leave = nil
 	}
 }
 

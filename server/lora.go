@@ -54,6 +54,9 @@ func (s *Server) loadLoRA(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
+	if err := s.mayKeep(ctx, q.Name); err != nil {
+		return err
+	}
 	leave, err := s.enterImport(ctx)
 	if err != nil {
 		return err

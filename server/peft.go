@@ -98,6 +98,11 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 	if s.draining.Load() {
 		return errDraining
 	}
+	if !dry {
+		if err := s.mayKeep(r.Context(), name); err != nil {
+			return err
+		}
+	}
 	body, done := limitBody(w, r, s.config.MaxAdapterBytes+(1<<20))
 	defer done()
 	upload, err := adapters.SpoolPEFTTar(body, s.config.MaxAdapterBytes)

@@ -59,6 +59,7 @@ type Server struct {
 	keys     *keys.Ring
 	metrics  *Metrics
 	probe    *probe
+	meter    *meter
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
 	grammars func() *grammar.Cache // made at the first call
@@ -80,6 +81,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if s.metrics = d.Metrics; s.metrics == nil {
 		s.metrics = NewMetrics()
 	}
+	s.meter = newMeter(s.config.Quotas)
 	if s.d.ToolCalls == "" {
 		s.d.ToolCalls = toolcall.Find(d.Template)
 	}

@@ -1,0 +1,175 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"sync"
+	"time"
+
+	"bhive/finetune"
+	"bhive/infer"
+)
+
+// Quotas bound what one tenant takes. 0 is no bound. Requests and tokens are counted by each server for itself, the others over the registry.
+type Quotas struct {
+	Requests             int   // completions and chats that run or wait at once
+	TokensPerMinute      int64 // of prompts and of what is generated
+	TrainingTokensPerDay int64 // that jobs of the last 24 hours have gone through
+	Adapters             int   // names
+	Bytes                int64 // of adapters and files
+}
+
+// quotaExceeded is what a tenant is told that has no more; seconds ≥ 1 says when to ask again, 0 that time does not help.
+func quotaExceeded(what string, limit int64, seconds int) *apiError {
+	e := &apiError{Status: http.StatusTooManyRequests, Type: "rate_limit_error", Code: "rate_limit_exceeded", Retry: seconds, Message: fmt.Sprintf("the tenant's limit of %d %s is reached", limit, what)}
+	if seconds == 0 {
+		e.Type, e.Code = "insufficient_quota", "insufficient_quota"
+	}
+	return e
+}
+
+// meter counts what tenants take of a server's time.
+type meter struct {
+	quotas Quotas
+	now    func() time.Time
+
+	mu      sync.Mutex
+	tenants map[string]*taken // those that take something now
+}
+
+// taken is what one tenant takes.
+type taken struct {
+	requests int
+	tokens   float64 // of the minute's, as a bucket that empties steadily
+	at       time.Time
+}
+
+func newMeter(q Quotas) *meter { return &meter{quotas: q, now: time.Now, tenants: map[string]*taken{}} }
+
+// drain brings a bucket up to date.
+func (m *meter) drain(t *taken, now time.Time) {
+	t.tokens = max(0, t.tokens-now.Sub(t.at).Minutes()*float64(m.quotas.TokensPerMinute))
+	t.at = now
+}
+
+// enter counts a request and its prompt's tokens in, or refuses it. The caller tells leave once what was generated.
+func (m *meter) enter(tenant string, prompt int) (leave func(generated int), err error) {
+	if m.quotas.Requests == 0 && m.quotas.TokensPerMinute == 0 {
+		return func(int) {}, nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.now()
+	t := m.tenants[tenant]
+	if t == nil {
+		t = &taken{at: now}
+		m.tenants[tenant] = t
+	}
+	m.drain(t, now)
+	switch {
+	case m.quotas.Requests > 0 && t.requests >= m.quotas.Requests:
+		return nil, quotaExceeded("requests at once", int64(m.quotas.Requests), 1)
+	case m.quotas.TokensPerMinute > 0 && t.tokens >= float64(m.quotas.TokensPerMinute):
+		over := t.tokens - float64(m.quotas.TokensPerMinute)
+		return nil, quotaExceeded("tokens a minute", m.quotas.TokensPerMinute, 1+int(math.Ceil(60*over/float64(m.quotas.TokensPerMinute))))
+	}
+	t.requests++
+	t.tokens += float64(prompt)
+	return func(generated int) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.drain(t, m.now())
+		t.requests--
+		t.tokens += float64(generated)
+		m.forget()
+	}, nil
+}
+
+// forget drops tenants that take nothing; their number is bounded by it.
+func (m *meter) forget() {
+	for name, t := range m.tenants {
+		if m.drain(t, m.now()); t.requests == 0 && t.tokens == 0 {
+			delete(m.tenants, name)
+		}
+	}
+}
+
+// enterRequests is enter for the prompts of one request.
+func (s *Server) enterRequests(ctx context.Context, requests []infer.Request) (leave func(int), err error) {
+	tokens := 0
+	for _, r := range requests {
+		tokens += len(r.Prompt)
+	}
+	return s.meter.enter(tenant(ctx), tokens)
+}
+
+// mayKeep refuses, where the tenant keeps as much as it may, a new adapter of that name; "" is a file.
+func (s *Server) mayKeep(ctx context.Context, name string) error {
+	q := s.config.Quotas
+	if q.Adapters == 0 && q.Bytes == 0 {
+		return nil
+	}
+	all, err := s.d.Store.List(ctx, tenant(ctx))
+	if err != nil {
+		return err
+	}
+	known, bytes := name == "", int64(0)
+	for _, a := range all {
+		known, bytes = known || a.Name == name, bytes+a.Bytes
+	}
+	if q.Adapters > 0 && !known && len(all) >= q.Adapters {
+		return quotaExceeded("adapters", int64(q.Adapters), 0)
+	}
+	if q.Bytes == 0 {
+		return nil
+	}
+	files, err := s.d.Store.ListFiles(ctx, tenant(ctx))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		bytes += f.Bytes
+	}
+	if bytes >= q.Bytes {
+		return quotaExceeded("bytes of adapters and files", q.Bytes, 0)
+	}
+	return nil
+}
+
+// mayTrain refuses a job where those of the last day have gone through all the tokens that the tenant may train on.
+func (s *Server) mayTrain(ctx context.Context) error {
+	limit := s.config.Quotas.TrainingTokensPerDay
+	if limit == 0 {
+		return nil
+	}
+	const day = 24 * time.Hour
+	now, tokens, oldest := time.Now(), int64(0), time.Time{}
+	for o := (finetune.ListOptions{Limit: 100}); ; {
+		jobs, more, err := s.d.Jobs.List(ctx, tenant(ctx), o)
+		if err != nil {
+			return err
+		}
+		for _, j := range jobs {
+			if j.Finished == nil || now.Sub(*j.Finished) < day {
+				tokens += j.Progress.Tokens
+				if j.Finished != nil && (oldest.IsZero() || j.Finished.Before(oldest)) {
+					oldest = *j.Finished
+				}
+			}
+		}
+		if !more {
+			break
+		}
+		o.After = jobs[len(jobs)-1].ID
+	}
+	if tokens < limit {
+		return nil
+	}
+	wait := time.Hour
+	if !oldest.IsZero() {
+		wait = max(time.Second, oldest.Add(day).Sub(now))
+	}
+	return quotaExceeded("training tokens a day", limit, int(wait.Seconds()))
+}

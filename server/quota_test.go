@@ -1,0 +1,127 @@
+package server
+
+import (
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+func TestMeter(t *testing.T) {
+	now := time.Unix(0, 0)
+	m := newMeter(Quotas{Requests: 2, TokensPerMinute: 60})
+	m.now = func() time.Time { return now }
+	enter := func(tenant string, prompt int) func(int) {
+		t.Helper()
+		leave, err := m.enter(tenant, prompt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return leave
+	}
+	refused := func(tenant, what string, retry int) {
+		t.Helper()
+		_, err := m.enter(tenant, 1)
+		var e *apiError
+		if !errors.As(err, &e) || e.Status != http.StatusTooManyRequests || !strings.Contains(e.Message, what) || e.Retry != retry {
+			t.Errorf("want a refusal for %s and another try after %d s, got %+v", what, retry, err)
+		}
+	}
+	first, second := enter("a", 10), enter("a", 10)
+	refused("a", "2 requests at once", 1)
+	enter("b", 1)(0) // another tenant's are its own
+	first(0)
+	enter("a", 0)(0)
+	second(60) // 80 of 60
+	refused("a", "60 tokens a minute", 21)
+	now = now.Add(20 * time.Second)
+	refused("a", "60 tokens a minute", 1) // as many as a minute's, not below
+	now = now.Add(time.Second)
+	enter("a", 5)(0)
+	now = now.Add(time.Hour)
+	enter("a", 0)(0)
+	if len(m.tenants) != 0 {
+		t.Errorf("who takes nothing is remembered: %v", m.tenants)
+	}
+}
+
+// Whoever comes and goes, nobody runs more at once than allowed, and nothing is left counted.
+func TestMeterLeaksNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		now := time.Unix(0, 0)
+		m := newMeter(Quotas{Requests: 3, TokensPerMinute: 100})
+		m.now = func() time.Time { return now }
+		running := map[string][]func(int){}
+		for range rapid.IntRange(1, 40).Draw(t, "steps") {
+			who := rapid.SampledFrom([]string{"a", "b"}).Draw(t, "who")
+			now = now.Add(time.Duration(rapid.IntRange(0, 30).Draw(t, "seconds")) * time.Second)
+			if n := len(running[who]); n > 0 && rapid.Bool().Draw(t, "leaves") {
+				running[who][n-1](rapid.IntRange(0, 50).Draw(t, "generated"))
+				running[who] = running[who][:n-1]
+			} else if leave, err := m.enter(who, rapid.IntRange(0, 50).Draw(t, "prompt")); err == nil {
+				running[who] = append(running[who], leave)
+			}
+			if len(running[who]) > 3 {
+				t.Fatalf("%d at once", len(running[who]))
+			}
+		}
+		for _, list := range running {
+			for _, leave := range list {
+				leave(0)
+			}
+		}
+		now = now.Add(24 * time.Hour)
+		if leave, err := m.enter("a", 0); err != nil {
+			t.Fatal(err)
+		} else if leave(0); len(m.tenants) != 0 {
+			t.Fatalf("left: %v", m.tenants)
+		}
+	})
+}
+
+func TestQuotas(t *testing.T) {
+	h := ownHive(t, hiveConfig{})
+	h.publish(t, "first", 4, 1)
+	c := h.serve(t, func(c *Config, _ *Deps) {
+		c.Quotas = Quotas{Requests: 1, TokensPerMinute: 200, TrainingTokensPerDay: 1, Adapters: 2, Bytes: 1 << 30}
+	})
+	ask := object{"model": "demo", "prompt": strings.Repeat(" fox", 150), "max_tokens": 1}
+	c.post("/v1/completions", ask).want(200)
+	c.post("/v1/completions", ask).want(200) // the minute's tokens are not used up before it begins
+	a := c.post("/v1/completions", ask)
+	if message := a.wantError(429, "", "rate_limit_exceeded"); !strings.Contains(message, "200 tokens a minute") {
+		t.Error(message)
+	}
+	if n, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || n < 1 || n > 60 {
+		t.Errorf("Retry-After is %q", a.Header.Get("Retry-After"))
+	}
+	c.post("/v1/chat/completions", object{"model": "demo", "messages": []object{{"role": "user", "content": "a"}}}).wantError(429, "", "rate_limit_exceeded")
+
+	sum := object{"parts": []object{{"model": "first"}}}
+	c.post("/adapters/second/compose", sum).want(201)
+	c.post("/adapters/third/compose", sum).wantError(429, "", "insufficient_quota")
+	c.sendTar("/adapters/third/import", "").wantError(429, "", "insufficient_quota")
+	c.post("/adapters", object{"name": "third", "examples": pirates()}).wantError(429, "", "insufficient_quota")
+	c.get("/adapters/third").wantError(404, "name", "adapter_not_found")
+	c.post("/adapters/first/examples", object{"examples": pirates(), "max_steps": 1}).want(202) // a name that there is
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if strings.Contains(string(c.get("/adapters/first").want(200).Body), `"succeeded"`) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the job does not end")
+		}
+	}
+	if message := c.post("/adapters/first/examples", object{"examples": pirates()}).wantError(429, "", "rate_limit_exceeded"); !strings.Contains(message, "training tokens a day") {
+		t.Error(message)
+	}
+
+	full := h.serve(t, func(c *Config, d *Deps) { c.Quotas = Quotas{Bytes: 1}; d.Metrics = nil })
+	full.post("/adapters/first/compose", sum).wantError(429, "", "insufficient_quota")
+	full.form("purpose", "fine-tune", "file=a", "x").wantError(429, "", "insufficient_quota")
+	full.post("/v1/completions", ask).want(200)
+}
