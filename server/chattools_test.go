@@ -103,6 +103,9 @@ func callers() []object {
 
 // The whole loop: a model learns to call a tool, calls it, and answers with its result.
 func TestToolsLearnt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it trains for some seconds, under the race detector for minutes")
+	}
 	c := ownHive(t, hiveConfig{}).serve(t, nil)
 	file := c.upload("callers.jsonl", lines(callers()))
 	c.tuned(c.tune(object{"training_file": file.Id, "suffix": "caller", "hyperparameters": object{"n_epochs": 60, "batch_size": 2, "learning_rate_multiplier": 0.5}}).ID, finetune.Succeeded)
