@@ -3,11 +3,13 @@ package server
 import (
 	"encoding/json"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
 	"bhive/finetune"
 	"bhive/infer/chat"
+	"bhive/infer/toolcall"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -101,6 +103,9 @@ func callers() []object {
 
 // The whole loop: a model learns to call a tool, calls it, and answers with its result.
 func TestToolsLearnt(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it trains for some seconds, under the race detector for minutes")
+	}
 	c := ownHive(t, hiveConfig{}).serve(t, nil)
 	file := c.upload("callers.jsonl", lines(callers()))
 	c.tuned(c.tune(object{"training_file": file.Id, "suffix": "caller", "hyperparameters": object{"n_epochs": 60, "batch_size": 2, "learning_rate_multiplier": 0.5}}).ID, finetune.Succeeded)
@@ -313,4 +318,45 @@ func FuzzTools(f *testing.F) {
 			t.Errorf("%s is the mode %q", choice, c.mode)
 		}
 	})
+}
+
+// The forms of calls that other models write, forced on ours.
+func TestToolForms(t *testing.T) {
+	const turns = `{% if tools %}{{ 'tools: ' + (tools | tojson) }}{% endif %}{% for m in messages %}{% if m.tool_calls %}`
+	const rest = `{% else %}{{ m.role + ': ' + m.content }}{% endif %}{% endfor %}`
+	for name, x := range map[string]struct {
+		source string
+		id     string // that a call's id must match
+	}{
+		"mistral":     {turns + `{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('nine, please') }}{% endif %}{{ '[TOOL_CALLS][' + (c.function | tojson) + ']' }}{% endfor %}` + rest, `^[a-z0-9]{9}$`},
+		"llama3_json": {turns + `{{ '{"name": "' + m.tool_calls[0].function.name + '", "parameters": ' + (m.tool_calls[0].function.arguments | tojson) + '}' }}` + rest, `^call_[a-z0-9]{24}$`},
+	} {
+		template, err := chat.Parse(x.source, chat.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := shared(t).serve(t, func(_ *Config, d *Deps) { d.Template = template })
+		if got := string(c.server.d.ToolCalls); got != name {
+			t.Errorf("the template of %s was taken for one of %s", name, got)
+		}
+		for _, choice := range []any{"required", object{"type": "function", "function": object{"name": "f"}}} {
+			q := object{"model": "demo", "temperature": 0, "max_tokens": 40, "tool_choice": choice, "messages": []object{{"role": "user", "content": "Now!"}},
+				"tools": []object{{"type": "function", "function": object{"name": "f", "parameters": object{"properties": object{"n": object{"enum": []int{7}}}, "required": []string{"n"}}}}}}
+			if got := c.converse(q); len(got.Calls) != 1 || strings.Join(strings.Fields(strings.TrimPrefix(got.Calls[0], "f ")), "") != `{"n":7}` || got.Finish != "tool_calls" || got.Content != "" {
+				t.Errorf("%s, %v: %+v", name, choice, got)
+			}
+			var whole chatJSON
+			c.post("/v1/chat/completions", q).want(200).into(&whole)
+			id := whole.Choices[0].Message.ToolCalls[0].ID
+			if !regexp.MustCompile(x.id).MatchString(id) {
+				t.Errorf("%s: the id %q", name, id)
+			}
+			q["tool_choice"] = "auto"
+			q["messages"] = append(q["messages"].([]object), object{"role": "assistant", "content": nil, "tool_calls": []object{{"id": id, "type": "function", "function": object{"name": "f", "arguments": `{"n": 7}`}}}},
+				object{"role": "tool", "tool_call_id": id, "content": "seven"})
+			c.converse(q)
+		}
+		c = shared(t).serve(t, func(_ *Config, d *Deps) { d.Template, d.ToolCalls = template, toolcall.None })
+		c.post("/v1/chat/completions", object{"model": "demo", "messages": []object{{"role": "user", "content": "x"}}, "tools": lookUp()}).wantError(400, "tools", "")
+	}
 }

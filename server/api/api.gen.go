@@ -2291,7 +2291,9 @@ type Tool struct {
 
 		// Parameters JSON Schema of the arguments.
 		Parameters *map[string]interface{} `json:"parameters,omitempty"`
-		Strict     *bool                   `json:"strict,omitempty"`
+
+		// Strict Refuse the request where a call is forced and the parameters cannot be compiled; otherwise any object will do. Calls that the model makes by itself are given as it writes them.
+		Strict *bool `json:"strict,omitempty"`
 	} `json:"function"`
 	Type ToolType `json:"type"`
 }
