@@ -143,7 +143,7 @@ def work(o, jobs, lines):
                 break
             losses[following] = one(1, following)
         best = min(losses, key=losses.get)
-        for seed in range(2, o.seeds + 1):
+        for seed in range(2, min(o.seeds, len(worker.data["orders"])) + 1):
             one(seed, best)
 
 
