@@ -158,6 +158,7 @@ gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machi
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/cuda.test ./kernels/cuda
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/infer.test ./infer
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/finetune.test ./finetune
+	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-s -w' -o $(GPU_BUNDLE)/quality ./bench/quality
 	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
 	cp -r finetune/testdata $(GPU_BUNDLE)/finetune/
 	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
