@@ -16,9 +16,9 @@ type backward struct {
 	lanes  kernels.LaneTable
 	tokens int
 
-	dx     kernels.Tensor // [T, H]: gradient of the residual stream
+	dres   kernels.Tensor // [T, H+R]: gradient of the residual stream, which is also that of attn_out's and mlp_down's output, beside it of their z
 	dn     kernels.Tensor // [T, H]: of a norm's output
-	dyz    kernels.Tensor // [1, T·(widest out+R)]: of a linear's output, beside it of z
+	dyz    kernels.Tensor // [1, T·(widest out+R)]: of the other linears' output, beside it of z
 	din    kernels.Tensor // [1, T·max(F, Hq·D)]: of the input of mlp_down, of attn_out
 	dq     kernels.Tensor // [T, Hq·D]
 	dk, dv kernels.Tensor // [T, Hkv·D]
@@ -51,7 +51,7 @@ type gradient struct {
 func gradients(m *infer.Model, tokens int) []gradient {
 	c := m.Config
 	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	out := []gradient{{func(b *backward) *kernels.Tensor { return &b.dx }, tokens, c.Hidden}, {func(b *backward) *kernels.Tensor { return &b.dn }, tokens, c.Hidden},
+	out := []gradient{{func(b *backward) *kernels.Tensor { return &b.dres }, tokens, c.Hidden + m.R()}, {func(b *backward) *kernels.Tensor { return &b.dn }, tokens, c.Hidden},
 		{func(b *backward) *kernels.Tensor { return &b.dk }, tokens, kv}, {func(b *backward) *kernels.Tensor { return &b.dv }, tokens, kv}}
 	if q > c.FeedForward {
 		out = append(out, gradient{func(b *backward) *kernels.Tensor { return &b.din }, tokens, q})
@@ -65,6 +65,9 @@ func (b *backward) close() {
 	}
 	b.owned = nil
 }
+
+// dx is the gradient of the residual stream, [T, H].
+func (b *backward) dx() kernels.Tensor { return b.dres.ColRange(0, b.m.Config.Hidden) }
 
 // view is the matrix [T, cols] at the start of a flat buffer.
 func (b *backward) view(flat kernels.Tensor, cols int) kernels.Tensor {
@@ -81,8 +84,8 @@ func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infe
 		return
 	}
 	be.CrossEntropy(s, nll, b.dn, hidden, b.m.Head, step)
-	be.Zero(s, b.dx)
-	be.NormBackward(s, b.dx, b.dn, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+	be.Zero(s, b.dres)
+	be.NormBackward(s, b.dx(), b.dn, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
 }
 
 // layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
@@ -90,32 +93,23 @@ func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infe
 func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *infer.Save) {
 	be, m, c, step := b.m.Backend, b.m, &b.m.Config, sc.Step
 	w, v := &m.Layers[l], &save.Layers[l]
-	n := step.Bucket.Tokens
 	out := func(w kernels.Weight) kernels.Tensor { return b.view(b.dyz, w.Out()+w.R()) }
 	expand := func(site adapters.Site, dyz, z kernels.Tensor) {
 		be.ExpandBackward(s, kernels.ExpandBackwardArgs{DYZ: dyz, Z: z, B: m.B(sc.Table, l, site), Grad: m.Grad(b.lanes, l, site)}, step)
 	}
-	residual := func(w kernels.Weight) kernels.Tensor {
-		dyz := out(w)
-		be.Copy(s, dyz.RowRange(0, n).ColRange(0, w.Out()), b.dx.RowRange(0, n))
-		return dyz
-	}
-
-	dyz := residual(w.MLPDown)
-	expand(adapters.MLPDown, dyz, v.ZMLPDown)
+	expand(adapters.MLPDown, b.dres, v.ZMLPDown)
 	dact := b.view(b.din, c.FeedForward)
-	be.LinearBackward(s, dact, dyz, w.MLPDown, false, step)
+	be.LinearBackward(s, dact, b.dres, w.MLPDown, false, step)
 
-	dyz = out(w.MLPIn)
+	dyz := out(w.MLPIn)
 	be.MLPBackward(s, dyz.ColRange(0, w.MLPIn.Out()), dact, v.GateUp, step)
 	expand(adapters.MLPIn, dyz, v.ZMLPIn)
 	be.LinearBackward(s, b.dn, dyz, w.MLPIn, false, step)
-	be.NormBackward(s, b.dx, b.dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
+	be.NormBackward(s, b.dx(), b.dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
 
-	dyz = residual(w.AttnOut)
-	expand(adapters.AttnOut, dyz, v.ZAttnOut)
+	expand(adapters.AttnOut, b.dres, v.ZAttnOut)
 	do := b.view(b.din, c.Heads*c.HeadDim)
-	be.LinearBackward(s, do, dyz, w.AttnOut, false, step)
+	be.LinearBackward(s, do, b.dres, w.AttnOut, false, step)
 	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
 		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: c.Window(l)}, step)
 
@@ -127,5 +121,5 @@ func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *in
 		return
 	}
 	be.LinearBackward(s, b.dn, dyz, w.AttnIn, false, step)
-	be.NormBackward(s, b.dx, b.dn, v.SumIn, w.AttnNorm, v.RstdIn, step)
+	be.NormBackward(s, b.dx(), b.dn, v.SumIn, w.AttnNorm, v.RstdIn, step)
 }

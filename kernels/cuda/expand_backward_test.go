@@ -43,6 +43,8 @@ func (p *pair) expandBackward(seqs []seq, out, r int, ranks []int) {
 	p.same("dyz", dyz, n, max(p.tol(), 1e-4))
 	for l, g := range grads {
 		p.same(fmt.Sprintf("dB of lane %d", l), g, 1, 2e-4)
+	}
+	for _, g := range grads { // only now: each run adds to all lanes
 		p.repeats("dB", g.gpu, func() {
 			p.gpu.ExpandBackward(p.gpu.s, kernels.ExpandBackwardArgs{DYZ: dyz.gpu, Z: z.gpu, B: gb, Grad: kernels.GradRef{Table: gl, Offset: 4, Out: out}}, b.gpu)
 		})
