@@ -38,9 +38,6 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 		group <= decodeGroup && step.Bucket.Seqs <= decodeSeqs && c.spec.BlockTokens%16 == 0 && os%8 == 0 && (oa|qa)%16 == 0
 	if decode {
 		seqs, each := step.Bucket.Seqs, 3 // blocks of a multiprocessor
-		if seqs > 64 {
-			each = 2
-		}
 		if b.decodeBlocks > 0 {
 			each = b.decodeBlocks
 		}

@@ -225,7 +225,7 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 	table, offset := tableOf(a.B, h, "residual")
 	name, blocks, threads := "residual", m, rowThreads(h)
 	switch eights := dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0; {
-	case eights && b.hopper:
+	case eights && b.hopper && (slicesOf(step) > 1 || b.config.BatchInvariant): // clusters start late: a few tokens don't gain that back
 		name, blocks, threads = "residual_cluster", 8*parts(m, 8), 128*parts(h, 2048)
 	case eights && h <= 8*512:
 		name, threads = "residual8", rowThreads(h/8)

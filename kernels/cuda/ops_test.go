@@ -98,18 +98,25 @@ func TestEpilogues(t *testing.T) {
 			out, normed, rstd := p.garbage(m, h), p.garbage(m, h), p.f32(1, m, nans(m))
 			w, bias := p.f32(1, h, p.normal(h, 1)), p.f32(1, 2*h, p.normal(2*h, 1))
 			gb, cb := table.ref(3, h)
-			p.gpu.ResidualNorm(p.gpu.s, kernels.ResidualNormArgs{Out: out.gpu, Normed: normed.gpu, X: x.gpu, YZ: yz.gpu, Bias: bias.gpu, Norm: w.gpu, Eps: 1e-5, B: gb, Rstd: rstd.gpu}, b.gpu)
+			ga := kernels.ResidualNormArgs{Out: out.gpu, Normed: normed.gpu, X: x.gpu, YZ: yz.gpu, Bias: bias.gpu, Norm: w.gpu, Eps: 1e-5, B: gb, Rstd: rstd.gpu}
+			p.gpu.ResidualNorm(p.gpu.s, ga, b.gpu)
 			p.cpu.ResidualNorm(p.cpu.s, kernels.ResidualNormArgs{Out: out.cpu, Normed: normed.cpu, X: x.cpu, YZ: yz.cpu, Bias: bias.cpu, Norm: w.cpu, Eps: 1e-5, B: cb, Rstd: rstd.cpu}, b.cpu)
 			p.same("residual", out, b.tokens(), p.tol())
 			p.same("normed", normed, b.tokens(), p.tol())
-			if be := p.gpu.Backend.(*Backend); be.hopper { // and as below Hopper
-				out, normed := p.garbage(m, h), p.garbage(m, h)
-				be.hopper = false
-				p.gpu.ResidualNorm(p.gpu.s, kernels.ResidualNormArgs{Out: out.gpu, Normed: normed.gpu, X: x.gpu, YZ: yz.gpu, Bias: bias.gpu, Norm: w.gpu, Eps: 1e-5, B: gb}, b.gpu)
-				be.hopper = true
-				p.cpu.ResidualNorm(p.cpu.s, kernels.ResidualNormArgs{Out: out.cpu, Normed: normed.cpu, X: x.cpu, YZ: yz.cpu, Bias: bias.cpu, Norm: w.cpu, Eps: 1e-5, B: cb}, b.cpu)
-				p.same("residual by one block", out, b.tokens(), p.tol())
-				p.same("normed by one block", normed, b.tokens(), p.tol())
+			// And by the other ways: the oracle has written into its YZ, so it runs once.
+			be := p.gpu.Backend.(*Backend)
+			for _, way := range []struct {
+				name              string
+				hopper, invariant bool
+			}{{"one block", false, false}, {"a cluster", be.hopper, true}} {
+				hopper, invariant := be.hopper, be.config.BatchInvariant
+				other, norm := p.garbage(m, h), p.garbage(m, h)
+				ga.Out, ga.Normed, ga.Rstd = other.gpu, norm.gpu, kernels.Tensor{}
+				be.hopper, be.config.BatchInvariant = way.hopper, way.invariant
+				p.gpu.ResidualNorm(p.gpu.s, ga, b.gpu)
+				be.hopper, be.config.BatchInvariant = hopper, invariant
+				p.same("residual by "+way.name, both{other.gpu, out.cpu}, b.tokens(), p.tol())
+				p.same("normed by "+way.name, both{norm.gpu, normed.cpu}, b.tokens(), p.tol())
 			}
 
 			gu, act, save := p.act(m, 2*h+testR, p.normal(m*(2*h+testR), 1)), p.garbage(m, h), p.garbage(m, 2*h)
