@@ -27,13 +27,22 @@ __device__ __forceinline__ uint4 few(const bf16* p, int n) {
     return make_uint4((uint32_t)lo, (uint32_t)(lo >> 32), (uint32_t)hi, (uint32_t)(hi >> 32));
 }
 
+// line is p's 16 bytes; the other 112 of its line come as near as the L2: they are wanted next.
+__device__ __forceinline__ uint4 line(const bf16* p) {
+    uint4 v;
+    asm("ld.global.nc.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
 // Expand is the work of one warp on slices of 8 tokens, one after another: it adds B·z of its own rows of B, TILES times 16 of them, for each
 // token's adapter. A lane 4g+t has rows n[i/RUN] + 2·(i%RUN) and the next of tile i, n its own, and of sum[i][s+2e] token 2t+s, row e of the two.
-template <int TILES, int RUN> struct Expand {
+// ONCE: there is one slice, its adapters' rows are in no other; of ranks up to 16 it takes two adapters at a time, lanes t ≥ 2 the second one.
+template <int TILES, int RUN, bool ONCE> struct Expand {
     const bf16* block; // of the lane's token, whose number in the slice the lane's is
     int rank;
     unsigned same, todo; // tokens with that adapter; the first token of each adapter that is left
-    unsigned mask;       // tokens of the adapter whose rows are here
+    unsigned mask, second; // tokens of the adapter whose rows are here; of the second one
+    bool pairs = false;
     const bf16* from;
     int k0, most;               // from element k0 of its rank on
     const bf16* held = nullptr; // what w has, from held_k on: the next slice may need the same
@@ -51,6 +60,7 @@ template <int TILES, int RUN> struct Expand {
         rank = (int)a.rank;
         same = __match_any_sync(~0u, rank ? s : -1);
         todo = __ballot_sync(~0u, rank && lane == __ffs(same) - 1);
+        if (ONCE) pairs = __popc(todo) > 1 && !__any_sync(~0u, rank > 16 || rank % 8);
         k0 = most = 0;
 #pragma unroll
         for (int i = 0; i < TILES; i++)
@@ -59,6 +69,9 @@ template <int TILES, int RUN> struct Expand {
     }
 
     __device__ __forceinline__ const bf16* block_of(int l) const { return (const bf16*)__shfl_sync(~0u, (unsigned long long)block, l); }
+
+    // few_ranks says whether the slice's adapters are so few that all their rows may be asked for at once: more than the L2 holds would drive each other out.
+    __device__ __forceinline__ bool few_ranks() const { return __reduce_add_sync(~0u, todo >> (threadIdx.x & 31) & 1 ? rank : 0) <= 64; }
 
     // fetch brings rows row … row+count-1 of all the slice's adapters as near as the L2.
     __device__ __forceinline__ void fetch(ll row, int count) const {
@@ -73,6 +86,24 @@ template <int TILES, int RUN> struct Expand {
     // take begins to load the next rows; false: there are none.
     __device__ __forceinline__ bool take(ll offset, const int* n, bool on) {
         const int t = threadIdx.x & 3;
+        if (ONCE && pairs) {
+            if (!todo) return false;
+            const int l = __ffs(todo) - 1;
+            todo &= todo - 1;
+            const int l2 = todo ? __ffs(todo) - 1 : l;
+            todo &= todo - 1;
+            mask = __shfl_sync(~0u, same, l);
+            second = l2 == l ? 0 : __shfl_sync(~0u, same, l2);
+            const bf16* own = block_of(t < 2 ? l : l2);
+            const ll r = __shfl_sync(~0u, rank, t < 2 ? l : l2);
+            const int k = 8 * (t & 1);
+            const bool here = on && k < r && (t < 2 || second);
+#pragma unroll
+            for (int i = 0; i < TILES; i++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) w[i][e] = here ? __ldg((const uint4*)(own + r * (offset + n[i / RUN] + 2 * (i % RUN) + e) + k)) : make_uint4(0, 0, 0, 0);
+            return true;
+        }
         if (k0 + 32 < most) {
             k0 += 32;
         } else {
@@ -84,16 +115,18 @@ template <int TILES, int RUN> struct Expand {
             mask = __shfl_sync(~0u, same, l);
             k0 = 0;
         }
-        if (held == from && held_k == k0) return true;
-        held = from;
-        held_k = k0;
+        if (!ONCE) {
+            if (held == from && held_k == k0) return true;
+            held = from;
+            held_k = k0;
+        }
         const int here = on ? max(0, min(8, most - k0 - 8 * t)) : 0;
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
             const bf16* row = from + most * (offset + n[i / RUN]) + (k0 + 8 * t) + 2 * (i % RUN) * most;
             if (most % 8 == 0) {
 #pragma unroll
-                for (int e = 0; e < 2; e++) w[i][e] = here ? __ldg((const uint4*)(row + e * most)) : make_uint4(0, 0, 0, 0);
+                for (int e = 0; e < 2; e++) w[i][e] = !here ? make_uint4(0, 0, 0, 0) : ONCE ? line(row + e * most) : __ldg((const uint4*)(row + e * most));
             } else {
 #pragma unroll
                 for (int e = 0; e < 2; e++) w[i][e] = few(row + e * most, here);
@@ -104,7 +137,7 @@ template <int TILES, int RUN> struct Expand {
 
     // load_z fetches the elements of each token's z from k0 on; src is the slice's first token's z.
     __device__ __forceinline__ void load_z(const bf16* src, ll stride) {
-        const int token = (threadIdx.x & 31) >> 2, at = k0 + 8 * (threadIdx.x & 3), here = min(8, __shfl_sync(~0u, rank, token) - at);
+        const int token = (threadIdx.x & 31) >> 2, at = k0 + 8 * (threadIdx.x & (ONCE && pairs ? 1 : 3)), here = min(8, __shfl_sync(~0u, rank, token) - at);
         src += token * stride + at;
         z = here == 8 ? *(const uint4*)src : few(src, here);
     }
@@ -112,11 +145,30 @@ template <int TILES, int RUN> struct Expand {
     // add multiplies what take has loaded. Tokens of other adapters stay as they are, whatever the rows hold.
     __device__ __forceinline__ void add() {
         const int t = threadIdx.x & 3;
+        if (ONCE && pairs) {
+            add_half(mask, t < 2);
+            if (second) add_half(second, t >= 2);
+            return;
+        }
         const bool hit[2] = {(mask >> (2 * t) & 1) != 0, (mask >> (2 * t + 1) & 1) != 0};
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
             float c[4] = {0, 0, 0, 0};
             mma32(c, w[i][0], w[i][1], z);
+#pragma unroll
+            for (int q = 0; q < 4; q++)
+                if (hit[q & 1]) sum[i][q] += c[q];
+        }
+    }
+
+    __device__ __forceinline__ void add_half(unsigned tokens, bool mine) {
+        const int t = threadIdx.x & 3;
+        const bool hit[2] = {(tokens >> (2 * t) & 1) != 0, (tokens >> (2 * t + 1) & 1) != 0};
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+            const uint4 none = make_uint4(0, 0, 0, 0);
+            float c[4] = {0, 0, 0, 0};
+            mma32(c, mine ? w[i][0] : none, mine ? w[i][1] : none, z);
 #pragma unroll
             for (int q = 0; q < 4; q++)
                 if (hit[q & 1]) sum[i][q] += c[q];
@@ -143,6 +195,7 @@ struct ExpandRow {
     const bf16* block;
     int rank;
     uint4 w[2][2][2];
+    uint4 rest[2][2][2]; // of a rank up to 16: the second half of its tiles
 
     __device__ __forceinline__ void start(const B& b, int slot) {
         Adapter a = {0, 0};
@@ -156,6 +209,42 @@ struct ExpandRow {
         const char* at = (const char*)(block + rank * (offset + n0));
         const int bytes = min(256, h - n0) * rank * 2;
         for (int i = (threadIdx.x & 31) * 128; i < bytes; i += 32 * 128) asm volatile("prefetch.global.L2 [%0];" ::"l"(at + i));
+    }
+    // first begins what needs nothing of z.
+    __device__ __forceinline__ void first(ll offset, int n0, int h) {
+        if (rank == 0 || rank % 8) return;
+        if (rank <= 16) {
+            halves(w, offset, n0, h, 0);
+            halves(rest, offset, n0, h, 1);
+            return;
+        }
+        load(offset, n0, h, 0, 0);
+        fetch(offset, n0, h);
+    }
+    // halves loads 8 tiles of a rank up to 16: lanes t < 2 the first four, the others the rest; a lane 16 bytes of a row.
+    __device__ __forceinline__ void halves(uint4 (*v)[2][2], ll offset, int n0, int h, int i) {
+        const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+        for (int p = 0; p < 2; p++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+#pragma unroll
+                for (int j = 0; j < 2; j++) {
+                    const int n = n0 + 32 * g + 2 * (8 * i + 4 * (t >> 1) + 2 * j + p) + e;
+                    v[p][e][j] = piece(block + rank * (offset + n), 8 * (t & 1), rank, n < h);
+                }
+    }
+    // add_halves multiplies them: z is in the even columns for lanes t < 2, in the odd ones for the others, so that column 0 is of the first four tiles, 1 of the rest.
+    __device__ __forceinline__ void add_halves(float* v, const uint4 (*u)[2][2], const uint4& z, int i) {
+        const int t = threadIdx.x & 3;
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int p = 0; p < 2; p++) {
+                float c[4] = {0, 0, 0, 0};
+                mma32(c, u[p][0][j], u[p][1][j], z);
+                if (t >> 1 == i) v[2 * (2 * j + p)] += t & 1 ? c[1] : c[0], v[2 * (2 * j + p) + 1] += t & 1 ? c[3] : c[2];
+            }
     }
     // load begins step i: 4 tiles of a rank up to 32, else 2 of 64 elements; tile τ holds rows 32g + 2τ, +1.
     __device__ __forceinline__ void load(ll offset, int n0, int h, int i, int k0) {
@@ -171,7 +260,7 @@ struct ExpandRow {
                     w[p][e][j] = piece(block + rank * (offset + n), k, rank, n < h);
                 }
     }
-    // run adds to v; load(…, 0, 0) has been called where the rank is a multiple of 8, and not 0.
+    // run adds to v; first has been called.
     __device__ __forceinline__ void run(float* v, const bf16* z, ll offset, int n0, int h) {
         const int lane = threadIdx.x & 31, t = lane & 3;
         if (rank == 0) return;
@@ -187,6 +276,12 @@ struct ExpandRow {
                 }
                 v[i] += s;
             }
+            return;
+        }
+        if (rank <= 16) {
+            const uint4 mine = (lane >> 2 & 1) == t >> 1 ? piece_of(z, 8 * (t & 1)) : make_uint4(0, 0, 0, 0);
+            add_halves(v, w, mine, 0);
+            add_halves(v, rest, mine, 1);
             return;
         }
         uint4 zr[2] = {piece_of(z, 8 * t), piece_of(z, 32 + 8 * t)};

@@ -63,9 +63,9 @@ template <bool MANY> __device__ __forceinline__ void mlp_slice(const MLPArgs& a)
     int t0 = blockIdx.y * 8 * slices;
     const bool on = c < ff;
     const int n[2] = {c, ff + c};
-    Expand<8, 4> e;
+    Expand<8, 4, !MANY> e;
     e.start(a.b, a.adapter + t0, tokens - t0);
-    if (!MANY) e.fetch(a.b.offset + c0, min(64, ff - c0)), e.fetch(a.b.offset + ff + c0, min(64, ff - c0));
+    if (!MANY && e.few_ranks()) e.fetch(a.b.offset + c0, min(64, ff - c0)), e.fetch(a.b.offset + ff + c0, min(64, ff - c0));
     bool more = e.take(a.b.offset, n, on);
     wait_predecessor();
     if (t0 >= tokens) return;

@@ -80,9 +80,9 @@ template <int D, bool MANY> __device__ __forceinline__ void qkv_slice(const QKVA
     const bool on = h < all, value = h >= a.heads + a.kv, key = !value && h >= a.heads;
     const int n[2] = {h * D + i0, h * D + HALF + i0};
     const float* norm = value ? nullptr : key ? a.k_norm : a.q_norm;
-    Expand<4, 2> e;
+    Expand<4, 2, !MANY> e;
     e.start(a.b, a.adapter + t0, tokens - t0);
-    if (on && !MANY) e.fetch(a.b.offset + h * D + first, 32), e.fetch(a.b.offset + h * D + HALF + first, 32);
+    if (on && !MANY && e.few_ranks()) e.fetch(a.b.offset + h * D + first, 32), e.fetch(a.b.offset + h * D + HALF + first, 32);
     bool more = e.take(a.b.offset, n, on);
     float4 cosine[2], sine[2];
     ll slot[2] = {};

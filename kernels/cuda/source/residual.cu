@@ -84,10 +84,7 @@ __device__ __forceinline__ void residual8(const ResidualArgs& a) {
     const int n0 = threadIdx.x / 32 * 256;
     ExpandRow e;
     e.start(a.b, there && a.b.table ? a.adapter[t] : -1);
-    if (e.rank % 8 == 0 && e.rank) {
-        e.load(a.b.offset, n0, h, 0, 0);
-        e.fetch(a.b.offset, n0, h);
-    }
+    e.first(a.b.offset, n0, h);
     wait_predecessor();
     if (!there) return;
     uint4 x, y;
@@ -137,7 +134,7 @@ __device__ __forceinline__ void residual_cluster(const ResidualArgs& a) {
         *(float4*)w = *(const float4*)(a.w + c);
         *(float4*)(w + 4) = *(const float4*)(a.w + c + 4);
     }
-    Expand<4, 4> e;
+    Expand<4, 4, false> e;
     e.start(a.b, a.adapter + t0, m);
     e.fetch(a.b.offset + c0, min(64, h - c0));
     const bool more = e.take(a.b.offset, &c, on);
