@@ -53,25 +53,15 @@ func (d *device) close() {
 func (m *Manager) Ready() bool { return m.ready.Load() }
 
 // Slice does device work for about the budget: units of a layer of one micro-batch, an optimizer update, or a token of a sample; one at least.
+// The device has done all of it when Slice returns.
 func (m *Manager) Slice(budget time.Duration) {
 	d := &m.device
 	begin := time.Now()
-	for {
+	for units := 1; ; units++ {
 		for _, f := range d.take() {
 			f()
 		}
-		more := false
-		if d.trainer != nil && d.failed == nil {
-			at := time.Now()
-			var err error
-			if more, err = d.trainer.Unit(); err != nil {
-				d.failed = err
-				m.post(func() { m.failAll(err) })
-				more = false
-			}
-			d.unit = time.Since(at)
-		}
-		if !more {
+		if !d.step(m) {
 			m.ready.Store(false)
 			d.mu.Lock()
 			again := len(d.commands) > 0
@@ -81,10 +71,33 @@ func (m *Manager) Slice(budget time.Duration) {
 			}
 			return
 		}
-		if time.Since(begin)+d.unit > budget {
+		// The last unit may be under way still: what the units before took says how long it will.
+		if max(time.Since(begin)+d.unit, time.Duration(units+1)*d.unit) > budget {
+			if err := d.trainer.Settle(); err != nil {
+				d.fail(m, err)
+			}
+			d.unit = time.Since(begin) / time.Duration(units)
 			return
 		}
 	}
+}
+
+// step enqueues a unit and reports whether there was one.
+func (d *device) step(m *Manager) bool {
+	if d.trainer == nil || d.failed != nil {
+		return false
+	}
+	more, err := d.trainer.Unit()
+	if err != nil {
+		d.fail(m, err)
+		return false
+	}
+	return more
+}
+
+func (d *device) fail(m *Manager, err error) {
+	d.failed = err
+	m.post(func() { m.failAll(err) })
 }
 
 // failAll ends what runs after the device has failed.

@@ -118,9 +118,9 @@ func (p *pass) drop(t *Trainer, l *Lane) {
 	t.m.Backend.Upload(t.stream, t.train.step.Words, r.Bytes())
 }
 
-// unit runs the pass's next unit and reports whether it was the last.
+// unit enqueues the pass's next unit and reports whether it was the last, which is over then.
 func (p *pass) unit(t *Trainer) bool {
-	defer t.sync()
+	defer t.pace()
 	sc := infer.StepContext{Step: t.train.step, Cache: t.cache, Table: t.table}
 	save, layers := t.save, len(t.m.Layers)
 	if p.eval {

@@ -68,7 +68,9 @@ type Trainer struct {
 	turn    int         // the lane that comes first in the next pass
 	pass    *pass       // under way
 	samples []*sampling // in order
-	err     error       // of the device; final
+	// behind is the end of the unit before the one that is enqueued last; nil where none is under way.
+	behind kernels.Event
+	err    error // of the device; final
 }
 
 // stepRecord is a step record on both sides.
@@ -144,6 +146,9 @@ func newStepRecord(be kernels.Memory, b kernels.Bucket) (stepRecord, error) {
 // Close frees everything. It may be called twice.
 func (t *Trainer) Close() {
 	be := t.m.Backend
+	if t.stream != nil {
+		t.sync()
+	}
 	for i, l := range t.active {
 		if l != nil {
 			l.close()
@@ -221,6 +226,7 @@ func (t *Trainer) Remove(l *Lane) {
 		return
 	}
 	if t.pass != nil {
+		t.sync()
 		t.pass.drop(t, l)
 	}
 	t.samples = slices.DeleteFunc(t.samples, func(s *sampling) bool { return s.lane == l })
@@ -241,7 +247,7 @@ func (t *Trainer) Ready() bool {
 	return false
 }
 
-// Unit runs one unit of work to its end on the device: a layer of a micro-batch forward or backward, its losses, the optimizer's steps, or a
+// Unit enqueues one unit of work, when the one before it has ended on the device; Settle waits for the last. A unit is a layer of a micro-batch forward or backward, its losses, the optimizer's steps, or a
 // token of a sample. It returns false where there is nothing to do. An error is the device's and final.
 func (t *Trainer) Unit() (bool, error) {
 	if t.err != nil {
@@ -265,8 +271,33 @@ func (t *Trainer) Unit() (bool, error) {
 	return true, t.err
 }
 
+// Settle waits until the device has done all units. An error is final, and Unit's too.
+func (t *Trainer) Settle() error {
+	t.sync()
+	return t.err
+}
+
+// pace marks the end of a unit and waits for the end of the one before it: the device always has a next unit, and never two of them.
+func (t *Trainer) pace() {
+	e := t.stream.Record()
+	t.passed()
+	t.behind = e
+}
+
+// passed waits for the unit under way.
+func (t *Trainer) passed() {
+	if t.behind == nil {
+		return
+	}
+	if err := t.behind.Wait(); err != nil && t.err == nil {
+		t.err = fmt.Errorf("training: %w", err)
+	}
+	t.behind = nil
+}
+
 // sync waits for the stream; a failure is kept for Unit.
 func (t *Trainer) sync() {
+	t.passed()
 	if err := t.stream.Sync(); err != nil && t.err == nil {
 		t.err = fmt.Errorf("training: %w", err)
 	}

@@ -44,7 +44,7 @@ var functionShared = map[string]int{
 	"shrink_plain_f32": 0, "shrink_plain_bf16": 0, "gradient_plain_f32": 0, "gradient_plain_bf16": 0, "shrink_bf16": shrinkShared,
 	"gradient32_bf16": gradientShared(32), "gradient64_bf16": gradientShared(64), "chunk_counts": 0,
 	"cross_entropy1_f32": 0, "cross_entropy8_f32": 0, "cross_entropy1_bf16": 0, "cross_entropy8_bf16": 0,
-	"grad_squares": 0, "grad_norm": 0, "adamw_f32": 0, "adamw_bf16": 0, "gram_f32": 0, "gram_bf16": 0,
+	"grad_squares": 0, "grad_norm": 0, "adamw_f32": 0, "adamw_bf16": 0, "gram_f32": 0, "gram_bf16": 0, "gram_tile_bf16": gramShared,
 }
 
 // Places in a record, in the order in which kernels.Record declares them.

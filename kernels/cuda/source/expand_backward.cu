@@ -65,14 +65,17 @@ extern "C" __global__ void __launch_bounds__(256) gradient_plain_bf16(const __gr
 // B's rows are put into shared memory in that order. Grid (⌈T/32⌉ + segments, ⌈R/64⌉).
 constexpr int shrink_tokens = 32, shrink_pitch = 144, shrink_run = 32 * shrink_pitch;
 template <int NT> __device__ __forceinline__ void shrink_tile(const ExpandBackwardArgs& a, const Adapter& e, int t0, int m, int i0, int cols, unsigned char* smem) {
-    constexpr int pitch = NT * 16 + 16;
+    constexpr int pitch = NT * 16 + 16, size = 32 * pitch;
+    constexpr int stages = NT == 1 ? 8 : NT == 2 ? 6 : NT == 4 ? 3 : 2, depth = NT <= 2 ? 4 : 3; // runs of B in shared memory, of dy in registers
+    static_assert(stages * size <= 2 * shrink_run, "a warp's share");
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = (int)a.n, runs = (n + 31) / 32;
     const uint32_t own = shared_address(smem) + warp * 2 * shrink_run;
     const bf16* b = b_row<bf16>(e, a.b.offset, 0) + i0;
     const bf16* dy = (const bf16*)a.dyz + t0 * a.ys;
     const bool wide = e.rank % 8 == 0;
     auto load_b = [&](int run, int stage) {
-        const uint32_t at = own + stage * shrink_run;
+        const uint32_t at = own + stage * size;
+        if (run >= runs) return;
         if (wide) {
 #pragma unroll
             for (int q = 0; q < NT; q++) {
@@ -82,7 +85,7 @@ template <int NT> __device__ __forceinline__ void shrink_tile(const ExpandBackwa
                 copy16(at + slot * pitch + p * 16, b + (on ? k * e.rank + p * 8 : 0), on);
             }
         } else {
-            bf16* to_b = (bf16*)(smem + warp * 2 * shrink_run + stage * shrink_run);
+            bf16* to_b = (bf16*)(smem + warp * 2 * shrink_run + stage * size);
             for (int id = lane; id < 32 * NT * 8; id += 32) {
                 const int r = id / (NT * 8), c = id % (NT * 8), k = run * 32 + r;
                 const int slot = ((r >> 1) & 3) * 8 + 2 * (r >> 3) + (r & 1); // [j, first or second half, 2q+e]
@@ -99,19 +102,22 @@ template <int NT> __device__ __forceinline__ void shrink_tile(const ExpandBackwa
         }
     };
     float acc[2][NT][4] = {};
-    uint4 now[4], next[4], later[4];
-    if (warp < runs) load_b(warp, 0);
-    copy_commit();
-    load_a(now, warp);
-    load_a(next, warp + 8);
-    for (int run = warp, stage = 0; run < runs; run += 8, stage ^= 1) {
-        if (run + 8 < runs) load_b(run + 8, stage ^ 1);
+    uint4 dys[depth][4];
+#pragma unroll
+    for (int i = 0; i < stages - 1; i++) {
+        load_b(warp + 8 * i, i);
         copy_commit();
-        load_a(later, run + 16);
-        copy_wait<1>();
+    }
+#pragma unroll
+    for (int i = 0; i < depth - 1; i++) load_a(dys[i], warp + 8 * i);
+    for (int run = warp, stage = 0; run < runs; run += 8, stage = stage + 1 == stages ? 0 : stage + 1) {
+        load_b(run + 8 * (stages - 1), stage == 0 ? stages - 1 : stage - 1); // the place of the run before, which the warp has left
+        copy_commit();
+        load_a(dys[depth - 1], run + 8 * (depth - 1));
+        copy_wait<stages - 1>();
         __syncwarp();
-        const uint32_t at = own + stage * shrink_run;
-        const uint32_t *v0 = (const uint32_t*)now, *v1 = (const uint32_t*)(now + 2);
+        const uint32_t at = own + stage * size;
+        const uint32_t *v0 = (const uint32_t*)dys[0], *v1 = (const uint32_t*)(dys[0] + 2);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const uint32_t a0[4] = {v0[2 * j], v0[4 + 2 * j], v0[2 * j + 1], v0[4 + 2 * j + 1]}, a1[4] = {v1[2 * j], v1[4 + 2 * j], v1[2 * j + 1], v1[4 + 2 * j + 1]};
@@ -130,7 +136,9 @@ template <int NT> __device__ __forceinline__ void shrink_tile(const ExpandBackwa
         }
         __syncwarp();
 #pragma unroll
-        for (int i = 0; i < 4; i++) now[i] = next[i], next[i] = later[i];
+        for (int d = 0; d + 1 < depth; d++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) dys[d][i] = dys[d + 1][i];
     }
     copy_wait<0>();
     __syncthreads();
