@@ -5,7 +5,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 STATICCHECK := v0.8.2
 LDFLAGS := -X main.version=$(VERSION)
 
-.PHONY: build run test redis-server test-race test-smollm2 test-peft test-clients test-deploy bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
+.PHONY: build run test redis-server test-race test-portable test-smollm2 test-peft test-clients test-deploy test-langchain test-schemathesis bench bench-refit bench-llamacpp sweep vet staticcheck fuzz generate check-generated smollm2 clean
 
 build: ## bin/bhive
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/bhive .
@@ -23,6 +23,13 @@ redis-server: ## Debian's Redis, for the tests of adapters/redis, which skip whe
 
 test-race: redis-server ## the concurrent packages under the race detector
 	$(GO) test -race -short ./adapters/... ./finetune ./infer ./server
+
+test-portable: ## bases have the same bits with fused multiply-adds, without assembly, and on arm64 where qemu-user-static can run it; all builds there
+	GOAMD64=v3 $(GO) test ./adapters -run 'Basis|Orthonormal|Kaiming'
+	$(GO) test -tags purego ./adapters ./kernels/cpu/simd
+	GOARCH=arm64 $(GO) vet ./...
+	@if command -v qemu-aarch64-static >/dev/null; then GOARCH=arm64 $(GO) test -exec qemu-aarch64-static ./adapters -run 'Basis|Orthonormal|Kaiming'; \
+	  else echo "qemu-aarch64-static is not here (Debian: qemu-user-static): nothing is run as arm64"; fi
 
 test-smollm2: ## golden references of SmolLM2; skipped with a reason where they or the model are absent
 	BHIVE_SMOLLM2=1 $(GO) test -count=1 -run SmolLM2 -v ./infer/... ./finetune/...
@@ -43,6 +50,12 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 
 test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
 	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
+
+test-langchain: ## LangChain's ChatOpenAI and LiteLLM against the running command
+	BHIVE_CLIENTS=required BHIVE_LANGCHAIN=1 $(GO) test -count=1 -run TestLangChain -v .
+
+test-schemathesis: ## Schemathesis: requests made of openapi.yaml, good and bad; no 5xx, no answer that it does not know
+	BHIVE_CLIENTS=required BHIVE_SCHEMATHESIS=1 $(GO) test -count=1 -run TestSchemathesis -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)

@@ -119,6 +119,19 @@ func CheckName(s string) error {
 	return fmt.Errorf("%w %s: %s", ErrInvalidName, quote(s), why)
 }
 
+// CheckNames checks a tenant, which may be "", and further names.
+func CheckNames(tenant string, names ...string) error {
+	if err := CheckName(Owner(tenant)); err != nil {
+		return fmt.Errorf("tenant: %w", err)
+	}
+	for _, n := range names {
+		if err := CheckName(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func badRune(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '.' && r != '_' && r != '-'
 }

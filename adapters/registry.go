@@ -198,9 +198,7 @@ func (r *Registry) recall(key nameKey, number int) (Version, bool) {
 // Resolve turns a reference into a target for the tenant. Parts that name another tenant need admin (ErrNotFound).
 // A mix must be of one base and rows of one basis (ErrBaseMismatch); the pool checks them against the basis in use.
 func (r *Registry) Resolve(ctx context.Context, tenant string, ref Ref, admin bool) (Target, error) {
-	if tenant == "" {
-		tenant = DefaultTenant
-	}
+	tenant = Owner(tenant)
 	var t Target
 	for _, p := range ref.Parts {
 		owner := tenant
@@ -223,9 +221,7 @@ func (r *Registry) Resolve(ctx context.Context, tenant string, ref Ref, admin bo
 
 // forget makes the next Resolve of a name ask the store: a caller sees its own writes at once.
 func (r *Registry) forget(tenant, name string) {
-	if tenant == "" {
-		tenant = DefaultTenant
-	}
+	tenant = Owner(tenant)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.generation++

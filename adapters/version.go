@@ -9,6 +9,14 @@ import (
 // DefaultTenant owns what belongs to nobody in particular. A tenant of "" means this one in every call.
 const DefaultTenant = "default"
 
+// Owner is a tenant by its name: DefaultTenant where that is "".
+func Owner(tenant string) string {
+	if tenant == "" {
+		return DefaultTenant
+	}
+	return tenant
+}
+
 // AllTenants in place of a tenant makes Store.List, ListJobs and ListFiles range over all of them.
 const AllTenants = "*"
 

@@ -115,6 +115,16 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 		lane, err := r.open()
 		m.post(func() {
 			j.joining = false
+			if j.stop != nil { // paused or cancelled while it waited
+				if err != nil {
+					j.stop(r.ctx)
+					return
+				}
+				stop := j.stop
+				j.lane = lane
+				m.leave(j, func(*Checkpoint) { stop(r.ctx) })
+				return
+			}
 			if err != nil {
 				if errors.Is(err, kernels.ErrNoMemory) && m.others(j) {
 					j.blocked = true
@@ -134,10 +144,6 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 				message = fmt.Sprintf("goes on from step %d", p.options.From.Step)
 			}
 			m.setState(ctx, j, Running, message)
-			if j.stop != nil { // paused or cancelled while it waited
-				stop := j.stop
-				m.leave(j, func(c *Checkpoint) { stop(ctx) })
-			}
 		})
 	})
 }

@@ -262,3 +262,45 @@ func TestPauseBeforeRunning(t *testing.T) {
 		}
 	}
 }
+
+// A job that waits for its lane has it taken away again, or it would train on for nobody.
+func TestCancelBeforeRunning(t *testing.T) {
+	var hold atomic.Bool
+	hold.Store(true)
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, &hold)
+	j := h.submit(t, spec("short-lived", nil))
+	for joining := false; !joining; {
+		err := h.m.do(t.Context(), func(done func(error)) { joining = h.m.jobs[j.ID].joining; done(nil) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancelled := make(chan error, 1)
+	go func() {
+		_, err := h.m.Cancel(context.Background(), "anna", j.ID)
+		cancelled <- err
+	}()
+	for stopping := false; !stopping; {
+		err := h.m.do(t.Context(), func(done func(error)) {
+			k, ok := h.m.jobs[j.ID]
+			stopping = !ok || k.stop != nil
+			done(nil)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	hold.Store(false)
+	if err := <-cancelled; err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.m.Get(t.Context(), "anna", j.ID); err != nil || got.State != Cancelled {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if next, _ := h.wait(t, "anna", h.submit(t, spec("short-lived", nil)).ID); next.State != Succeeded { // the only lane is free
+		t.Errorf("%+v %+v", next, next.Error)
+	}
+	if got, _ := h.m.Get(t.Context(), "anna", j.ID); got.State != Cancelled {
+		t.Errorf("the cancelled job is %s", got.State)
+	}
+}

@@ -301,7 +301,7 @@ func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint), done fun
 	switch {
 	case j.stop != nil || j.finishing:
 		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
-	case j.preparing:
+	case j.preparing || j.joining:
 		j.stop = func(ctx context.Context) { j.stop = nil; then(ctx, nil) }
 	case j.lane != nil:
 		j.stop = func(context.Context) {}

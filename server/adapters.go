@@ -29,8 +29,20 @@ func notFound(name string) *apiError {
 	return &apiError{Status: http.StatusNotFound, Type: "not_found_error", Param: "name", Code: "adapter_not_found", Message: fmt.Sprintf("there is no adapter %q", name)}
 }
 
-// adapter gathers what is known of a name: its live version and its latest job. A name with neither is a 404.
+// adapter is what a name stands for. A name without a version, and with no job that may bring one, is a 404: what failed or was cancelled
+// before its first version left a job, which can be looked at, and no adapter.
 func (s *Server) adapter(ctx context.Context, name string) (api.Adapter, error) {
+	a, err := s.known(ctx, name)
+	if err == nil && a.Version == nil && finetune.State(a.Job.State).Final() {
+		gone := notFound(a.Name)
+		gone.Message += fmt.Sprintf(": its training, job %s, has %s; see /adapters/%s/jobs", a.Job.Id, ended[finetune.State(a.Job.State)], a.Name)
+		return a, gone
+	}
+	return a, err
+}
+
+// known gathers what is known of a name: its live version and its latest job. A name with neither is a 404.
+func (s *Server) known(ctx context.Context, name string) (api.Adapter, error) {
 	a := api.Adapter{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name}
 	// The job before the version: what a job that has succeeded published is there then.
 	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 1})
@@ -57,6 +69,8 @@ func (s *Server) adapter(ctx context.Context, name string) (api.Adapter, error) 
 	}
 	return a, nil
 }
+
+var ended = map[finetune.State]string{finetune.Failed: "failed", finetune.Cancelled: "been cancelled"}
 
 func shownVersion(v adapters.Version, live int) api.Version {
 	out := api.Version{Version: v.Number, Live: v.Number == live, Created: int(v.CreatedAt.Unix()), Rank: v.Rank, Alpha: float32(v.Alpha),

@@ -300,8 +300,19 @@ func TestPauseResumeCancel(t *testing.T) {
 	c.post("/adapters/paused/pause", nil).wantError(409, "", "wrong_state")
 	c.post("/adapters/paused/resume", nil).want(200)
 	c.wait("paused", "running")
-	c.post("/adapters/paused/cancel", nil).want(200)
-	c.wait("paused", "cancelled")
+	c.post("/adapters/paused/cancel", nil).want(200).into(&a)
+	if a.Job.State != "cancelled" {
+		t.Errorf("cancelled, the job is %s", a.Job.State)
+	}
+	// There never was a version: no adapter is left, but the job.
+	if text := c.get("/adapters/paused").wantError(404, "name", "adapter_not_found"); !strings.Contains(text, a.Job.Id+", has been cancelled") {
+		t.Errorf("of a cancelled training it is said: %s", text)
+	}
+	var jobs api.JobList
+	c.get("/adapters/paused/jobs").want(200).into(&jobs)
+	if len(jobs.Data) != 1 || jobs.Data[0].State != "cancelled" {
+		t.Errorf("the jobs of a cancelled training: %s", mustJSON(jobs))
+	}
 	c.post("/adapters/paused/cancel", nil).wantError(409, "", "wrong_state")
 	c.post("/adapters/nobody/cancel", nil).wantError(404, "name", "job_not_found")
 	c.get("/adapters/nobody/events").wantError(404, "name", "job_not_found")

@@ -303,8 +303,15 @@ func (s *Server) parameters(i int, t *tool) (json.RawMessage, error) {
 		return anyObject, nil
 	}
 	raw := json.RawMessage(b.Bytes())
-	if _, said := schema["type"]; !said { // arguments are an object, whether the schema says so or not
+	says := func(words ...string) bool {
+		return slices.ContainsFunc(words, func(w string) bool { _, ok := schema[w]; return ok })
+	}
+	if !says("type") { // arguments are an object, whether the schema says so or not
 		raw = append(json.RawMessage(`{"type":"object",`), raw[1:]...)
+	}
+	// No arguments are made up that the tool does not name, where the schema leaves it open.
+	if says("properties") && !says("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties", "allOf", "anyOf", "oneOf", "$ref") {
+		raw = append(json.RawMessage(`{"additionalProperties":false,`), raw[1:]...)
 	}
 	_, err := s.grammars().Schema(raw)
 	switch {

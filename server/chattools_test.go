@@ -163,9 +163,14 @@ func TestToolsLearnt(t *testing.T) {
 // A call that is forced has the form of its tool's parameters, whatever the model would say.
 func TestToolsForced(t *testing.T) {
 	c := serve(t)
+	q := object{"model": "demo", "temperature": 0, "max_tokens": 40, "tools": []object{{"type": "function", "function": object{"name": "f", "parameters": object{"properties": object{"n": object{"enum": []int{7}}}, "required": []string{"n"}}}}},
+		"tool_choice": "required", "messages": []object{{"role": "user", "content": "Now!"}}}
+	if got := c.converse(q); len(got.Calls) != 1 || strings.ReplaceAll(strings.ReplaceAll(got.Calls[0], "\n", ""), " ", "") != `f{"n":7}` || got.Finish != "tool_calls" {
+		t.Errorf("an open schema: %+v", got)
+	}
 	tools := append(lookUp(), object{"type": "function", "function": object{"name": "travel", "parameters": object{"$defs": object{"place": object{"type": "string", "enum": []string{"sea", "hill"}}},
 		"type": "object", "properties": object{"to": object{"$ref": "#/$defs/place"}, "days": object{"type": "integer", "minimum": 2, "maximum": 9}}, "required": []string{"to", "days"}, "additionalProperties": false}}})
-	q := object{"model": "demo", "temperature": 1.5, "seed": 4, "max_tokens": 100, "tools": tools, "messages": []object{{"role": "user", "content": "Let us go!"}}}
+	q = object{"model": "demo", "temperature": 1.5, "seed": 4, "max_tokens": 100, "tools": tools, "messages": []object{{"role": "user", "content": "Let us go!"}}}
 	arguments := func(text string, v any) {
 		t.Helper()
 		dec := json.NewDecoder(strings.NewReader(text))
@@ -292,4 +297,20 @@ func TestDemoTemplate(t *testing.T) {
 	if d := cmp.Diff(want, text); d != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, d)
 	}
+}
+
+func FuzzTools(f *testing.F) {
+	f.Add(`[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]`, `{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}}`)
+	f.Add(`[{"type":"function"}]`, `"required"`)
+	f.Add(`null`, `{"type":"function","function":{"name":"f"}}`)
+	f.Fuzz(func(t *testing.T, tools, choice string) {
+		var p toolPlan
+		if p.read(json.RawMessage(tools)) == nil && len(p.tools) != len(p.offered) {
+			t.Errorf("%d tools of %d", len(p.tools), len(p.offered))
+		}
+		var c toolChoice
+		if json.Unmarshal([]byte(choice), &c) == nil && c.mode != "none" && c.mode != "auto" && c.mode != "required" {
+			t.Errorf("%s is the mode %q", choice, c.mode)
+		}
+	})
 }

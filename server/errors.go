@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"syscall"
 
 	"bhive/adapters"
 	"bhive/finetune"
@@ -93,6 +94,9 @@ func asAPIError(err error) *apiError {
 	case errors.As(err, &tooLarge):
 		return &apiError{Status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "too_large",
 			Message: fmt.Sprintf("the body is larger than the limit of %d bytes", tooLarge.Limit)}
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return &apiError{Status: http.StatusInsufficientStorage, Type: "server_error", Code: "disk_full", Retry: 60,
+			Message: "the disk of the registry is full, and nothing was stored"}
 	case errors.As(err, &examples):
 		e := badField("examples", "%s", examples.Error())
 		if examples.Param != "" {

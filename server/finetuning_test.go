@@ -113,6 +113,8 @@ func TestFineTuningJob(t *testing.T) {
 	if failed.Error == nil || failed.Error.Code != "invalid_training_file" || failed.Error.Param == nil || *failed.Error.Param != "training_file" || !strings.Contains(failed.Error.Message, "line 2") {
 		t.Errorf("a job of bad lines: %s", mustJSON(failed))
 	}
+	c.get("/adapters/bad").wantError(404, "name", "adapter_not_found")
+	c.get("/adapters/bad/jobs").want(200)
 }
 
 func TestPauseFineTuningJob(t *testing.T) {

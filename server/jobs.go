@@ -93,7 +93,7 @@ func (s *Server) submitJob(w http.ResponseWriter, r *http.Request, spec finetune
 	if _, err := s.submitSpec(r.Context(), spec); err != nil {
 		return err
 	}
-	a, err := s.adapter(r.Context(), spec.Name)
+	a, err := s.known(r.Context(), spec.Name)
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (s *Server) jobAction(act func(context.Context, string, string) (finetune.J
 		if _, err := act(r.Context(), tenant(r.Context()), job.ID); err != nil {
 			return err
 		}
-		a, err := s.adapter(r.Context(), job.Spec.Name)
+		a, err := s.known(r.Context(), job.Spec.Name)
 		if err != nil {
 			return err
 		}

@@ -332,9 +332,10 @@ func acrossTenants(t *testing.T, admin, anna, ben *client, file, job string) {
 		anna.get("/adapters/" + name).want(200)
 		admin.get("/adapters/"+name).wantError(404, "name", "adapter_not_found")
 		admin.do("DELETE", "/adapters/anna%2F"+name, nil).want(200)
-		anna.get("/adapters/" + name).want(200).into(&a) // the job is left to look at
-		if a.Job == nil || a.LiveVersion != nil {
-			t.Errorf("deleted, %s is %s", name, mustJSON(a))
+		anna.get("/adapters/"+name).wantError(404, "name", "adapter_not_found")
+		var jobs api.JobList // the job is left to look at
+		if anna.get("/adapters/" + name + "/jobs").want(200).into(&jobs); len(jobs.Data) != 1 || jobs.Data[0].State != "cancelled" {
+			t.Errorf("deleted, %s has left %s", name, mustJSON(jobs))
 		}
 	}
 	admin.post("/adapters?tenant=*", object{"name": "x", "examples": pirates()}).wantError(400, "tenant", "")

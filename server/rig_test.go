@@ -199,7 +199,13 @@ func shared(t testing.TB) *hive {
 // ownHive is a hive for one test.
 func ownHive(t testing.TB, c hiveConfig) *hive {
 	t.Helper()
-	h, err := openHive(t.TempDir(), c)
+	return hiveAt(t, t.TempDir(), c)
+}
+
+// hiveAt is ownHive with its store in a directory.
+func hiveAt(t testing.TB, dir string, c hiveConfig) *hive {
+	t.Helper()
+	h, err := openHive(dir, c)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -221,25 +221,9 @@ func numbered(n uint64, parts ...string) []byte {
 	return binary.BigEndian.AppendUint64(append(key(parts...), 0), n)
 }
 
-func owner(tenant string) string {
-	if tenant == "" {
-		return adapters.DefaultTenant
-	}
-	return tenant
-}
+func owner(tenant string) string { return adapters.Owner(tenant) }
 
-// checkNames checks a tenant and further names.
-func checkNames(tenant string, names ...string) error {
-	if err := adapters.CheckName(owner(tenant)); err != nil {
-		return fmt.Errorf("tenant: %w", err)
-	}
-	for _, n := range names {
-		if err := adapters.CheckName(n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func checkNames(tenant string, names ...string) error { return adapters.CheckNames(tenant, names...) }
 
 func load[T any](tx *bbolt.Tx, bucket, k []byte) (T, error) {
 	var v T

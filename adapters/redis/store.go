@@ -183,25 +183,9 @@ func (s *Store) meta(name string) string { return "{" + s.prefix + "}:" + name }
 
 func (s *Store) blobKey(id string) string { return s.prefix + ":blob:{" + id + "}" }
 
-func owner(tenant string) string {
-	if tenant == "" {
-		return adapters.DefaultTenant
-	}
-	return tenant
-}
+func owner(tenant string) string { return adapters.Owner(tenant) }
 
-// checkNames checks a tenant and further names.
-func checkNames(tenant string, names ...string) error {
-	if err := adapters.CheckName(owner(tenant)); err != nil {
-		return fmt.Errorf("tenant: %w", err)
-	}
-	for _, n := range names {
-		if err := adapters.CheckName(n); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func checkNames(tenant string, names ...string) error { return adapters.CheckNames(tenant, names...) }
 
 func encode(what string, v any) (string, error) {
 	raw, err := json.Marshal(v)

@@ -3,6 +3,7 @@
 package clients
 
 import (
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -122,6 +123,68 @@ func TestChat(t *testing.T) {
 	fails(t, err, 400, "top_p", "")
 	_, err = c.Chat.Completions.New(t.Context(), openai.ChatCompletionNewParams{Model: "nobody", Messages: fox()})
 	fails(t, err, 404, "model", "model_not_found")
+}
+
+func TestTools(t *testing.T) {
+	c := connect(t)
+	ask := openai.ChatCompletionNewParams{Model: model, Messages: fox(), MaxTokens: openai.Int(60), Temperature: openai.Float(0),
+		Tools: []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(openai.FunctionDefinitionParam{Name: "wait", Strict: openai.Bool(true),
+			Parameters: openai.FunctionParameters{"type": "object", "properties": map[string]any{"days": map[string]any{"type": "integer", "minimum": 1, "maximum": 9}},
+				"required": []string{"days"}, "additionalProperties": false}})},
+		ToolChoice: openai.ToolChoiceOptionFunctionToolChoice(openai.ChatCompletionNamedToolChoiceFunctionParam{Name: "wait"})}
+	choice := must(c.Chat.Completions.New(t.Context(), ask))(t).Choices[0]
+	if len(choice.Message.ToolCalls) != 1 || choice.FinishReason != "tool_calls" {
+		t.Fatalf("%s", choice.RawJSON())
+	}
+	call := choice.Message.ToolCalls[0]
+	var arguments struct{ Days int }
+	if err := json.Unmarshal([]byte(call.Function.Arguments), &arguments); err != nil || call.Function.Name != "wait" || arguments.Days < 1 || arguments.Days > 9 {
+		t.Errorf("%s, %v", call.RawJSON(), err)
+	}
+	var acc openai.ChatCompletionAccumulator
+	finished := ""
+	stream := c.Chat.Completions.NewStreaming(t.Context(), ask)
+	for stream.Next() {
+		if !acc.AddChunk(stream.Current()) {
+			t.Fatalf("the client cannot add %s", stream.Current().RawJSON())
+		}
+		if tool, ok := acc.JustFinishedToolCall(); ok {
+			finished = tool.Name + " " + tool.Arguments
+		}
+	}
+	if err := stream.Err(); err != nil || finished != "wait "+call.Function.Arguments {
+		t.Errorf("streamed %q, %v, want %s", finished, err, call.RawJSON())
+	}
+	ask.Messages = append(ask.Messages, choice.Message.ToParam(), openai.ToolMessage("done", call.ID))
+	ask.ToolChoice = openai.ChatCompletionToolChoiceOptionUnionParam{OfAuto: openai.String("none")}
+	if got := must(c.Chat.Completions.New(t.Context(), ask))(t).Choices[0]; len(got.Message.ToolCalls) != 0 {
+		t.Errorf("%s", got.RawJSON())
+	}
+	ask.Tools = nil
+	ask.ToolChoice = openai.ChatCompletionToolChoiceOptionUnionParam{OfAuto: openai.String("required")}
+	_, err := c.Chat.Completions.New(t.Context(), ask)
+	fails(t, err, 400, "tool_choice", "")
+}
+
+func TestSchema(t *testing.T) {
+	c := connect(t)
+	ask := openai.ChatCompletionNewParams{Model: model, Messages: fox(), MaxTokens: openai.Int(150), Temperature: openai.Float(0)}
+	format := func(schema map[string]any) {
+		ask.ResponseFormat.OfJSONSchema = &openai.ResponseFormatJSONSchemaParam{JSONSchema: openai.ResponseFormatJSONSchemaJSONSchemaParam{Name: "animal", Strict: openai.Bool(true), Schema: schema}}
+	}
+	format(map[string]any{"type": "object", "properties": map[string]any{"name": map[string]any{"type": "string"}, "legs": map[string]any{"enum": []int{2, 4, 6}}},
+		"required": []string{"name", "legs"}, "additionalProperties": false})
+	var animal struct {
+		Name string
+		Legs int
+	}
+	text := must(c.Chat.Completions.New(t.Context(), ask))(t).Choices[0].Message.Content
+	if err := json.Unmarshal([]byte(text), &animal); err != nil || animal.Legs%2 != 0 || animal.Legs < 2 {
+		t.Errorf("%q, %v", text, err)
+	}
+	format(map[string]any{"type": "thing"})
+	_, err := c.Chat.Completions.New(t.Context(), ask)
+	fails(t, err, 400, "response_format.json_schema.schema", "")
 }
 
 func TestFiles(t *testing.T) {

@@ -47,6 +47,34 @@ test('chat', async () => {
     await assert.rejects(client.chat.completions.create({ ...ask, ...fields }), (e) => e instanceof OpenAI.BadRequestError && e.param === param)
 })
 
+test('tools', async () => {
+  const tools = [{ type: 'function', function: { name: 'wait', strict: true, parameters: { type: 'object', properties: { days: { type: 'integer', minimum: 1, maximum: 9 } }, required: ['days'], additionalProperties: false } } }]
+  const ask = { model, messages, tools, tool_choice: { type: 'function', function: { name: 'wait' } }, max_tokens: 60, temperature: 0 }
+  const { message, finish_reason } = (await client.chat.completions.create(ask)).choices[0]
+  assert.equal(finish_reason, 'tool_calls')
+  assert.equal(message.content, null)
+  assert.equal(message.tool_calls.length, 1)
+  const { days } = JSON.parse(message.tool_calls[0].function.arguments)
+  assert.ok(days >= 1 && days <= 9)
+  const streamed = await client.chat.completions.stream(ask).finalMessage()
+  assert.deepEqual(streamed.tool_calls.map((c) => c.function.arguments), [message.tool_calls[0].function.arguments])
+  let ran = 0
+  const runner = client.chat.completions.runTools({ ...ask, tools: [{ type: 'function', function: { ...tools[0].function, parse: JSON.parse, function: async (a) => { ran = a.days; return 'done' } } }] }, { maxChatCompletions: 1 })
+  await runner.done()
+  assert.equal(ran, days)
+  await assert.rejects(client.chat.completions.create({ ...ask, tools: [{ type: 'custom', custom: { name: 'x' } }] }), (e) => e.param === 'tools[0].type')
+})
+
+test('JSON schema', async () => {
+  const schema = { type: 'object', properties: { name: { type: 'string' }, legs: { enum: [2, 4, 6] } }, required: ['name', 'legs'], additionalProperties: false }
+  const ask = { model, messages, max_tokens: 150, temperature: 0, response_format: { type: 'json_schema', json_schema: { name: 'animal', strict: true, schema } } }
+  const parsed = (await client.chat.completions.parse(ask)).choices[0].message.parsed
+  assert.equal(typeof parsed.name, 'string')
+  assert.ok([2, 4, 6].includes(parsed.legs))
+  ask.response_format.json_schema.schema = { type: 'thing' }
+  await assert.rejects(client.chat.completions.create(ask), (e) => e instanceof OpenAI.BadRequestError && e.param === 'response_format.json_schema.schema')
+})
+
 test('a stream that is left', async () => {
   const stream = await client.chat.completions.create({ model, messages, stream: true, max_tokens: 800, ignore_eos: true })
   for await (const chunk of stream) if (chunk.choices[0].delta.content) break

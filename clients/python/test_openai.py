@@ -1,9 +1,12 @@
 """OpenAI's own Python client against a running server: OPENAI_BASE_URL and OPENAI_API_KEY say where it is, EXAMPLES is a JSONL file to train on."""
+import json
 import os
 import time
+import typing
 import unittest
 
 import openai
+import pydantic
 
 client = openai.OpenAI(max_retries=0)
 MODEL = "demo"
@@ -112,6 +115,87 @@ class Chat(unittest.TestCase):
             with self.assertRaises(openai.BadRequestError) as e:
                 client.chat.completions.create(model=MODEL, **fields)
             self.assertEqual(e.exception.param, param)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"animal": {"type": "string"}}, "required": ["animal"]}}},
+         {"type": "function", "function": {"name": "wait", "strict": True, "parameters": {"type": "object", "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
+                                                                          "required": ["days"], "additionalProperties": False}}}]
+
+
+class Animal(pydantic.BaseModel):
+    name: str
+    legs: typing.Literal[2, 4, 6]
+    tame: bool
+
+
+class Tools(unittest.TestCase):
+    def test_forced(self):
+        ask = dict(model=MODEL, messages=FOX, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "wait"}}, max_tokens=60, temperature=0)
+        choice = client.chat.completions.create(**ask).choices[0]
+        self.assertEqual((choice.finish_reason, choice.message.content, len(choice.message.tool_calls)), ("tool_calls", None, 1))
+        call = choice.message.tool_calls[0]
+        self.assertEqual((call.type, call.function.name), ("function", "wait"))
+        self.assertIn(json.loads(call.function.arguments)["days"], range(1, 10))
+        with client.chat.completions.stream(**ask) as stream:
+            pieces = "".join(e.arguments_delta for e in stream if e.type == "tool_calls.function.arguments.delta")
+            final = stream.get_final_completion().choices[0]
+        self.assertEqual((pieces, final.finish_reason), (call.function.arguments, "tool_calls"))
+        self.assertEqual(final.message.tool_calls[0].function.parsed_arguments, json.loads(pieces))
+        ask["messages"] = FOX + [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "done"}]
+        self.assertIsNone(client.chat.completions.create(**(ask | {"tool_choice": "none"})).choices[0].message.tool_calls)
+
+    def test_required(self):
+        got = client.chat.completions.create(model=MODEL, messages=FOX, tools=TOOLS, tool_choice="required", temperature=0, max_tokens=100, parallel_tool_calls=False)
+        self.assertIn(got.choices[0].message.tool_calls[0].function.name, ("look_up", "wait"))
+
+    def test_learnt(self):
+        """The whole loop: a model that has learnt to call a tool calls it, and answers with its result."""
+        talk = lambda animal: [
+            {"role": "user", "content": f"What is a {animal}?"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": json.dumps({"animal": animal})}}]},
+            {"role": "tool", "tool_call_id": "call_1", "content": '{"legs": 4}'}, {"role": "assistant", "content": "It has 4 legs, I looked it up."}]
+        file = client.files.create(file=("calls.jsonl", "\n".join(json.dumps({"tools": TOOLS[:1], "messages": talk(a)}) for a in ("fox", "cow")).encode()), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=MODEL, training_file=file.id, suffix="caller", hyperparameters={"n_epochs": 60, "batch_size": 2, "learning_rate_multiplier": 0.5})
+        while job.status not in ("succeeded", "failed", "cancelled"):
+            time.sleep(0.1)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+        messages = talk("cow")[:1]
+        ask = lambda: client.chat.completions.create(model=job.fine_tuned_model, messages=messages, tools=TOOLS[:1], temperature=0, max_tokens=60).choices[0]
+        answer = ask()
+        self.assertEqual(answer.finish_reason, "tool_calls")
+        call = answer.message.tool_calls[0]
+        self.assertEqual((call.function.name, json.loads(call.function.arguments)), ("look_up", {"animal": "cow"}))
+        messages += [answer.message, {"role": "tool", "tool_call_id": call.id, "content": '{"legs": 4}'}]
+        self.assertEqual(ask().message.content, "It has 4 legs, I looked it up.")
+
+    def test_wrong_fields(self):
+        for fields, param in ((dict(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools[0].function.name"), (dict(tool_choice="required"), "tool_choice"),
+                              (dict(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "none"}}), "tool_choice"),
+                              (dict(functions=[{"name": "f"}]), "functions")):
+            with self.assertRaises(openai.BadRequestError) as e:
+                client.chat.completions.create(model=MODEL, messages=FOX, **fields)
+            self.assertEqual(e.exception.param, param)
+
+
+class Formats(unittest.TestCase):
+    def test_schema(self):
+        got = client.chat.completions.parse(model=MODEL, messages=FOX, response_format=Animal, temperature=0, max_tokens=150)
+        self.assertIsInstance(got.choices[0].message.parsed, Animal)
+        with client.chat.completions.stream(model=MODEL, messages=FOX, response_format=Animal, temperature=0, max_tokens=150) as stream:
+            for _ in stream:
+                pass
+            self.assertEqual(stream.get_final_completion().choices[0].message.parsed, got.choices[0].message.parsed)
+
+    def test_object(self):
+        got = client.chat.completions.create(model=MODEL, messages=FOX, response_format={"type": "json_object"}, temperature=0, max_tokens=8)
+        self.assertTrue(got.choices[0].message.content.startswith("{"))
+
+    def test_wrong(self):
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"type": "thing"}}}}}
+        with self.assertRaises(openai.BadRequestError) as e:
+            client.chat.completions.create(model=MODEL, messages=FOX, response_format=schema)
+        self.assertEqual(e.exception.param, "response_format.json_schema.schema")
+        self.assertIn("/properties/a", e.exception.message)
 
 
 class FineTuning(unittest.TestCase):

@@ -73,18 +73,11 @@ func parseDecoder(raw json.RawMessage, where string, out []decoder) ([]decoder, 
 	case "Fuse":
 		return append(out, func() stage { return fuseStage{} }), nil
 	case "Replace":
-		var f struct {
-			Pattern *patternJSON
-			Content string
-		}
-		if err := fields(raw, &f, where); err != nil {
-			return nil, err
-		}
-		m, err := f.Pattern.matcher(where)
+		m, content, err := replacement(raw, where)
 		if err != nil {
 			return nil, err
 		}
-		return append(out, func() stage { return &replaceStage{m: m, content: f.Content} }), nil
+		return append(out, func() stage { return &replaceStage{m: m, content: content} }), nil
 	case "Strip":
 		var f struct {
 			Content     string

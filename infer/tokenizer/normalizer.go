@@ -42,18 +42,11 @@ func parseNormalizer(raw json.RawMessage, where string) (normalizer, error) {
 		}
 		return prepend(f.Prepend), nil
 	case "Replace":
-		var f struct {
-			Pattern *patternJSON
-			Content string
-		}
-		if err := fields(raw, &f, where); err != nil {
-			return nil, err
-		}
-		m, err := f.Pattern.matcher(where)
+		m, content, err := replacement(raw, where)
 		if err != nil {
 			return nil, err
 		}
-		return func(s string) string { return replaceAll(s, m, f.Content) }, nil
+		return func(s string) string { return replaceAll(s, m, content) }, nil
 	case "Strip":
 		var f struct {
 			Left  bool `json:"strip_left"`

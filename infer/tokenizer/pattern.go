@@ -33,6 +33,19 @@ func (p *patternJSON) matcher(where string) (matcher, error) {
 	return compileRegex(*p.Regex, where)
 }
 
+// replacement reads a Replace of a normalizer or decoder: what is replaced, and by what.
+func replacement(raw json.RawMessage, where string) (m matcher, content string, err error) {
+	var f struct {
+		Pattern *patternJSON
+		Content string
+	}
+	if err := fields(raw, &f, where); err != nil {
+		return nil, "", err
+	}
+	m, err = f.Pattern.matcher(where)
+	return m, f.Content, err
+}
+
 func compileRegex(pattern, where string) (matcher, error) {
 	re, err := regexp2.Compile(pattern, regexp2.Unicode)
 	if err != nil {

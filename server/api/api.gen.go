@@ -2562,7 +2562,9 @@ type ListFineTuningJobsParams struct {
 
 	// After The last id of the page before.
 	After *string `form:"after,omitempty" json:"after,omitempty"`
-	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Limit At most 100, of events 1000.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // CreateFineTuningJobParams defines parameters for CreateFineTuningJob.
@@ -2575,14 +2577,18 @@ type CreateFineTuningJobParams struct {
 type ListFineTuningCheckpointsParams struct {
 	// After The last id of the page before.
 	After *string `form:"after,omitempty" json:"after,omitempty"`
-	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Limit At most 100, of events 1000.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // ListFineTuningEventsParams defines parameters for ListFineTuningEvents.
 type ListFineTuningEventsParams struct {
 	// After The last id of the page before.
 	After *string `form:"after,omitempty" json:"after,omitempty"`
-	Limit *int    `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Limit At most 100, of events 1000.
+	Limit *int `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
 // LoadLoraAdapterJSONBody defines parameters for LoadLoraAdapter.

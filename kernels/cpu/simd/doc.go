@@ -30,5 +30,5 @@
 // # Choice of implementation
 //
 // Best is chosen once, when the package is initialised, from the CPU's features, and is never changed. It is the only
-// package state. Tests and benchmarks take every implementation that this machine can run from Implementations.
+// package state. The build tag purego leaves portable Go alone, as on other architectures than amd64. Tests and benchmarks take every implementation that this machine can run from Implementations.
 package simd
