@@ -10,7 +10,7 @@ import (
 // size, so what matters is how far one such step moves a linear's output: rate·scaling·‖z‖, and ‖z‖ grows with √rank and with the rows of A.
 // docs/learning-rate.md has the sweep.
 func AutoRate(b *adapters.Basis, rank int, alpha float64) float64 {
-	const at16 = 7e-3 // rank 16, alpha 32, rows of unit length
+	const at16 = 5e-3 // rank 16, alpha 32, rows of unit length
 	rate := at16 * math.Pow(16/float64(rank), 0.75)
 	rate *= 2 / (alpha / float64(rank))
 	rate /= rowScale(b, rank)
