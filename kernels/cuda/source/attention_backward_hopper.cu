@@ -1,7 +1,7 @@
 // AttentionBackward by warpgroups: the kernels of dq, and of dk and dv, with 128 rows and 128 keys a block of 2 warpgroups. The tile of
 // keys (of queries) is read both ways round from the same shared memory: along D for scores, along the keys (queries) for the sums.
 #ifdef HOPPER
-// dq: 128 rows (128/G tokens by G heads) a block, 64 keys at a time; Q in registers, dO in shared memory after four tiles of K and V.
+// dq: 128 rows (128/G tokens by G heads) a block, 64 keys at a time; dO in shared memory after four tiles of K and V, Q in registers if held, else after dO.
 // Grid (Hkv, ⌈T/(128/G)⌉ + S). rows gets lse·log2 e and delta.
 template <int D> __device__ void backward_q_warpgroups(const AttentionBackwardArgs& a) {
     using hopper::copies_visible, hopper::scores_r, hopper::scores_s, hopper::settled, hopper::sums_r, hopper::wgmma_commit, hopper::wgmma_fence, hopper::wgmma_wait;
@@ -38,12 +38,12 @@ template <int D> __device__ void backward_q_warpgroups(const AttentionBackwardAr
         }
         copy_commit();
     };
-    const uint32_t stage3 = base + (STAGES - 1) * 2 * TILE; // Q's place until it is in registers
+    const uint32_t queries = held<D> ? base + (STAGES - 1) * 2 * TILE : dos + ROWS * D * 2;
     for (int id = tid; id < ROWS * CH; id += 256) {
         const int r = id / CH, c = id % CH, t = r / g;
         const bool on = t < tokens;
         const ll col = (kvh * g + r % g) * D + c * 8;
-        copy16(stage3 + panel_at(ROWS, r, c), (const bf16*)a.q + (on ? (t0 + t) * a.qs + col : 0), on);
+        copy16(queries + panel_at(ROWS, r, c), (const bf16*)a.q + (on ? (t0 + t) * a.qs + col : 0), on);
         copy16(dos + panel_at(ROWS, r, c), (const bf16*)a.dout + (on ? (t0 + t) * a.dos + col : 0), on);
     }
     copy_commit();
@@ -66,7 +66,7 @@ template <int D> __device__ void backward_q_warpgroups(const AttentionBackwardAr
 #pragma unroll
     for (int kk = 0; kk < D / 16; kk++) {
         const uint32_t at = panel_at(ROWS, warp * 16 + (lane & 15), kk * 2 + (lane >> 4));
-        ldmatrix4(q[kk], stage3 + at);
+        if constexpr (held<D>) ldmatrix4(q[kk], queries + at);
         uint32_t x[4];
         ldmatrix4(x, dos + at); // dO's rows past the tokens are zero, and with them delta
 #pragma unroll
@@ -88,7 +88,7 @@ template <int D> __device__ void backward_q_warpgroups(const AttentionBackwardAr
     for (int i = 0; i < D / 2; i++) dq[i] = 0;
     const float scale = (float)a.scale * 1.4426950408889634f;
     const int group_first = first + (warp & 4) * 16 / g;
-    const uint32_t dout = dos + (warp & 4) * 16 * 128; // the warpgroup's 64 rows
+    const uint32_t own_rows = (warp & 4) * 16 * 128, dout = dos + own_rows; // the warpgroup's 64 rows
     for (int i = 0; i < tiles; i++) {
         copy_wait<1>();
         copies_visible();
@@ -96,7 +96,8 @@ template <int D> __device__ void backward_q_warpgroups(const AttentionBackwardAr
         const uint32_t at = base + (i % STAGES) * 2 * TILE;
         float sc[KEYS / 2], ds[KEYS / 2];
         wgmma_fence();
-        scores_r<D>(sc, q, at);
+        if constexpr (held<D>) scores_r<D>(sc, q, at);
+        else scores_s<D, ROWS>(sc, queries + own_rows, at);
         wgmma_commit();
         scores_s<D, ROWS>(ds, dout, at + TILE);
         wgmma_commit();

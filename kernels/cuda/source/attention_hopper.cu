@@ -1,9 +1,13 @@
 // prefill by warpgroups: attention's prefill with 128 rows (128/G tokens by G heads) a block of 2 warpgroups, 64 keys at a time, and four
-// tiles of keys and values in shared memory, of which two are under way. Q stays in registers; a product runs while the other warpgroup takes
-// its exponentials. Grid (Hkv, ⌈T/(128/G)⌉ + S). FlashAttention-3 (Shah et al., 2024), without its split of roles.
+// tiles of keys and values in shared memory, of which two are under way. Q stays in registers, for D = 64 in shared memory after the tiles: see
+// held; a product runs while the other warpgroup takes its exponentials. Grid (Hkv, ⌈T/(128/G)⌉ + S). FlashAttention-3 (Shah et al., 2024), without its split of roles.
 #include "warpgroup.cuh"
 
 #ifdef HOPPER
+// held: Q's fragments are in registers. With D = 64 there are as many of them as of P's, and ptxas 13.0 gives both the same registers, so that
+// P overwrites Q after the first tile.
+template <int D> constexpr bool held = D > 64;
+
 // Row r of the block is token r/G, head r%G of the group; the thread's rows are warp·16 + lane/4, and 8 more.
 template <int D> __device__ void prefill_warpgroups(const AttentionArgs& a) {
     using hopper::copies_visible, hopper::scores_r, hopper::scores_s, hopper::settled, hopper::sums_r, hopper::wgmma_commit, hopper::wgmma_fence, hopper::wgmma_wait;
@@ -40,21 +44,23 @@ template <int D> __device__ void prefill_warpgroups(const AttentionArgs& a) {
         }
         copy_commit();
     };
-    // Q through the last stage's place.
-    const uint32_t stage3 = base + (STAGES - 1) * 2 * TILE;
+    // Q, held, through the last stage's place.
+    const uint32_t queries = base + (held<D> ? STAGES - 1 : STAGES) * 2 * TILE;
     for (int id = tid; id < ROWS * CH; id += 256) {
         const int r = id / CH, c = id % CH, t = r / g;
         const bool on = t < tokens;
-        copy16(stage3 + panel_at(ROWS, r, c), (const bf16*)a.q + (on ? (t0 + t) * a.qs + (kvh * g + r % g) * D + c * 8 : 0), on);
+        copy16(queries + panel_at(ROWS, r, c), (const bf16*)a.q + (on ? (t0 + t) * a.qs + (kvh * g + r % g) * D + c * 8 : 0), on);
     }
     copy_commit();
     load(0);
     load(1);
-    copy_wait<2>();
-    __syncthreads();
     uint32_t q[D / 16][4];
+    if constexpr (held<D>) {
+        copy_wait<2>();
+        __syncthreads();
 #pragma unroll
-    for (int kk = 0; kk < D / 16; kk++) ldmatrix4(q[kk], stage3 + panel_at(ROWS, warp * 16 + (lane & 15), kk * 2 + (lane >> 4)));
+        for (int kk = 0; kk < D / 16; kk++) ldmatrix4(q[kk], queries + panel_at(ROWS, warp * 16 + (lane & 15), kk * 2 + (lane >> 4)));
+    }
     float o[D / 2], m[2] = {-CUDART_INF_F, -CUDART_INF_F}, l[2] = {};
 #pragma unroll
     for (int i = 0; i < D / 2; i++) o[i] = 0;
@@ -70,7 +76,8 @@ template <int D> __device__ void prefill_warpgroups(const AttentionArgs& a) {
         const uint32_t at = base + (i % STAGES) * 2 * TILE;
         float sc[KEYS / 2];
         wgmma_fence();
-        scores_r<D>(sc, q, at);
+        if constexpr (held<D>) scores_r<D>(sc, q, at);
+        else scores_s<D, ROWS>(sc, queries + (warp & 4) * 16 * 128, at); // the warpgroup's 64 rows
         wgmma_commit();
         load(i + 2); // into the place of tile i−2, whose products everybody has waited for
         wgmma_wait<0>();
