@@ -2,13 +2,11 @@ package infer
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -61,73 +59,6 @@ func (b *EngineBench) AdapterBytes() int64 {
 	return int64(b.c.Rank) * int64(b.m.Geometry.OutTotal()) * int64(b.device.DType().Size())
 }
 
-// seedStore makes packed B's from their name.
-type seedStore struct {
-	wide      bool    // float32
-	bandwidth float64 // bytes a second, of all fetches together; 0: no limit
-
-	mu   sync.Mutex
-	next time.Time
-	made int64
-}
-
-// limit sets the bandwidth.
-func (s *seedStore) limit(bytesPerSecond float64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.bandwidth, s.next = bytesPerSecond, time.Time{}
-}
-
-// fetches is how many B's were made.
-func (s *seedStore) fetches() int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.made
-}
-
-// load writes noise of magnitude 2⁻⁸ … 2⁻⁷ and takes the time that reading it would.
-func (s *seedStore) load(ctx context.Context, t adapters.Target, dst []byte) error {
-	s.mu.Lock()
-	s.made++
-	var until time.Time
-	if s.bandwidth > 0 {
-		if now := time.Now(); s.next.Before(now) {
-			s.next = now
-		}
-		s.next = s.next.Add(time.Duration(float64(len(dst)) / s.bandwidth * float64(time.Second)))
-		until = s.next
-	}
-	s.mu.Unlock()
-	mask, exponent := uint64(0x807f807f807f807f), uint64(0x3b803b803b803b80)
-	if s.wide {
-		mask, exponent = 0x807fffff807fffff, 0x3b8000003b800000
-	}
-	z := uint64(0x9E3779B97F4A7C15)
-	for _, c := range []byte(t.Parts[0].Version.Name) {
-		z = (z ^ uint64(c)) * 0xBF58476D1CE4E5B9
-	}
-	for i := 0; i+8 <= len(dst); i += 8 {
-		z ^= z << 13
-		z ^= z >> 7
-		z ^= z << 17
-		binary.LittleEndian.PutUint64(dst[i:], z&mask|exponent)
-	}
-	for i := len(dst) &^ 7; i < len(dst); i++ {
-		dst[i] = 0
-	}
-	select {
-	case <-time.After(time.Until(until)):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// benchTarget is the i-th adapter.
-func benchTarget(i, rank int) adapters.Target {
-	return adapters.Target{Parts: []adapters.TargetPart{{Version: adapters.Version{Tenant: "bench", Name: fmt.Sprintf("a%d", i), Number: 1, Rank: rank, Scaling: 1}, Weight: 1}}}
-}
-
 // benchEngine is an engine that runs.
 type benchEngine struct {
 	b     *EngineBench
@@ -170,59 +101,6 @@ func (b *EngineBench) start(c Config, deviceBytes int64) (*benchEngine, error) {
 		return errors.Join(err, r.pool.Close())
 	}
 	return r, nil
-}
-
-// stepClock notes how far apart the ends of full decode steps are. It is an engine's observer.
-type stepClock struct {
-	mu    sync.Mutex
-	batch int // sequences of a full step
-	last  time.Time
-	took  []time.Duration
-}
-
-// watch begins to note steps of a batch.
-func (s *stepClock) watch(batch int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.batch, s.last, s.took = batch, time.Time{}, nil
-}
-
-// ObserveStep notes the end of a step.
-func (s *stepClock) ObserveStep(i StepInfo) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	if i.DecodeSeqs != s.batch || i.PrefillTokens > 0 {
-		s.last = time.Time{}
-		return
-	}
-	if !s.last.IsZero() {
-		s.took = append(s.took, now.Sub(s.last))
-	}
-	s.last = now
-}
-
-// ObserveFinish does nothing.
-func (s *stepClock) ObserveFinish(RequestInfo) {}
-
-// steps are the times noted, without the first few, sorted.
-func (s *stepClock) steps() ([]time.Duration, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.took) < 8 {
-		return nil, fmt.Errorf("benchmark: %d sequences ran together in %d steps only", s.batch, len(s.took))
-	}
-	took := slices.Clone(s.took[3:])
-	slices.Sort(took)
-	return took, nil
-}
-
-// quantile is of sorted times.
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }
 
 // timed is what one request took.
@@ -315,7 +193,7 @@ type SwapResult struct {
 }
 
 // Swaps decodes batch streams, each with its own adapter, of tokens tokens: once alone, and once while perSecond adapters of the host's memory a
-// second replace others on the device.
+// second replace others on the device; the streams are repeated until a swap has ended.
 func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, host int, perSecond float64) (s SwapResult, err error) {
 	s = SwapResult{Batch: batch, Prompt: prompt, Tokens: tokens, HostAdapters: host, AdapterMiB: int(b.AdapterBytes() >> 20)}
 	r, err := b.start(Config{MaxSeqs: batch, MaxContext: prompt + tokens + 1}, int64(batch+spare)*b.AdapterBytes())
@@ -343,7 +221,7 @@ func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, h
 	before := b.store.fetches()
 	r.clock.watch(batch)
 	swapping, halt := context.WithCancel(ctx)
-	var swaps errgroup.Group
+	swaps, failed := errgroup.WithContext(swapping)
 	var ended atomic.Int64
 	begin := time.Now()
 	swaps.Go(func() error {
@@ -366,7 +244,9 @@ func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, h
 			})
 		}
 	})
-	err = r.streams(ctx, batch, prompt, tokens, own)
+	for ended.Load() == 0 && failed.Err() == nil && err == nil { // short streams may end before the first swap has
+		err = r.streams(ctx, batch, prompt, tokens, own)
+	}
 	took := time.Since(begin)
 	halt()
 	if err = errors.Join(err, swaps.Wait()); err != nil {

@@ -1,0 +1,91 @@
+package infer
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"bhive/kernels"
+)
+
+// TestStopFailsWhatRuns: the end of Run is an error for those who wait, not a hang.
+func TestStopFailsWhatRuns(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	e, err := New(Config{MaxSeqs: 2, KVBlocks: 128}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if err := e.Open(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- e.Run(ctx) }()
+	p := greedily(0)
+	p.IgnoreEOS = true
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	if _, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	if err := e.Do(t.Context(), func() error { return nil }); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
+
+// failing panics in one op when it is told to.
+type failing struct {
+	kernels.Backend
+	now bool
+}
+
+func (f *failing) Attention(s kernels.Stream, a kernels.AttentionArgs, step kernels.Step) {
+	if f.now {
+		f.now = false
+		panic("attention fails")
+	}
+	f.Backend.Attention(s, a, step)
+}
+
+// TestFailedStep: a step that fails fails those in it, and the engine goes on.
+func TestFailedStep(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	broken := &failing{Backend: b.be}
+	b.model.Backend = broken
+	e := b.start(t, Config{MaxSeqs: 2, KVBlocks: 128, Overlap: true})
+	p := greedily(0)
+	p.IgnoreEOS = true
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5, 6}, Params: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Do(t.Context(), func() error { broken.now = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrStep) || !strings.Contains(err.Error(), "attention fails") {
+		t.Errorf("the failed request: %v", err)
+	}
+	if got := generate(t, e, Request{Prompt: []int{5, 6}, Params: greedily(3)})[0]; len(got.IDs) == 0 {
+		t.Errorf("afterwards: %+v", got)
+	}
+	if s := e.Stats(); s.KVUsed != 0 || s.Requests[ReasonError] != 1 {
+		t.Errorf("at the end %+v", s)
+	}
+}
