@@ -1,6 +1,6 @@
 """PEFT's LoRA and LoRA-FA on what `quality -only export` wrote: the same tokens in the same order, the same weights, batch, schedule, clipping and Adam.
 
-usage: peft_gsm8k.py DIR [--device cuda] [--workers 5] [--limit SECONDS] [--seeds 3] [--only lora-r8,lorafa-r16,…] [--steps N] [--test N] [--eager]
+usage: peft_gsm8k.py DIR [--device cuda] [--workers 4] [--limit SECONDS] [--seeds 3] [--only lora-r8,lorafa-r16,…] [--steps N] [--test N] [--eager]
 
 DIR holds data.json and base/. Each method and rank tries a rate and its neighbours on a ladder with the first seed, goes on where the best is at the edge, and trains the other seeds at
 the best: all of them the first three rates first, so that a run that is cut is broad. Processes share the device. Lines are CSV, also in DIR/peft.csv, and are written as they come;
@@ -93,7 +93,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("dir")
     p.add_argument("--device", default="cuda")
-    p.add_argument("--workers", type=int, default=5)
+    p.add_argument("--workers", type=int, default=4)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--limit", type=float, default=1e9)
     p.add_argument("--seeds", type=int, default=3)
