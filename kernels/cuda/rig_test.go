@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"unsafe"
@@ -18,8 +19,22 @@ import (
 type side struct {
 	testing.TB
 	kernels.Backend
-	s   kernels.Stream
-	act kernels.DType
+	s     kernels.Stream
+	act   kernels.DType
+	taken []kernels.Tensor // freed with the pair
+}
+
+// Alloc is the backend's, for as long as the pair lives.
+func (s *side) Alloc(d kernels.DType, rows, cols int) (kernels.Tensor, error) {
+	t, err := s.Backend.Alloc(d, rows, cols)
+	s.taken = append(s.taken, t)
+	return t, err
+}
+
+// Free is the backend's.
+func (s *side) Free(t kernels.Tensor) {
+	s.taken = slices.DeleteFunc(s.taken, func(x kernels.Tensor) bool { return x.Buf == t.Buf })
+	s.Backend.Free(t)
 }
 
 // pair is the device and its oracle.
@@ -42,25 +57,52 @@ func need(t testing.TB) {
 	}
 }
 
+// few are backends that a short run's tests share: loading the kernels takes seconds under compute-sanitizer.
+var few = map[Config]kernels.Backend{}
+
+// short is what a short run, as compute-sanitizer has the time for, goes through.
+func short[T any](all, few []T) []T {
+	if testing.Short() {
+		return few
+	}
+	return all
+}
+
 func newPair(t testing.TB, c Config) *pair {
 	t.Helper()
 	need(t)
 	hold.Do(func() { Open(c) })
-	g, err := Open(c)
-	if err != nil {
-		t.Fatal(err)
+	g, open := few[c]
+	if !open {
+		var err error
+		if g, err = Open(c); err != nil {
+			t.Fatal(err)
+		}
+		if testing.Short() {
+			few[c] = g
+		}
 	}
 	o, err := cpu.Open(cpu.Config{Working: c.Working})
 	if err != nil {
 		t.Fatal(err)
 	}
+	p := &pair{t, &side{TB: t, Backend: g, s: g.NewStream(), act: c.Working}, &side{TB: t, Backend: o, s: o.NewStream(), act: kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2)), 16}
 	t.Cleanup(func() {
-		if err := g.Close(); err != nil {
+		if err := p.gpu.s.Sync(); err != nil {
 			t.Error(err)
+		}
+		g.FreeStream(p.gpu.s)
+		for _, x := range p.gpu.taken {
+			g.Free(x)
+		}
+		if !testing.Short() {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 		o.Close()
 	})
-	return &pair{t, &side{t, g, g.NewStream(), c.Working}, &side{t, o, o.NewStream(), kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2)), 16}
+	return p
 }
 
 func round(x float32, d kernels.DType) float32 {
@@ -345,15 +387,18 @@ var popularities = []struct {
 
 var lengths = map[int][]int{1: {1}, 7: {1, 2, 1, 3}, 133: {1, 70, 17, 40, 5}, 989: {700, 1, 200, 80, 8}}
 
+// sizes are the keys of lengths to go through.
+func sizes() []int { return short([]int{1, 7, 133, 989}, []int{7, 133}) }
+
 // mixes runs f for both dtypes, ragged sizes and popularities.
 func mixes(t *testing.T, f func(p *pair, seqs []seq)) {
 	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
 		t.Run(d.String(), func(t *testing.T) {
-			for n, ls := range lengths {
+			for _, n := range sizes() {
 				for _, pop := range popularities {
 					t.Run(fmt.Sprintf("%d/%s", n, pop.name), func(t *testing.T) {
 						var seqs []seq
-						for i, l := range ls {
+						for i, l := range lengths[n] {
 							seqs = append(seqs, seq{l, i * 9 % 20, pop.slots[i]})
 						}
 						f(newPair(t, Config{Working: d}), seqs)
