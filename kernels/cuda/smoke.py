@@ -184,6 +184,11 @@ def explains():
     if p.returncode == 0 or "no GPU can be used" not in why:
         sys.exit(f"not so: without a GPU: {p.returncode}, {why}")
     say(why)
+    with tempfile.TemporaryDirectory(prefix="bhive-smoke-") as data:
+        s = Server(data, "--device", "auto")
+        chosen = s.line("device chosen")
+        s.check(chosen["device"] == "cpu" and s.text(), f"with --device auto it takes the CPU, and says why: {chosen['why']}")
+        s.stop()
 
 
 def squeezes(data):
