@@ -57,7 +57,7 @@ def by_factor(of):
         for rank in sorted({int(r["rank"]) for r in mine}):
             loss = {float(r["factor"]): float(r["loss"]) for r in mine if int(r["rank"]) == rank}
             auto = [float(r["rate"]) / float(r["factor"]) for r in mine if int(r["rank"]) == rank]
-            least = min(loss.values())
+            least = min((x for x in loss.values() if math.isfinite(x)), default=math.nan)
             body.append([f"r{rank}", f"{auto[0]:.2g}"] + [("**%.3f**" if loss[f] == least else "%.3f") % loss[f] if f in loss else "—" for f in factors])
         out.append(table([basis, "rate at 1"] + [f"{f:g}" for f in factors], body))
     return "\n\n".join(out)
