@@ -166,10 +166,21 @@ func (s *Server) spoolForm(r *http.Request, body io.Reader) (*adapters.PEFTUploa
 			}
 			files++
 			if name := part.FileName(); name != "" {
-				return name, part, nil
+				return name, formPart{part}, nil
 			}
 		}
 	}, s.config.MaxAdapterBytes)
+}
+
+// formPart makes a part that breaks off the client's error.
+type formPart struct{ r io.Reader }
+
+func (p formPart) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if err != nil && err != io.EOF {
+		err = unreadableForm(err)
+	}
+	return n, err
 }
 
 // enterImport waits for its turn: imports hold whole adapters in memory.
