@@ -49,13 +49,13 @@ bench-llamacpp: build smollm2 ## SmolLM2 here and in llama.cpp (from npm; needs 
 	  node $(LLAMA)/bench.mjs $(LLAMA)/Q8_0.gguf $$(nproc) && bin/bhive bench --model smollm2 --weights int8 --only model || exit 1; done
 
 test-clients: ## OpenAI's clients for Python, JavaScript and Go against the running command; make test runs them too, where they can be installed
-	BHIVE_CLIENTS=required $(GO) test -count=1 -run TestClients -v .
+	BHIVE_CLIENTS=required $(GO) test -count=1 -timeout 30m -run TestClients -v .
 
 test-langchain: ## LangChain's ChatOpenAI and LiteLLM against the running command
-	BHIVE_CLIENTS=required BHIVE_LANGCHAIN=1 $(GO) test -count=1 -run TestLangChain -v .
+	BHIVE_CLIENTS=required BHIVE_LANGCHAIN=1 $(GO) test -count=1 -timeout 30m -run TestLangChain -v .
 
 test-schemathesis: ## Schemathesis: requests made of openapi.yaml, good and bad; no 5xx, no answer that it does not know
-	BHIVE_CLIENTS=required BHIVE_SCHEMATHESIS=1 $(GO) test -count=1 -run TestSchemathesis -v .
+	BHIVE_CLIENTS=required BHIVE_SCHEMATHESIS=1 $(GO) test -count=1 -timeout 30m -run TestSchemathesis -v .
 
 PEFT := .cache/peft
 test-peft: build ## PEFT's logits of exported adapters against the server's (torch, transformers and peft from PyPI, some minutes to install)

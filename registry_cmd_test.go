@@ -159,7 +159,7 @@ func TestSharedRegistry(t *testing.T) {
 	redis := startRedis(t)
 	one := serve(t, t.TempDir(), "--registry", redis.url())
 	two := serve(t, t.TempDir(), "--registry", redis.url())
-	ask := func(p *process, model string) string {
+	says := func(p *process, model string) string {
 		t.Helper()
 		return p.must("chat", "-m", model, "-t", "0", "What is a wolf?")
 	}
@@ -167,9 +167,9 @@ func TestSharedRegistry(t *testing.T) {
 	// Soon, that is when the change has come through the feed, both say the same.
 	agree := func(when, model string) string {
 		t.Helper()
-		want := ask(one, model)
+		want := says(one, model)
 		for start := time.Now(); ; time.Sleep(20 * time.Millisecond) {
-			if got := ask(two, model); got == want {
+			if got := says(two, model); got == want {
 				return want
 			} else if time.Since(start) > 20*time.Second {
 				t.Fatalf("%s: one server says %q, the other %q", when, want, got)
@@ -195,6 +195,18 @@ func TestSharedRegistry(t *testing.T) {
 		defer r.Body.Close()
 		return r.StatusCode, r.Header.Get("Retry-After")
 	}
+	// Within some seconds the server says so itself.
+	ready := func(p *process, want int) {
+		t.Helper()
+		for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			status, said := ask(t, "GET", p.url+"/ready", "")
+			if status == want && (want == http.StatusOK || strings.Contains(said, "store_unavailable")) {
+				return
+			} else if time.Since(start) > 30*time.Second {
+				t.Fatalf("/ready: %d %s, want %d", status, said, want)
+			}
+		}
+	}
 	for name, outage := range map[string]struct{ begin, end func() }{
 		"killed": {redis.kill, redis.start},
 		"paused": {func() { redis.cmd.Process.Signal(syscall.SIGSTOP) }, func() { redis.cmd.Process.Signal(syscall.SIGCONT) }},
@@ -205,13 +217,16 @@ func TestSharedRegistry(t *testing.T) {
 				t.Errorf("%s: a write gave %d, Retry-After %q", name, status, after)
 			}
 			if p == two {
-				if got := ask(p, "pirate"); got != said {
+				if got := says(p, "pirate"); got != said {
 					t.Errorf("%s: the loaded adapter says %q, before %q", name, got, said)
 				}
 			}
-			ask(p, "demo")
+			says(p, "demo")
+			ready(p, http.StatusServiceUnavailable)
 		}
 		outage.end()
+		ready(one, http.StatusOK)
+		ready(two, http.StatusOK)
 		for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 			if status, _ := rollback(one); status == http.StatusOK {
 				break
@@ -226,6 +241,75 @@ func TestSharedRegistry(t *testing.T) {
 		other := "after-" + name
 		two.must("tune", "examples/pirate.jsonl", "--name", other, "--max-steps", "1")
 		agree("trained after it was "+name, other)
+	}
+	one.stop()
+	two.stop()
+}
+
+// TestSharedKeys: keys in Redis are those of every server, whoever makes or revokes them: either server, or the command without one.
+func TestSharedKeys(t *testing.T) {
+	url := startRedis(t).url()
+	offline := &process{t: t}
+	made := func(p *process, flags ...string) string {
+		t.Helper()
+		return strings.TrimSpace(p.must(append([]string{"keys", "create"}, flags...)...))
+	}
+	if out, err := offline.run("keys", "create", "--registry", url, "--tenant", "anna"); err == nil {
+		t.Errorf("a first key that is a tenant's: %s", out)
+	}
+	admin := made(offline, "--registry", url, "--tenant", "default", "--role", "admin")
+	one, two := serve(t, t.TempDir(), "--registry", url), serve(t, t.TempDir(), "--registry", url)
+	// Within keys.Fresh both servers know of a change.
+	soon := func(key string, good bool) {
+		t.Helper()
+		for _, p := range []*process{one, two} {
+			for start := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+				out, err := p.run("adapters", "ls", "--api-key", key)
+				if (err == nil) == good {
+					break
+				} else if time.Since(start) > 20*time.Second {
+					t.Fatalf("the key is good: %v, want %v: %s", err == nil, good, out)
+				}
+			}
+		}
+	}
+	id := func(name string) string {
+		t.Helper()
+		list := offline.must("keys", "ls", "--registry", url)
+		for line := range strings.Lines(list) {
+			if f := strings.Fields(line); f[len(f)-1] == name {
+				return f[0]
+			}
+		}
+		t.Fatalf("no key of %s:\n%s", name, list)
+		return ""
+	}
+	for _, p := range []*process{one, two} {
+		if out, err := p.run("adapters", "ls"); err == nil || !strings.Contains(out, "API key") {
+			t.Errorf("without a key: %v, %s", err, out)
+		}
+	}
+	online := made(one, "--api-key", admin, "--tenant", "anna", "--name", "online")
+	behind := made(offline, "--registry", url, "--tenant", "ben", "--name", "behind")
+	soon(online, true)
+	soon(behind, true)
+
+	// Each way, what is anna's is not ben's.
+	one.must("adapters", "import", "adapters/testdata/adapter_plain", "--name", "hers", "--api-key", online)
+	if out := two.must("adapters", "ls", "--api-key", online); !strings.Contains(out, "hers") {
+		t.Errorf("on the other server anna has:\n%s", out)
+	}
+	if out := two.must("adapters", "ls", "--api-key", behind); strings.Contains(out, "hers") {
+		t.Errorf("ben has:\n%s", out)
+	}
+
+	offline.must("keys", "revoke", id("online"), "--registry", url)
+	soon(online, false)
+	two.must("keys", "revoke", id("behind"), "--api-key", admin)
+	soon(behind, false)
+	soon(admin, true)
+	if out, err := offline.run("keys", "revoke", "key-none", "--registry", url); err == nil || !strings.Contains(out, "key") {
+		t.Errorf("revoking no key: %v, %s", err, out)
 	}
 	one.stop()
 	two.stop()

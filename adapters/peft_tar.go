@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // maxTarEntries is how many entries of an uploaded tar are looked at.
@@ -34,48 +31,13 @@ func ReadPEFTTar(r io.Reader, limit int64, g Geometry) (*PEFT, error) {
 	return u.Read(g)
 }
 
-// PEFTUpload is what SpoolPEFTTar took out of a tar.
-type PEFTUpload struct{ files tarFiles }
-
 // SpoolPEFTTar is the first half of ReadPEFTTar: it takes the two files out of the tar, as slowly as they come, and reads none. Close the result.
 func SpoolPEFTTar(r io.Reader, limit int64) (*PEFTUpload, error) {
-	u := &PEFTUpload{tarFiles{}}
-	if err := u.files.unpack(r, limit); err != nil {
-		u.Close()
-		return nil, fmt.Errorf("reading a PEFT adapter: %w", err)
-	}
-	return u, nil
+	return spool(func(files spooledFiles) error { return files.unpack(r, limit) })
 }
 
-// Read is ReadPEFT of the spooled files.
-func (u *PEFTUpload) Read(g Geometry) (*PEFT, error) { return ReadPEFT(u.files, g) }
-
-// Close removes the spooled files. It is idempotent.
-func (u *PEFTUpload) Close() {
-	u.files.close()
-	clear(u.files)
-}
-
-// tarFiles are the files that were taken out of a tar: adapter_config.json in memory, the model in a temporary file.
-type tarFiles map[string]*tarFile
-
-type tarFile struct {
-	io.ReaderAt
-	name string // in the tar
-	size int64
-	temp *os.File // nil: in memory
-}
-
-func (t tarFiles) close() {
-	for _, f := range t {
-		if f.temp != nil {
-			_ = f.temp.Close() // nothing of it is kept
-			_ = os.Remove(f.temp.Name())
-		}
-	}
-}
-
-func (t tarFiles) unpack(r io.Reader, limit int64) error {
+// unpack takes the two files out of a tar.
+func (t spooledFiles) unpack(r io.Reader, limit int64) error {
 	start := make([]byte, 2)
 	n, err := io.ReadFull(r, start)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -101,25 +63,18 @@ func (t tarFiles) unpack(r io.Reader, limit int64) error {
 			return err
 		}
 		base := path.Base(path.Clean(h.Name))
-		if h.Typeflag == tar.TypeDir || base != PEFTConfigFile && base != PEFTModelFile {
+		if h.Typeflag == tar.TypeDir || !wantedFile(base) {
 			continue
 		}
-		if have := t[base]; have != nil {
-			return fmt.Errorf("%w: the tar has %s and %s", ErrCorrupt, quote(have.name), quote(h.Name))
-		}
-		f := &tarFile{name: h.Name}
-		t[base] = f
-		if err := f.fill(in, h, base == PEFTModelFile); err != nil {
-			if here := (*fs.PathError)(nil); errors.As(err, &here) {
-				return fmt.Errorf("%w: spooling %s: %w", ErrStoreUnavailable, base, err)
+		if err := t.take(base, h.Name, in, limit); err != nil {
+			if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrTooLarge) || errors.Is(err, ErrStoreUnavailable) {
+				return err
 			}
 			return watched.cause(fmt.Errorf("%w: %s in the tar: %w", ErrCorrupt, quote(h.Name), err))
 		}
 	}
-	for _, name := range []string{PEFTConfigFile, PEFTModelFile} {
-		if t[name] == nil {
-			return fmt.Errorf("%w: the tar has no %s", ErrCorrupt, name)
-		}
+	if err := t.complete("the tar"); err != nil {
+		return err
 	}
 	if a, b := t[PEFTConfigFile].name, t[PEFTModelFile].name; path.Dir(path.Clean(a)) != path.Dir(path.Clean(b)) {
 		return fmt.Errorf("%w: %s and %s lie in different directories of the tar", ErrCorrupt, quote(a), quote(b))
@@ -158,22 +113,6 @@ func checkTarEntry(h *tar.Header, limit int64) error {
 	return nil
 }
 
-// fill takes the entry's bytes, on disk or in memory.
-func (f *tarFile) fill(r io.Reader, h *tar.Header, onDisk bool) (err error) {
-	f.size = h.Size
-	if !onDisk {
-		data, err := io.ReadAll(r)
-		f.ReaderAt = bytes.NewReader(data)
-		return err
-	}
-	if f.temp, err = os.CreateTemp("", "bhive-upload-*"); err != nil {
-		return err
-	}
-	f.ReaderAt = f.temp
-	_, err = io.Copy(f.temp, r)
-	return err
-}
-
 // watchedReader remembers why reading failed, as archive/tar does not always pass it on.
 type watchedReader struct {
 	r   io.Reader
@@ -195,27 +134,3 @@ func (w *watchedReader) cause(err error) error {
 	}
 	return err
 }
-
-// Open is fs.FS's.
-func (t tarFiles) Open(name string) (fs.File, error) {
-	f, ok := t[name]
-	if !ok {
-		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-	}
-	return &openTarFile{tarFile: f, SectionReader: io.NewSectionReader(f.ReaderAt, 0, f.size)}, nil
-}
-
-type openTarFile struct {
-	*tarFile
-	*io.SectionReader
-}
-
-func (f *openTarFile) ReadAt(p []byte, at int64) (int, error) { return f.SectionReader.ReadAt(p, at) }
-func (f *openTarFile) Stat() (fs.FileInfo, error)             { return f, nil }
-func (f *openTarFile) Close() error                           { return nil }
-func (f *openTarFile) Name() string                           { return path.Base(f.name) }
-func (f *openTarFile) Size() int64                            { return f.size }
-func (f *openTarFile) Mode() fs.FileMode                      { return 0o444 }
-func (f *openTarFile) ModTime() time.Time                     { return time.Time{} }
-func (f *openTarFile) IsDir() bool                            { return false }
-func (f *openTarFile) Sys() any                               { return nil }

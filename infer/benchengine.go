@@ -119,16 +119,26 @@ func (t timed) perToken() time.Duration {
 
 // ask runs a request of random tokens to its end.
 func (r *benchEngine) ask(ctx context.Context, random *rand.Rand, a adapters.Target, prompt, tokens int) (timed, error) {
+	begin := time.Now()
+	g, err := r.submit(ctx, random, a, prompt, tokens)
+	if err != nil {
+		return timed{}, err
+	}
+	return drain(ctx, g, begin)
+}
+
+// submit begins a request of random tokens.
+func (r *benchEngine) submit(ctx context.Context, random *rand.Rand, a adapters.Target, prompt, tokens int) (*Generation, error) {
 	q := Request{Prompt: make([]int, prompt), Adapter: a, Params: DefaultParams()}
 	for i := range q.Prompt {
 		q.Prompt[i] = random.IntN(r.b.m.Config.Vocab)
 	}
 	q.Params.Temperature, q.Params.MaxTokens, q.Params.IgnoreEOS = 0, tokens, true
-	begin := time.Now()
-	g, err := r.e.Submit(ctx, q)
-	if err != nil {
-		return timed{}, err
-	}
+	return r.e.Submit(ctx, q)
+}
+
+// drain reads a generation to its end.
+func drain(ctx context.Context, g *Generation, begin time.Time) (timed, error) {
 	defer g.Close()
 	var t timed
 	for {
@@ -147,16 +157,34 @@ func (r *benchEngine) ask(ctx context.Context, random *rand.Rand, a adapters.Tar
 	}
 }
 
-// streams runs n requests at once to their ends.
+// streams runs n requests at once to their ends. One goroutine submits them all, so that they begin together also on a busy machine.
 func (r *benchEngine) streams(ctx context.Context, n, prompt, tokens int, target func(i int) adapters.Target) error {
 	var all errgroup.Group
 	for i := range n {
+		begin := time.Now()
+		g, err := r.submit(ctx, rand.New(rand.NewPCG(uint64(i), 8)), target(i), prompt, tokens)
+		if err != nil {
+			return errors.Join(err, all.Wait())
+		}
 		all.Go(func() error {
-			_, err := r.ask(ctx, rand.New(rand.NewPCG(uint64(i), 8)), target(i), prompt, tokens)
+			_, err := drain(ctx, g, begin)
 			return err
 		})
 	}
 	return all.Wait()
+}
+
+// fullSteps repeats streams until done says so and half as many steps as a stream has were of the whole batch, and gives their times. A batch that
+// never comes together ends it with an error.
+func (r *benchEngine) fullSteps(ctx context.Context, batch, prompt, tokens int, target func(i int) adapters.Target, done func() bool) ([]time.Duration, error) {
+	const rounds = 50
+	r.clock.watch(batch)
+	for round := 0; round == 0 || !done() || round < rounds && r.clock.noted() < max(tokens/2, fewestSteps); round++ {
+		if err := r.streams(ctx, batch, prompt, tokens, target); err != nil {
+			return nil, err
+		}
+	}
+	return r.clock.steps()
 }
 
 // bring leases an adapter until it is on the device, and lets it go.
@@ -193,7 +221,7 @@ type SwapResult struct {
 }
 
 // Swaps decodes batch streams, each with its own adapter, of tokens tokens: once alone, and once while perSecond adapters of the host's memory a
-// second replace others on the device; the streams are repeated until a swap has ended.
+// second replace others on the device; the streams are repeated until a swap has ended, and where too few of their steps were of the whole batch.
 func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, host int, perSecond float64) (s SwapResult, err error) {
 	s = SwapResult{Batch: batch, Prompt: prompt, Tokens: tokens, HostAdapters: host, AdapterMiB: int(b.AdapterBytes() >> 20)}
 	r, err := b.start(Config{MaxSeqs: batch, MaxContext: prompt + tokens + 1}, int64(batch+spare)*b.AdapterBytes())
@@ -208,18 +236,13 @@ func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, h
 	if err := r.streams(ctx, batch, prompt, 8, own); err != nil {
 		return s, err
 	}
-	r.clock.watch(batch)
-	if err := r.streams(ctx, batch, prompt, tokens, own); err != nil {
-		return s, err
-	}
-	quiet, err := r.clock.steps()
+	quiet, err := r.fullSteps(ctx, batch, prompt, tokens, own, func() bool { return true })
 	if err != nil {
 		return s, err
 	}
 	s.QuietMedian, s.QuietWorst = quantile(quiet, 0.5), quiet[len(quiet)-1]
 
 	before := b.store.fetches()
-	r.clock.watch(batch)
 	swapping, halt := context.WithCancel(ctx)
 	swaps, failed := errgroup.WithContext(swapping)
 	var ended atomic.Int64
@@ -244,16 +267,10 @@ func (b *EngineBench) Swaps(ctx context.Context, batch, prompt, tokens, spare, h
 			})
 		}
 	})
-	for ended.Load() == 0 && failed.Err() == nil && err == nil { // short streams may end before the first swap has
-		err = r.streams(ctx, batch, prompt, tokens, own)
-	}
+	steps, err := r.fullSteps(ctx, batch, prompt, tokens, own, func() bool { return ended.Load() > 0 || failed.Err() != nil })
 	took := time.Since(begin)
 	halt()
-	if err = errors.Join(err, swaps.Wait()); err != nil {
-		return s, err
-	}
-	steps, err := r.clock.steps()
-	if err != nil {
+	if err = errors.Join(swaps.Wait(), err); err != nil {
 		return s, err
 	}
 	if n := b.store.fetches() - before; n > 0 {

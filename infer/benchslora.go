@@ -3,7 +3,6 @@ package infer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -102,9 +101,11 @@ func (b *EngineBench) SLoRA(ctx context.Context, c SLoRAConfig) (s SLoRAResult, 
 	settle := min(4, c.Seconds/2)
 	err = wait(settle)
 	tokens, requests, begin := r.e.Stats().GeneratedTokens, ended.Load(), time.Now()
-	err = errors.Join(err, wait(c.Seconds))
-	took := time.Since(begin).Seconds()
-	s.Throughput, s.Requests = float64(r.e.Stats().GeneratedTokens-tokens)/took, float64(ended.Load()-requests)/took
+	for err == nil && (s.Throughput == 0 || s.Requests == 0) { // on a busy machine a short phase may see no request's end
+		err = wait(c.Seconds)
+		took := time.Since(begin).Seconds()
+		s.Throughput, s.Requests = float64(r.e.Stats().GeneratedTokens-tokens)/took, float64(ended.Load()-requests)/took
+	}
 	halt()
 	if e := loop.Wait(); e != nil {
 		return s, e
@@ -116,9 +117,6 @@ func (b *EngineBench) SLoRA(ctx context.Context, c SLoRAConfig) (s SLoRAResult, 
 	// Steady: an open loop.
 	if s.Rate = c.Rate; s.Rate == 0 {
 		s.Rate = steadyShare * s.Requests
-	}
-	if s.Rate <= 0 {
-		return s, fmt.Errorf("benchmark: no request ended in %.1f s", took)
 	}
 	w.Rate, w.Requests = s.Rate, max(1, int(s.Rate*c.Seconds))
 	w.Seed++

@@ -40,11 +40,20 @@ func (s *stepClock) ObserveStep(i StepInfo) {
 // ObserveFinish does nothing.
 func (s *stepClock) ObserveFinish(RequestInfo) {}
 
+// noted is how many steps were.
+func (s *stepClock) noted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.took)
+}
+
+const fewestSteps = 8 // that steps takes
+
 // steps are the times noted, without the first few, sorted.
 func (s *stepClock) steps() ([]time.Duration, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.took) < 8 {
+	if len(s.took) < fewestSteps {
 		return nil, fmt.Errorf("benchmark: %d sequences ran together in %d steps only", s.batch, len(s.took))
 	}
 	took := slices.Clone(s.took[3:])

@@ -20,22 +20,26 @@ func limitBody(w http.ResponseWriter, r *http.Request, limit int64) (body io.Rea
 	control := http.NewResponseController(w)
 	// A writer without deadlines (in tests) has no slow clients either.
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
-	return http.MaxBytesReader(w, r.Body, limit), func() { _ = control.SetReadDeadline(time.Time{}) }
+	return bodyReader{http.MaxBytesReader(w, r.Body, limit)}, func() { _ = control.SetReadDeadline(time.Time{}) }
+}
+
+// bodyReader makes a body that breaks off the client's error, whoever reads it.
+type bodyReader struct{ r io.Reader }
+
+func (b bodyReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	var tooLarge *http.MaxBytesError
+	if err != nil && err != io.EOF && !errors.As(err, &tooLarge) {
+		err = &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body ended early"}
+	}
+	return n, err
 }
 
 // readBody reads a body of at most limit bytes.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	body, done := limitBody(w, r, limit)
 	defer done()
-	b, err := io.ReadAll(body)
-	if err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
-			return nil, err
-		}
-		return nil, &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body ended early"}
-	}
-	return b, nil
+	return io.ReadAll(body)
 }
 
 // mediaType is the body's type; a missing one is JSON.

@@ -246,6 +246,23 @@ func TestTenants(t *testing.T) {
 	anna.post("/v1/completions", greedy("ben/style")).wantError(404, "model", "model_not_found")
 	anna.post("/v1/completions", greedy("style+ben/style")).wantError(404, "model", "model_not_found")
 
+	// What one has asked of the base is in the prefix cache for nobody else.
+	cached := func(c *client) int {
+		t.Helper()
+		var a struct {
+			Usage struct {
+				Details struct {
+					Cached int `json:"cached_tokens"`
+				} `json:"prompt_tokens_details"`
+			}
+		}
+		c.post("/v1/completions", object{"model": "demo", "prompt": strings.Repeat("Once upon a time a fox met a bee. ", 8), "max_tokens": 1}).want(200).into(&a)
+		return a.Usage.Details.Cached
+	}
+	if first, again, other := cached(anna), cached(anna), cached(ben); first != 0 || again == 0 || other != 0 {
+		t.Errorf("of anna's prompt %d and then %d tokens were in the prefix cache, of ben's same prompt %d", first, again, other)
+	}
+
 	// An administrator reaches all.
 	if text(admin, "anna/style") != hers || text(admin, "ben/style@1") != his {
 		t.Error("an administrator's anna/style and ben/style say something else")

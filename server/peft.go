@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -11,6 +12,9 @@ import (
 	"bhive/adapters"
 	"bhive/server/api"
 )
+
+// maxDirectory is how many files of an uploaded directory are looked at.
+const maxDirectory = 1000
 
 // exportAdapter streams a version as a tar of PEFT's two files.
 func (s *Server) exportAdapter(w http.ResponseWriter, r *http.Request) error {
@@ -75,14 +79,17 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	form := false
 	switch t := mediaType(r); t {
 	case "application/x-tar", "application/tar", "application/octet-stream":
+	case "multipart/form-data":
+		form = true
 	default:
 		return &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type",
-			Message: fmt.Sprintf("the body must be application/x-tar, not %s", t)}
+			Message: fmt.Sprintf("the body must be application/x-tar or multipart/form-data, not %s", t)}
 	}
 	if r.Header.Get("Content-Encoding") != "" {
-		return &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type", Message: "the body must be a plain tar, without Content-Encoding"}
+		return &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type", Message: "the body must be plain, without Content-Encoding"}
 	}
 	rank, dry := 0, false
 	if q := r.URL.Query().Get("rank"); q != "" {
@@ -105,9 +112,14 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 	}
 	body, done := limitBody(w, r, s.config.MaxAdapterBytes+(1<<20))
 	defer done()
-	upload, err := adapters.SpoolPEFTTar(body, s.config.MaxAdapterBytes)
+	var upload *adapters.PEFTUpload
+	if form {
+		upload, err = s.spoolForm(r, body)
+	} else {
+		upload, err = adapters.SpoolPEFTTar(body, s.config.MaxAdapterBytes)
+	}
 	if err != nil {
-		return uploadError(importError(err))
+		return importError(err)
 	}
 	defer upload.Close()
 	done() // the upload has ended in time; its turn may come later
@@ -131,6 +143,44 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Location", "/adapters/"+url.PathEscape(out.Name))
 	writeJSON(w, http.StatusCreated, out)
 	return nil
+}
+
+// spoolForm spools the files of an adapter's directory that a form uploads.
+func (s *Server) spoolForm(r *http.Request, body io.Reader) (*adapters.PEFTUpload, error) {
+	r.Body = io.NopCloser(body)
+	form, err := r.MultipartReader()
+	if err != nil {
+		return nil, unreadableForm(err)
+	}
+	files := 0
+	return adapters.SpoolPEFTFiles(func() (string, io.Reader, error) {
+		for {
+			part, err := form.NextPart()
+			switch {
+			case errors.Is(err, io.EOF): // also where a header is cut: what came before is whole, or SpoolPEFTFiles misses it
+				return "", nil, err
+			case err != nil:
+				return "", nil, unreadableForm(err)
+			case files == maxDirectory:
+				return "", nil, badField("", "the form has more than %d parts", maxDirectory)
+			}
+			files++
+			if name := part.FileName(); name != "" {
+				return name, formPart{part}, nil
+			}
+		}
+	}, s.config.MaxAdapterBytes)
+}
+
+// formPart makes a part that breaks off the client's error.
+type formPart struct{ r io.Reader }
+
+func (p formPart) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	if err != nil && err != io.EOF {
+		err = unreadableForm(err)
+	}
+	return n, err
 }
 
 // enterImport waits for its turn: imports hold whole adapters in memory.
@@ -213,14 +263,6 @@ func importError(err error) error {
 		return &apiError{Status: http.StatusRequestEntityTooLarge, Type: "invalid_request_error", Code: "too_large", Message: err.Error()}
 	case errors.Is(err, adapters.ErrCorrupt):
 		return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "invalid_adapter", Message: err.Error()}
-	}
-	return err
-}
-
-// uploadError makes an error of the connection the client's.
-func uploadError(err error) error {
-	if asAPIError(err).Status == http.StatusInternalServerError {
-		return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body ended early"}
 	}
 	return err
 }

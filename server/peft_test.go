@@ -134,6 +134,57 @@ func TestImportProjects(t *testing.T) {
 	c.complete(object{"model": "peft-plain", "prompt": "The fox", "max_tokens": 2})
 }
 
+// A directory that comes as a form is what it would be as a tar.
+func TestImportForm(t *testing.T) {
+	c := serve(t)
+	shared(t).publish(t, "form-bystander", 4, 1)
+	read := func(name string) string {
+		data, err := os.ReadFile(goldenAdapters + "adapter_plain/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	config, model := read(adapters.PEFTConfigFile), read(adapters.PEFTModelFile)
+	const configFile, modelFile = "a=dir/" + adapters.PEFTConfigFile, "b=dir/" + adapters.PEFTModelFile
+	send := func(path string, pairs ...string) response {
+		body, kind := form(t, pairs...)
+		return c.do("POST", path, body, "Content-Type", kind)
+	}
+	tarred := decoded[api.AdapterImport](t, c.sendTar("/adapters/form-tar/import", tarOf(t, "adapter_plain", nil)), 201)
+	got := decoded[api.AdapterImport](t, send("/adapters/form-in/import", "x=dir/README.md", "A LoRA.", "note", "no file", modelFile, model, configFile, config), 201)
+	if got.Version.Sha256 != tarred.Version.Sha256 || got.Kept != tarred.Kept {
+		t.Errorf("as a form %+v, as a tar %+v", got.Version, tarred.Version)
+	}
+	whole, kind := form(t, configFile, config, modelFile, model)
+	for _, x := range []struct {
+		name, code, says string
+		status           int
+		answer           response
+	}{
+		{"no model", "invalid_adapter", "no adapter_model.safetensors", 400, send("/adapters/form-bad/import", configFile, config)},
+		{"no file", "invalid_adapter", "no adapter_config.json", 400, send("/adapters/form-bad/import", "adapter_config.json", config)},
+		{"twice", "invalid_adapter", "comes twice", 400, send("/adapters/form-bad/import", configFile, config, "c=other/adapter_config.json", config, modelFile, model)},
+		{"damaged", "invalid_adapter", "adapter_model.safetensors", 400, send("/adapters/form-bad/import", configFile, config, modelFile, model[:len(model)/2])},
+		{"large configuration", "too_large", "adapter_config.json", 413, send("/adapters/form-bad/import", configFile, strings.Repeat(" ", 1<<20+1), modelFile, model)},
+		{"many parts", "", "1000 parts", 400, send("/adapters/form-bad/import", slices.Repeat([]string{"x=x", "x"}, maxDirectory+1)...)},
+		{"cut off", "unreadable_body", "", 400, c.do("POST", "/adapters/form-bad/import", whole[:len(whole)/2], "Content-Type", kind)},
+		{"cut off in a header", "invalid_adapter", "no adapter_config.json", 400, c.do("POST", "/adapters/form-bad/import", whole[:100], "Content-Type", kind)},
+		{"no form", "unreadable_body", "form", 400, c.do("POST", "/adapters/form-bad/import", "x", "Content-Type", "multipart/form-data")},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			x.answer.t = t
+			if message := x.answer.wantError(x.status, "", x.code); !strings.Contains(message, x.says) {
+				t.Errorf("the message does not say %q: %s", x.says, message)
+			}
+		})
+	}
+	small := shared(t).serve(t, func(c *Config, _ *Deps) { c.MaxAdapterBytes = 50000 })
+	small.do("POST", "/adapters/form-bad/import", whole, "Content-Type", kind).wantError(413, "", "too_large")
+	c.get("/adapters/form-bad").wantError(404, "name", "adapter_not_found")
+	c.complete(object{"model": "form-bystander", "prompt": "The fox", "max_tokens": 2})
+}
+
 // What cannot be an adapter is refused, and nothing of it stays.
 func TestBadImports(t *testing.T) {
 	c := serve(t)

@@ -114,8 +114,8 @@ func (u *upload) send(ctx context.Context, doing string, r io.Reader) (info adap
 		if err := ctx.Err(); err != nil {
 			return info, fmt.Errorf("%s: reading its content: %w", doing, err)
 		}
-		n, readErr := io.ReadFull(r, chunk)
-		end := errors.Is(readErr, io.EOF) || errors.Is(readErr, io.ErrUnexpectedEOF)
+		n, readErr := fill(r, chunk)
+		end := readErr == io.EOF
 		if readErr != nil && !end {
 			return info, fmt.Errorf("%s: reading its content: %w", doing, readErr)
 		}
@@ -138,6 +138,16 @@ func (u *upload) send(ctx context.Context, doing string, r io.Reader) (info adap
 			}
 		}
 	}
+}
+
+// fill reads until chunk is full, r ends or breaks. Unlike io.ReadFull it tells a source's own io.ErrUnexpectedEOF from its end.
+func fill(r io.Reader, chunk []byte) (n int, err error) {
+	for n < len(chunk) && err == nil {
+		var k int
+		k, err = r.Read(chunk[n:])
+		n += k
+	}
+	return n, err
 }
 
 // recordBlob makes a blob the tenant's, and what was uploaded its content, unless it has that content already, whole.

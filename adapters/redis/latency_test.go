@@ -2,8 +2,10 @@ package redis
 
 import (
 	"bytes"
+	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,6 +105,101 @@ func TestPublishLatency(t *testing.T) {
 	for name, l := range map[string][]time.Duration{"from Publish called to seen": begun, "from Publish returned to seen": ended, "from Publish returned to 5 MB read and verified": readable} {
 		t.Logf("%s: p50 %v, p99 %v, max %v", name, percentile(l, 50), percentile(l, 99), l[len(l)-1])
 	}
+}
+
+// servable publishes n adapters through one server's registry and returns how long each took from the publication's return, and from the
+// beginning of the whole (encode, upload, publish), until another server had followed the feed, resolved the name, and read, verified and decoded the B.
+func servable(t testing.TB, url string, n int) (published, whole []time.Duration) {
+	t.Helper()
+	smollm2 := adapters.Geometry{Layers: 30, Hidden: 576, QDim: 576, KVDim: 192, FeedForward: 1536}
+	w := adapters.NewWeights(smollm2, 16, 16)
+	for i := range w.Data {
+		w.Data[i] = rand.Float32() - 0.5
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	seen := make(chan int)
+	one := adapters.NewRegistry(openTest(t, url, Options{}), nil)
+	two := adapters.NewRegistry(openTest(t, url, Options{}), func(c adapters.Change) {
+		if c.Kind == adapters.Published {
+			select {
+			case seen <- c.Number:
+			case <-ctx.Done():
+			}
+		}
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- two.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	save := func(mark float32) adapters.Version {
+		t.Helper()
+		w.Data[0] = mark
+		v, err := one.Save(ctx, "", adapters.Version{Name: "a", BasisDigest: strings.Repeat("0", 64), BaseHash: strings.Repeat("1", 64)}, w, adapters.PublishOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	for following := false; !following; { // it begins at the feed's end, some time soon
+		save(-1)
+		select {
+		case <-seen:
+			following = true
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	ref, err := adapters.ParseRef("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		begun := time.Now()
+		mark := float32(i % 256) // which bfloat16 holds
+		v := save(mark)
+		end := time.Now()
+		for number := 0; number != v.Number; {
+			select {
+			case number = <-seen:
+			case <-time.After(20 * time.Second):
+				t.Fatalf("version %d is not announced", v.Number)
+			}
+		}
+		target, err := two.Resolve(ctx, "", ref, false)
+		if err != nil || target.Parts[0].Version.Number != v.Number {
+			t.Fatalf("%+v, %v; want version %d", target, err, v.Number)
+		}
+		got, _, err := two.Load(ctx, target.Parts[0].Version, smollm2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Data[0] != mark {
+			t.Fatalf("version %d begins with %v, not %v", v.Number, got.Data[0], mark)
+		}
+		now := time.Now()
+		published, whole = append(published, now.Sub(end)), append(whole, now.Sub(begun))
+		if err := one.Delete(ctx, "", "a", v.Number-1); err != nil { // the server's memory stays small
+			t.Fatal(err)
+		}
+		if _, err := one.GC(ctx, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(published)
+	slices.Sort(whole)
+	return published, whole
+}
+
+// What one server has published another serves: the version, whole.
+func TestServable(t *testing.T) {
+	published, whole := servable(t, startServer(t).url(), 10)
+	t.Logf("from its publication %v, from its beginning %v", published, whole)
+}
+
+// BenchmarkServable is what the other server needs for an adapter of rank 16 of SmolLM2-135M, until its B could go to the device.
+func BenchmarkServable(b *testing.B) {
+	published, whole := servable(b, startServer(b, durable...).url(), max(b.N, 1))
+	b.ReportMetric(float64(percentile(published, 50).Microseconds()), "p50-µs")
+	b.ReportMetric(float64(percentile(published, 99).Microseconds()), "p99-µs")
+	b.ReportMetric(float64(percentile(whole, 99).Microseconds()), "p99-with-upload-µs")
 }
 
 func BenchmarkPublish(b *testing.B) {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -34,13 +35,16 @@ func readBlob(s adapters.Store, tenant, sha string) (string, error) {
 	return string(raw), err
 }
 
-type failing struct{ n int }
+type failing struct {
+	n   int
+	err error
+}
 
 var errSource = errors.New("the source broke")
 
 func (f *failing) Read(p []byte) (int, error) {
 	if f.n--; f.n < 0 {
-		return 0, errSource
+		return 0, f.err
 	}
 	return len(p), nil
 }
@@ -54,12 +58,14 @@ func testBlobs(t *testing.T, s adapters.Store) {
 			t.Errorf("%d bytes came back as %d, %v", len(c), len(got), err)
 		}
 	}
-	_, err := s.PutBlob(ctx, "", &failing{3})
-	want(t, err, errSource, "a source that breaks")
-	if errors.Is(err, adapters.ErrStoreUnavailable) {
-		t.Error("the source's error is taken for the store's")
+	for _, broken := range []error{errSource, io.ErrUnexpectedEOF, fmt.Errorf("the connection: %w", io.EOF)} { // the last two are a body's that is cut off
+		_, err := s.PutBlob(ctx, "", &failing{3, broken})
+		want(t, err, broken, "a source that breaks")
+		if errors.Is(err, adapters.ErrStoreUnavailable) {
+			t.Error("the source's error is taken for the store's")
+		}
 	}
-	_, err = readBlob(s, "", strings.Repeat("0", 64))
+	_, err := readBlob(s, "", strings.Repeat("0", 64))
 	want(t, err, adapters.ErrNotFound, "an unknown blob")
 	for _, sha := range []string{"", "..", "../../../etc/passwd", strings.Repeat("A", 64)} {
 		_, err = readBlob(s, "", sha)

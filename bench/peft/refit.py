@@ -1,14 +1,15 @@
 """Moves LoRAs that PEFT trained (train.py) to bhive in several ways, and prints how close each comes: make bench-refit.
 
-usage: refit.py BHIVE LORAS_DIR WORK_DIR
+usage: refit.py BHIVE LORAS_DIR WORK_DIR [VARIANT…]
 
 For the server's default basis (64 orthonormal rows) and for the bases that `bhive adapters import --dry-run` proposes for all of the LoRAs together, each LoRA is
-projected and refit on the texts that it was trained on; losses are over its held-out examples, KL from the LoRA's distribution at 512 tokens of them. Results
-are kept in WORK_DIR, so that a run that broke off goes on.
+projected and refit on the texts that it was trained on, and, where a variant says "other texts", on texts that it never saw; losses are over its held-out
+examples, KL from the LoRA's distribution at 512 tokens of them. Results are kept in WORK_DIR, so that a run that broke off goes on. VARIANT… are those to be
+run; default: all.
 """
 import json, os, re, subprocess, sys, threading
 
-BHIVE, LORAS, WORK = sys.argv[1:]
+BHIVE, LORAS, WORK, *WANTED = sys.argv[1:]
 MODEL = os.environ.get("BHIVE_MODEL", "smollm2")
 
 
@@ -27,10 +28,10 @@ def bhive(url, *args):
     return subprocess.run([BHIVE, "adapters", "import", "--server", url, "--log-level", "error", *args], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def refit(url, task, *flags):
+def refit(url, task, texts, *flags):
     """{how: (loss, KL)}, and the shares kept of the weights by projection and of the outputs by the refit."""
     folder = os.path.join(LORAS, task)
-    out = bhive(url, folder, "--dry-run", "--model", MODEL, "--refit", os.path.join(folder, "train.jsonl"), "--refit-check", os.path.join(folder, "held_out.jsonl"), *flags)
+    out = bhive(url, folder, "--dry-run", "--model", MODEL, "--refit", os.path.join(folder, texts), "--refit-check", os.path.join(folder, "held_out.jsonl"), *flags)
     losses = {m[1]: (float(m[2]), float(m[3])) for m in re.finditer(r"^(the LoRA|the base|projected|refit)\b.*?\s([\d.]+)\s+([\d.]+)$", out, re.M)}
     kept = re.search(r"^all\s+([\d.]+) %\s+([\d.]+) %$", out, re.M)
     return {"losses": losses, "kept": [float(kept[1]), float(kept[2])], "report": out}
@@ -42,11 +43,12 @@ def main():
     path = os.path.join(WORK, "refit.json")
     results = json.load(open(path)) if os.path.exists(path) else {}
     imported = lambda rows: ["--basis", "import", "--basis-from", os.path.join(WORK, f"best{rows}"), "--basis-rows", str(rows)]
-    servers = {"data": ([], {"64 orthonormal rows": [], "16 of them": ["--rank", "16"]}),
+    servers = {"data": ([], {"64 orthonormal rows": [], "64 orthonormal rows, other texts": [], "16 of them": ["--rank", "16"], "16 of them, other texts": ["--rank", "16"]}),
                "data64": (imported(64), {"64 proposed rows": []}), "data16": (imported(16), {"16 proposed rows": []})}
-    bases = [b for _, variants in servers.values() for b in variants]
+    wanted = lambda b: not WANTED or b in WANTED
+    bases = [b for _, variants in servers.values() for b in variants if wanted(b)]
     for data, (serve, variants) in servers.items():
-        todo = [(b, flags, t) for b, flags in variants.items() for t in tasks if f"{b}/{t}" not in results]
+        todo = [(b, flags, t) for b, flags in variants.items() for t in tasks if wanted(b) and f"{b}/{t}" not in results]
         if not todo:
             continue
         p, url = start(data, *serve)
@@ -55,7 +57,7 @@ def main():
                 if not os.path.exists(os.path.join(WORK, f"best{rows}")):
                     bhive(url, *[os.path.join(LORAS, t) for t in tasks], "--dry-run", "--rows", str(rows), "--basis-out", os.path.join(WORK, f"best{rows}"))
             for basis, flags, t in todo:
-                results[f"{basis}/{t}"] = r = refit(url, t, *flags)
+                results[f"{basis}/{t}"] = r = refit(url, t, "other.jsonl" if basis.endswith("other texts") else "train.jsonl", *flags)
                 print(basis, t, json.dumps(r["losses"]), r["kept"], flush=True)
                 with open(path, "w") as f:
                     json.dump(results, f, indent=1)

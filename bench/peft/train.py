@@ -3,8 +3,8 @@
 usage: train.py GGUF DATA_DIR OUT_DIR SERVER_URL TASK…
 
 DATA_DIR holds gsm8k_train.jsonl, gsm8k_test.jsonl and HumanEval.jsonl.gz. Tokens come from a running `bhive serve --model smollm2`, so that both sides see
-the same. For each task (solve, ask, answer, code) OUT_DIR/TASK gets PEFT's two files, train.jsonl and held_out.jsonl (what bhive reads), and peft.json: what
-PEFT measures of the LoRA on held_out.jsonl.
+the same. For each task (solve, ask, answer, code) OUT_DIR/TASK gets PEFT's two files, train.jsonl, held_out.jsonl and other.jsonl (what bhive reads; the last
+are texts of the same kind, of up to 400 tokens, that were neither trained on nor held out), and peft.json: what PEFT measures of the LoRA on held_out.jsonl.
 """
 import gzip, json, os, sys, time, urllib.request
 
@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 GGUF, DATA, OUT, URL, *TASKS = sys.argv[1:]
 TRAIN, HELD_OUT, LONGEST = 100, 50, 200  # examples, examples, tokens
+OTHER, OTHER_LONGEST = 100, 400  # examples and tokens of other.jsonl
 RANK, ALPHA, RATE, BATCH = 8, 16, 1e-3, 4
 END = "<|im_end|>"
 
@@ -47,12 +48,12 @@ def tasks():
     yield "code", body[:110], body[110:]
 
 
-def pick(pairs, n):
+def pick(pairs, n, longest=LONGEST):
     """The first n examples that are short enough, with their tokens."""
     out = []
     for user, assistant in pairs:
         ids, labels = encode(user, assistant)
-        if len(ids) <= LONGEST:
+        if len(ids) <= longest:
             out.append((user, assistant, ids, labels))
         if len(out) == n:
             break
@@ -88,12 +89,14 @@ def main():
             continue
         torch.manual_seed(0)
         os.makedirs(folder, exist_ok=True)
-        train, held_out = pick(train, TRAIN), pick(held_out, HELD_OUT)
-        for file, examples in (("train.jsonl", train), ("held_out.jsonl", held_out)):
+        pairs, train, held_out = train, pick(train, TRAIN), pick(held_out, HELD_OUT)
+        trained = {u for u, _, _, _ in train}
+        other = pick([p for p in pairs if p[0] not in trained], OTHER, OTHER_LONGEST)
+        for file, examples in (("train.jsonl", train), ("held_out.jsonl", held_out), ("other.jsonl", other)):
             with open(os.path.join(folder, file), "w") as f:
                 f.writelines(json.dumps({"messages": [{"role": "user", "content": u}, {"role": "assistant", "content": a}]}) + "\n" for u, a, _, _ in examples)
         base = AutoModelForCausalLM.from_pretrained(os.path.dirname(GGUF), gguf_file=os.path.basename(GGUF), dtype=torch.float32)
-        said = {"train": len(train), "held_out": len(held_out), "tokens": sum(len(e[2]) for e in train), "steps": []}
+        said = {"train": len(train), "held_out": len(held_out), "other": len(other), "tokens": sum(len(e[2]) for e in train), "steps": []}
         model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, task_type="CAUSAL_LM",
                                target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0)

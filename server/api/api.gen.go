@@ -2499,6 +2499,12 @@ type ExportAdapterParams struct {
 	Version *int `form:"version,omitempty" json:"version,omitempty"`
 }
 
+// ImportAdapterMultipartBody defines parameters for ImportAdapter.
+type ImportAdapterMultipartBody struct {
+	// File Files with their names. The fields' names do not matter.
+	File *[]openapi_types.File `json:"file,omitempty"`
+}
+
 // ImportAdapterParams defines parameters for ImportAdapter.
 type ImportAdapterParams struct {
 	// Rank Rows to project onto. Default: the adapter's own where it fits exactly, else all.
@@ -2625,6 +2631,9 @@ type ComposeAdapterJSONRequestBody = Compose
 
 // AddAdapterExamplesJSONRequestBody defines body for AddAdapterExamples for application/json ContentType.
 type AddAdapterExamplesJSONRequestBody = AdapterContinue
+
+// ImportAdapterMultipartRequestBody defines body for ImportAdapter for multipart/form-data ContentType.
+type ImportAdapterMultipartRequestBody ImportAdapterMultipartBody
 
 // RollbackAdapterJSONRequestBody defines body for RollbackAdapter for application/json ContentType.
 type RollbackAdapterJSONRequestBody = Rollback
