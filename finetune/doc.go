@@ -24,5 +24,6 @@
 //   - A step whose gradient is not finite changes nothing but the schedule's position and the counters of skipped steps.
 //   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
 //   - Nobody sees a job's end before it is durable.
-//   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw.
+//   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw. Examples of
+//     tokens (input_ids, labels) are taken as they are.
 package finetune

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Runs what make gpu-bundle packed, on a machine with a GPU. Each step has a limit of its own, and its log goes to $OUT (default: here).
 #
-#   run [STEP …]     default: ops infer finetune smollm2 sanitizer bench
+#   run [STEP …]     default: ops infer finetune server smollm2 sanitizer bench
 #
 #   ops        every op against kernels/cpu
 #   infer      the engine: goldens of the demo model and the tiny architectures, laws, memory
-#   finetune   training in float32 and bfloat16: goldens, laws, jobs (BHIVE_SMOLLM2=1: SmolLM2's too, from ../models and ../../shared)
-#   smollm2    SmolLM2's goldens, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
+#   finetune   training in float32 and bfloat16: goldens, laws, jobs
+#   server     the golden training runs through POST /adapters, in float32 and bfloat16
+#   smollm2    SmolLM2's goldens, served, trained and trained through POST /adapters, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
 #   sanitizer  compute-sanitizer's memcheck over small tests, where it is installed; SANITIZE says which (a -test.run pattern of cuda.test)
 #   bench      bhive bench gpu $BENCH, with its table in $OUT/bench.json
 #
-# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_FINETUNE 90 (each precision), LIMIT_SMOLLM2 60, LIMIT_SANITIZER 60, LIMIT_BENCH 210: nine minutes in all. The whole
+# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_FINETUNE 90 and LIMIT_SERVER 60 (each precision), LIMIT_SMOLLM2 60 (each of five), LIMIT_SANITIZER 60, LIMIT_BENCH 210. The whole
 # table takes longer than that; `LIMIT_BENCH=540 run bench` has it alone. cuBLASLt is found through LD_LIBRARY_PATH.
 set -u
 cd "$(dirname "$0")"
@@ -40,11 +41,17 @@ step_ops() { limited "${LIMIT_OPS:-90}" "$out/ops.log" ./cuda.test -test.v; }
 
 step_infer() { limited "${LIMIT_INFER:-120}" "$out/infer.log" env -C infer ../infer.test -device cuda -test.v -test.short; grep -cE '^ *--- PASS' "$out/infer.log" | sed 's/$/ tests and subtests pass/; s/^/  /'; }
 
-step_finetune() {
+step_finetune() { precisely "${LIMIT_FINETUNE:-90}" finetune .; }
+
+step_server() { precisely "${LIMIT_SERVER:-60}" server '^TestGoldenJobs$'; }
+
+# precisely SECONDS PACKAGE PATTERN [LOG]: the package's tests in either precision.
+precisely() {
 	for precision in float32 bfloat16; do
-		echo "  $precision"
-		limited "${LIMIT_FINETUNE:-90}" "$out/finetune-$precision.log" env -C finetune ../finetune.test -device cuda -precision $precision -test.v
+		echo "  $2, $precision"
+		limited "$1" "$out/${4:-$2}-$precision.log" env -C "$2" "../$2.test" -device cuda -precision $precision -test.v -test.run "$3"
 	done
+	grep -hE 'worst: |at most off|going on, the first' "$out/${4:-$2}"-*.log | head -24
 }
 
 step_smollm2() {
@@ -57,9 +64,12 @@ step_smollm2() {
 		model=$here/SmolLM2-135M-Instruct.Q4_1.gguf
 		cat "$SMOLLM2"/part.* >"$model"
 	fi
-	BHIVE_SMOLLM2_MODEL=$(realpath "$model") BHIVE_SMOLLM2_GOLDEN=$(realpath "$GOLDEN") \
-		limited "${LIMIT_SMOLLM2:-60}" "$out/smollm2.log" env -C infer ../infer.test -device cuda -test.v -test.run SmolLM2
+	export BHIVE_SMOLLM2_MODEL BHIVE_SMOLLM2_GOLDEN
+	BHIVE_SMOLLM2_MODEL=$(realpath "$model") BHIVE_SMOLLM2_GOLDEN=$(realpath "$GOLDEN")
+	limited "${LIMIT_SMOLLM2:-60}" "$out/smollm2.log" env -C infer ../infer.test -device cuda -test.v -test.run SmolLM2
 	grep -E 'worst difference|--- SKIP|_test.go.*no references' "$out/smollm2.log" | head -20
+	precisely "${LIMIT_SMOLLM2:-60}" finetune SmolLM2 smollm2-finetune
+	precisely "${LIMIT_SMOLLM2:-60}" server SmolLM2 smollm2-server
 }
 
 step_sanitizer() {
@@ -79,7 +89,7 @@ step_bench() {
 	cat "$out/bench.log"
 }
 
-for step in ${*:-ops infer finetune smollm2 sanitizer bench}; do
+for step in ${*:-ops infer finetune server smollm2 sanitizer bench}; do
 	echo "== $step"
 	"step_$step"
 done
