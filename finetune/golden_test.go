@@ -80,17 +80,7 @@ func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters
 }
 
 // norm is ‖a − b‖.
-func norm(a, b []float32) float64 {
-	sum := 0.0
-	for i, x := range a {
-		d := float64(x)
-		if b != nil {
-			d -= float64(b[i])
-		}
-		sum += d * d
-	}
-	return math.Sqrt(sum)
-}
+func norm(a, b []float32) float64 { return goldentest.Distance(a, b) }
 
 // testGolden holds the runs of a folder against ours.
 func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []string) {

@@ -124,26 +124,13 @@ func (j goldenJob) compare(t *testing.T, g goldentest.Run, stored func(layer int
 	for _, m := range j.peft.Modules {
 		name := goldentest.BName(m.Layer, m.Proj)
 		want := g.FinalBNorms[name]
-		near("norm", name, relative(length(m.B, nil), want), b)
+		near("norm", name, relative(goldentest.Distance(m.B, nil), want), b)
 		if s := stored(m.Layer, m.Proj); s != nil && !devicetest.Rounds() {
-			near("distance", name, length(m.B, s)/want, b)
+			near("distance", name, goldentest.Distance(m.B, s)/want, b)
 		}
 	}
 	t.Logf("at most off: %v", worst)
 	return wrong
-}
-
-// length is ‖a − b‖, or ‖a‖ without b.
-func length(a, b []float32) float64 {
-	sum := 0.0
-	for i, x := range a {
-		d := float64(x)
-		if b != nil {
-			d -= float64(b[i])
-		}
-		sum += d * d
-	}
-	return math.Sqrt(sum)
 }
 
 // losses are a job's, step by step.

@@ -121,6 +121,19 @@ func (f Tensors) B(t testing.TB, layer int, p adapters.Proj) []float32 {
 	return out
 }
 
+// Distance is ‖a − b‖, or ‖a‖ without b.
+func Distance(a, b []float32) float64 {
+	sum := 0.0
+	for i, x := range a {
+		d := float64(x)
+		if b != nil {
+			d -= float64(b[i])
+		}
+		sum += d * d
+	}
+	return math.Sqrt(sum)
+}
+
 // Import is the basis of the A's, for a base.
 func (f Tensors) Import(t testing.TB, g adapters.Geometry, rank int, hash string) *adapters.Basis {
 	t.Helper()
