@@ -31,6 +31,7 @@ type options struct {
 	seeds            int
 	sweepRanks       []int
 	ranks            []int
+	factors          []float64 // of the rate auto, in the table
 	limit            time.Duration
 	only             string
 }
@@ -59,21 +60,25 @@ func parse() (o options, err error) {
 	sweepRanks := flag.String("sweep-ranks", "4,16,64", "ranks of the sweep")
 	ranks := flag.String("ranks", "8,16,32,64", "ranks of the table")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "time after which nothing more is begun, and what runs is dropped")
-	flag.StringVar(&o.only, "only", "export,sweep,table", "parts to run")
+	factors := flag.String("factors", "0.5,2", "factors of the rate auto that the table tries with the first seed")
+	flag.StringVar(&o.only, "only", "export,base,table", "parts to run: export, base, sweep, table")
 	flag.Parse()
-	if o.sweepRanks, err = numbers(*sweepRanks); err != nil {
+	if o.sweepRanks, err = numbers(*sweepRanks, strconv.Atoi); err != nil {
 		return o, fmt.Errorf("-sweep-ranks: %w", err)
 	}
-	if o.ranks, err = numbers(*ranks); err != nil {
+	if o.ranks, err = numbers(*ranks, strconv.Atoi); err != nil {
 		return o, fmt.Errorf("-ranks: %w", err)
+	}
+	if o.factors, err = numbers(*factors, func(s string) (float64, error) { return strconv.ParseFloat(s, 64) }); err != nil {
+		return o, fmt.Errorf("-factors: %w", err)
 	}
 	o.sweep = min(o.sweep, o.train)
 	return o, nil
 }
 
-func numbers(list string) (out []int, err error) {
+func numbers[T any](list string, parse func(string) (T, error)) (out []T, err error) {
 	for _, s := range strings.Split(list, ",") {
-		n, err := strconv.Atoi(s)
+		n, err := parse(s)
 		if err != nil {
 			return nil, err
 		}
@@ -139,6 +144,11 @@ func run(ctx context.Context, o options) error {
 		return err
 	}
 	defer s.close()
+	if o.has("base") {
+		if err := s.base(ctx); err != nil {
+			return err
+		}
+	}
 	if o.has("sweep") {
 		if err := s.sweep(ctx); err != nil {
 			return err

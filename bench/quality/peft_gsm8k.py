@@ -1,150 +1,92 @@
 """PEFT's LoRA and LoRA-FA on what `quality -only export` wrote: the same tokens in the same order, the same weights, batch, schedule, clipping and Adam.
 
-usage: peft_gsm8k.py DIR [--device cuda] [--workers 4] [--limit SECONDS] [--seeds 3] [--only lora-r8,lorafa-r16,…] [--steps N] [--test N]
+usage: peft_gsm8k.py DIR [--device cuda] [--workers 4] [--limit SECONDS] [--seeds 3] [--only lora-r8,lorafa-r16,…] [--steps N] [--test N] [--eager]
 
-DIR holds data.json and base/. Each method and rank tries three rates with the first seed (further ones where the best is at the edge), and the best with the other seeds;
-processes share the work, most important first. Lines are CSV, also in DIR/peft.csv, and are written as they come.
+DIR holds data.json and base/. Each method and rank tries a rate and its neighbours on a ladder with the first seed, goes on where the best is at the edge, and trains the other seeds at
+the best: all of them the first three rates first, so that a run that is cut is broad. Processes share the device. Lines are CSV, also in DIR/peft.csv, and are written as they come;
+lines of # are checks.
 """
-import argparse, importlib.util, json, math, multiprocessing, os, sys, time
+import argparse, importlib.util, math, multiprocessing, multiprocessing.connection, os, sys, time
 
-RANKS = {"lora": (4, 8, 16, 32), "lorafa": (8, 16, 32, 64)}
-ORDER = ["lora-r8", "lora-r16", "lorafa-r16", "lorafa-r64", "lora-r32", "lorafa-r32", "lora-r4", "lorafa-r8"]
+LADDER = [2.5e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2, 3e-2, 5e-2]
+FIRST = {"lora-r8": 3e-3, "lora-r16": 3e-3, "lorafa-r16": 5e-3, "lora-r32": 2e-3, "lorafa-r32": 3e-3, "lorafa-r64": 2e-3, "lorafa-r8": 8e-3, "lora-r4": 5e-3}  # in order of use
 HEAD = "method,rank,seed,rate,loss,steps,seconds,trained"
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CHECKS = [("check", "lora-r16", 8), ("check", "lorafa-r16", 3)]
 
 
-def first_rates(method, rank):
-    if method == "lora":
-        return [3e-3, 1e-3, 1e-2]
-    middle = 7e-3 / 0.577 * (16 / rank) ** 0.75  # where rows are as here: uniform, of length 0.577
-    return [middle, middle / 2, middle * 2]
+def wanted(name, losses, seeds):
+    """What is to be run of a method and rank, given the losses by (seed, rate): (urgency, seed, rate)."""
+    at = LADDER.index(FIRST[name])
+    out = [(0, 1, LADDER[at]), (0, 1, LADDER[at + 1]), (0, 1, LADDER[at - 1])]
+    tried = {rate: loss if math.isfinite(loss) else math.inf for (seed, rate), loss in losses.items() if seed == 1}
+    if any(rate not in tried for _, _, rate in out):
+        return out
+    best = min(tried, key=tried.get)
+    i = LADDER.index(best)
+    beside = [r for r in LADDER[max(0, i - 1) : i + 2] if r not in tried]
+    return out + ([(1, 1, r) for r in beside] or [(2, s, best) for s in range(2, seeds + 1)])
+
+
+class Plan:
+    def __init__(self, names, seeds):
+        self.names, self.seeds = names, seeds
+        self.losses = {name: {} for name in names}
+        self.begun = set()  # jobs that run, are done or have failed
+
+    def next(self, last):
+        """The most urgent job, of the method and rank that a worker had last where there is one; None when nothing is left or what is left waits for others."""
+        jobs = [(-1, 0, ("base",))] + [(1, 0, c) for c in CHECKS if c[1] in self.names]
+        for k, name in enumerate(self.names):
+            jobs += [(u, 1 + k, (name, seed, rate)) for u, seed, rate in wanted(name, self.losses[name], self.seeds)]
+        jobs = [(u, j[0] != last, k, j) for u, k, j in jobs if j not in self.begun]
+        return min(jobs, key=lambda x: x[:3])[3] if jobs else None
+
+
+def work(o, graphs, pipe):
+    """Does jobs until None comes; answers (line, loss), or an error and ends."""
+    try:
+        sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+        import torch
+        from peft_training import Training
+
+        torch.set_num_threads(o.threads)
+        t = Training(o.dir, o.device, graphs, o.test)
+        while job := pipe.recv():
+            if job == ("base",):
+                pipe.send((f"base,0,0,0,{t.held_out():.4f},0,0,0", None))
+                continue
+            name = job[1] if job[0] == "check" else job[0]
+            method, rank = name.split("-r")[0], int(name.split("-r")[1])
+            if job[0] == "check":
+                pipe.send((t.check(method, rank, FIRST[name], min(job[2], o.steps)), None))
+                continue
+            loss, steps, seconds, trained = t.run(method, rank, job[1], job[2], o.steps)
+            pipe.send((f"{method},{rank},{job[1]},{job[2]:g},{loss:.4f},{steps},{seconds:.1f},{trained}", loss))
+    except Exception as e:
+        import traceback
+
+        traceback.print_exc()
+        pipe.send((f"# a worker {'with' if graphs else 'without'} CUDA graphs has ended: {type(e).__name__}: {' '.join(str(e).split())[:300]}", "error"))
 
 
 class Worker:
-    def __init__(self, o):
-        import torch
-        from transformers import AutoModelForCausalLM
+    def __init__(self, o, graphs):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, other = spawn.Pipe()
+        self.graphs, self.job, self.last = graphs, None, None
+        self.process = spawn.Process(target=work, args=(o, graphs, other), daemon=True)
+        self.process.start()
+        other.close()
 
-        self.torch, self.o = torch, o
-        with open(os.path.join(o.dir, "data.json")) as f:
-            self.data = json.load(f)
-        self.base = AutoModelForCausalLM.from_pretrained(os.path.join(o.dir, "base"), dtype=torch.bfloat16, attn_implementation="sdpa").to(o.device)
-        self.base.config.use_cache = False
-        self.cast = torch.autocast(o.device, dtype=torch.bfloat16)
+    def give(self, job):
+        self.job, self.last = job, job[1] if job[0] == "check" else job[0]
+        self.pipe.send(job)
 
-    def loss(self, model, examples):
-        """Sum over the trained tokens, and their number. Padding is on the right, where causal attention does not see it: no mask is needed."""
-        torch = self.torch
-        width = (max(len(e["ids"]) for e in examples) + 15) // 16 * 16
-        pad = lambda field, fill: torch.tensor([e[field] + [fill] * (width - len(e[field])) for e in examples], device=self.o.device)
-        ids, labels = pad("ids", 0), pad("labels", -1)
-        with self.cast:
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-            keep = labels >= 0
-            logits = model.lm_head(hidden[keep])
-        return torch.nn.functional.cross_entropy(logits.float(), labels[keep], reduction="sum"), sum(1 for e in examples for l in e["labels"] if l >= 0)
-
-    def evaluate(self, model):
-        torch, test = self.torch, sorted(self.data["test"][: self.o.test], key=lambda e: len(e["ids"]))
-        total, tokens = 0.0, 0
-        with torch.no_grad():
-            for i in range(0, len(test), 16):
-                l, n = self.loss(model, test[i : i + 16])
-                total, tokens = total + l.item(), tokens + n
-        return total / tokens
-
-    def run(self, method, rank, seed, rate):
-        torch = self.torch
-        from peft import LoraConfig, get_peft_model
-        from peft.optimizers import create_lorafa_optimizer
-
-        torch.manual_seed(seed)
-        began = time.time()
-        wrapped = get_peft_model(self.base, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM", target_modules=TARGETS))
-        for p in wrapped.parameters():
-            if p.requires_grad:
-                p.data = p.data.float()
-        if method == "lorafa":
-            optimizer = create_lorafa_optimizer(wrapped, r=rank, lora_alpha=2 * rank, lr=rate)
-        trained = [p for p in wrapped.parameters() if p.requires_grad]
-        if method == "lora":
-            optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, fused=self.o.device == "cuda")
-        model, data = wrapped.base_model.model, self.data
-        order, batch, steps = data["orders"][str(seed)], data["batch"], min(self.o.steps, data["steps"])
-        wrapped.train()
-        inverses = FrozenInverses(torch) if method == "lorafa" else None
-        for s in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * s / steps))
-            total, tokens = self.loss(model, [data["train"][i] for i in order[s * batch : (s + 1) * batch]])
-            (total / tokens).backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            if inverses:
-                inverses.step(optimizer)
-            else:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        wrapped.eval()
-        loss, count = self.evaluate(model), sum(p.numel() for p in trained)
-        self.base = wrapped.unload()
-        return loss, steps, time.time() - began, count
-
-
-class FrozenInverses:
-    """PEFT's LoRA-FA inverts A·Aᵀ of every linear in every step. A does not change: the first step's inverses serve all others."""
-
-    def __init__(self, torch):
-        self.torch, self.kept = torch, []
-
-    def step(self, optimizer):
-        linalg, at, pinv = self.torch.linalg, 0, self.torch.linalg.pinv
-
-        def cached(x):
-            nonlocal at
-            if at == len(self.kept):
-                self.kept.append(linalg.inv(x))  # of a full-rank matrix it is the pseudoinverse
-            at += 1
-            return self.kept[at - 1]
-
-        linalg.pinv = cached
+    def answer(self):
         try:
-            optimizer.step()
-        finally:
-            linalg.pinv = pinv
-
-
-def work(o, jobs, lines):
-    worker = Worker(o)
-    while True:
-        try:
-            name = jobs.get(timeout=1)
-        except Exception:
-            return
-        if name is None:
-            return
-        if name == "base":
-            lines.put(f"base,0,0,0,{worker.evaluate(worker.base):.4f},0,0,0")
-            continue
-        method, rank = name.split("-r")[0], int(name.split("-r")[1])
-        losses = {}
-
-        def one(seed, rate):
-            loss, steps, seconds, trained = worker.run(method, rank, seed, rate)
-            lines.put(f"{method},{rank},{seed},{rate:.4g},{loss:.4f},{steps},{seconds:.1f},{trained}")
-            return loss if math.isfinite(loss) else math.inf
-
-        for rate in first_rates(method, rank):
-            losses[rate] = one(1, rate)
-        for _ in range(2):  # the best is at the edge: go on
-            best = min(losses, key=losses.get)
-            step = 3 if method == "lora" else 2
-            following = best * step if best == max(losses) else best / step if best == min(losses) else None
-            if following is None:
-                break
-            losses[following] = one(1, following)
-        best = min(losses, key=losses.get)
-        for seed in range(2, min(o.seeds, len(worker.data["orders"])) + 1):
-            one(seed, best)
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            return "# a worker is gone", "error"
 
 
 def main():
@@ -152,23 +94,19 @@ def main():
     p.add_argument("dir")
     p.add_argument("--device", default="cuda")
     p.add_argument("--workers", type=int, default=4)
+    p.add_argument("--threads", type=int, default=2)
     p.add_argument("--limit", type=float, default=1e9)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--steps", type=int, default=1 << 30)
     p.add_argument("--test", type=int, default=1 << 30)
-    p.add_argument("--only", default=",".join(ORDER))
+    p.add_argument("--only", default=",".join(FIRST))
+    p.add_argument("--eager", action="store_true", help="no CUDA graphs; also what a worker whose graph fails goes on with")
     o = p.parse_args()
-    missing = [m for m in ("torch", "transformers", "peft") if importlib.util.find_spec(m) is None]
+    missing = [m for m in ("torch", "transformers", "peft", "accelerate") if importlib.util.find_spec(m) is None]
     if missing:
-        print("peft_gsm8k.py: not there: " + ", ".join(missing))
-        return
-    began, spawn = time.time(), multiprocessing.get_context("spawn")
-    jobs, lines = spawn.Queue(), spawn.Queue()
-    for name in ["base"] + o.only.split(",") + [None] * o.workers:
-        jobs.put(name)
-    workers = [spawn.Process(target=work, args=(o, jobs, lines), daemon=True) for _ in range(o.workers)]
-    for w in workers:
-        w.start()
+        sys.exit("peft_gsm8k.py: not there: " + ", ".join(missing))
+    began, plan = time.time(), Plan(o.only.split(","), o.seeds)
+    workers = [Worker(o, o.device == "cuda" and not o.eager) for _ in range(o.workers)]
     with open(os.path.join(o.dir, "peft.csv"), "w") as f:
 
         def say(line):
@@ -176,15 +114,30 @@ def main():
             print(line, file=f, flush=True)
 
         say(HEAD)
-        while time.time() - began < o.limit and (any(w.is_alive() for w in workers) or not lines.empty()):
-            try:
-                say(lines.get(timeout=0.5))
-            except Exception:
-                pass
-    for w in workers:
-        if w.is_alive():
+        while time.time() - began < o.limit:
+            for w in workers:
+                if w.job is None and (job := plan.next(w.last)):
+                    plan.begun.add(job)
+                    w.give(job)
+            busy = [w for w in workers if w.job]
+            if not busy:
+                break
+            ready = multiprocessing.connection.wait([w.pipe for w in busy], timeout=0.5)
+            for w in [w for w in busy if w.pipe in ready]:
+                (line, loss), job = w.answer(), w.job
+                say(line)
+                w.job = None
+                if loss == "error":
+                    workers.remove(w)
+                    if w.graphs:  # once more, without
+                        plan.begun.discard(job)
+                        workers.append(Worker(o, False))
+                elif loss is not None:
+                    plan.losses[job[0]][job[1], job[2]] = loss
+        else:
             print("peft_gsm8k.py: out of time; the lines so far are whole", flush=True)
-            w.terminate()
+    for w in workers:
+        w.process.kill()
     sys.stdout.flush()
     os._exit(0)
 

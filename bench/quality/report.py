@@ -2,7 +2,7 @@
 
 usage: report.py FOLDER [--write]
 
-With --write the tables replace what is between the lines `<!-- begin NAME -->` and `<!-- end NAME -->` of docs/quality.md and docs/learning-rate.md (NAME: here, peft, accuracy, sweep);
+With --write the tables replace what is between the lines `<!-- begin NAME -->` and `<!-- end NAME -->` of docs/quality.md and docs/learning-rate.md (NAME: here, peft, accuracy, sweep, recheck);
 otherwise they are printed. What a cut run lacks shows as a dash.
 """
 import csv, math, os, re, sys
@@ -39,12 +39,17 @@ def ordered(values):
     return list(dict.fromkeys(values))
 
 
+def comments(name):
+    path = os.path.join(FOLDER, name)
+    return [l for l in open(path) if l.startswith("#")] if os.path.exists(path) else []
+
+
 here, peft, accuracy = rows("quality.csv"), rows("peft.csv"), rows("accuracy.csv")
 
 
-def sweep():
+def by_factor(of):
+    """Losses of one seed by basis, rank and factor; the least of a row is bold."""
     out = []
-    of = [r for r in here if r["kind"] == "sweep"]
     for basis in ordered(r["basis"] for r in of):
         mine = [r for r in of if r["basis"] == basis]
         factors = sorted({float(r["factor"]) for r in mine})
@@ -52,69 +57,98 @@ def sweep():
         for rank in sorted({int(r["rank"]) for r in mine}):
             loss = {float(r["factor"]): float(r["loss"]) for r in mine if int(r["rank"]) == rank}
             auto = [float(r["rate"]) / float(r["factor"]) for r in mine if int(r["rank"]) == rank]
-            least = min(loss.values())
+            least = min((x for x in loss.values() if math.isfinite(x)), default=math.nan)
             body.append([f"r{rank}", f"{auto[0]:.2g}"] + [("**%.3f**" if loss[f] == least else "%.3f") % loss[f] if f in loss else "—" for f in factors])
         out.append(table([basis, "rate at 1"] + [f"{f:g}" for f in factors], body))
     return "\n\n".join(out)
 
 
-def here_table():
-    losses, factor = defaultdict(list), {}
+def sweep():
+    return by_factor([r for r in here if r["kind"] == "sweep"])
+
+
+def recheck():
+    """The table's first seed, corrected as a job does of itself."""
+    return by_factor([r for r in here if r["kind"] in ("auto", "factor") and r["seed"] == "1" and (r["correction"] == "true") == (r["basis"] == "kaiming")])
+
+
+class Configuration:
+    """A basis, rank, correction and factor here: the losses of its seeds."""
+
+    def __init__(self, key, rows):
+        self.basis, self.rank, self.correction, self.factor = key
+        self.losses = [float(r["loss"]) for r in rows]
+        self.first = next((float(r["loss"]) for r in rows if r["seed"] == "1"), math.inf)
+        self.mean = sum(self.losses) / len(self.losses)
+
+    def __str__(self):
+        return f"{spread(self.losses)} (r{self.rank}, {self.basis}, correction {self.correction}, factor {self.factor:g})"
+
+
+def configurations():
+    rows = defaultdict(list)
     for r in here:
-        key = (r["kind"], r["basis"], int(r["rank"]), r["correction"])
-        losses[key].append(float(r["loss"]))
-        factor[key] = float(r["factor"])
+        if r["kind"] in ("auto", "factor"):
+            rows[r["basis"], int(r["rank"]), "on" if r["correction"] == "true" else "off", float(r["factor"])].append(r)
+    return {k: Configuration(k, v) for k, v in rows.items()}
+
+
+def here_table():
+    all_ = configurations()
     base = next((float(r["loss"]) for r in here if r["kind"] == "base"), math.nan)
     body = []
-    for basis, rank, correction in ordered((r["basis"], int(r["rank"]), r["correction"]) for r in here if r["kind"] == "auto"):
-        best = ("best", basis, rank, correction)
-        body.append([basis, rank, "on" if correction == "true" else "off", f"{rank * OUT / 1e6:.2f}", spread(losses["auto", basis, rank, correction]),
-                     f"{spread(losses[best])}, at {factor[best]:g}" if best in losses else "as auto" if any(r["kind"] == "best" for r in here) else "—"])
-    body.sort(key=lambda r: (r[0], r[1], r[2]))
-    return f"The base: {base:.3f}.\n\n" + table(["basis", "rank", "correction", "million values of a tenant", "loss at `auto`", "loss at the sweep's best factor"], body)
+    for basis, rank, correction in sorted({k[:3] for k in all_}):
+        tried = [c for k, c in all_.items() if k[:3] == (basis, rank, correction)]
+        auto = [c for c in tried if c.factor == 1]
+        best = min(tried, key=lambda c: (not math.isfinite(c.first), c.first))
+        body.append([basis, rank, correction, f"{rank * OUT / 1e6:.2f}", spread(auto[0].losses) if auto else "—", "—" if len(tried) < 2 else "as auto" if best.factor == 1 else f"{spread(best.losses)}, at {best.factor:g}"])
+    return f"The base: {base:.3f}.\n\n" + table(["basis", "rank", "correction", "million values of a tenant", "loss at `auto`", "loss at the best factor"], body)
 
 
 def peft_table():
-    losses, rates = defaultdict(lambda: defaultdict(dict)), []
+    losses = defaultdict(lambda: defaultdict(dict))
     base = next((r["loss"] for r in peft if r["method"] == "base"), "—")
     for r in peft:
         if r["method"] != "base":
             losses[r["method"], int(r["rank"])][float(r["rate"])][r["seed"]] = float(r["loss"])
-    body = []
-    for (method, rank), by_rate in sorted(losses.items()):
-        first = {rate: s["1"] for rate, s in by_rate.items() if "1" in s and math.isfinite(s["1"])}
-        if not first:
-            continue
-        best = min(first, key=first.get)
-        values = rank * (IN + OUT) if method == "lora" else rank * OUT
-        body.append([{"lora": "LoRA", "lorafa": "LoRA-FA"}[method], rank, f"{values / 1e6:.2f}", f"{best:.2g}", spread(list(by_rate[best].values())), ", ".join(f"{l:.3f} at {x:.2g}" for x, l in sorted(first.items()))])
-    equal = []
-    mine = defaultdict(list)
-    for r in here:
-        if r["kind"] in ("auto", "best"):
-            mine[int(r["rank"]), r["kind"], r["basis"], r["correction"], r["factor"]].append(float(r["loss"]))
+    body, equal = [], []
+    all_ = configurations()
 
     def ours(rank):
-        """Of the configurations at that rank the one whose mean is least."""
-        all_ = {k: v for k, v in mine.items() if k[0] == rank and all(map(math.isfinite, v))}
-        if not all_:
-            return "—"
-        k = min(all_, key=lambda k: sum(all_[k]) / len(all_[k]))
-        return f"{spread(all_[k])} (r{rank}, {k[2]}, correction {'on' if k[3] == 'true' else 'off'}, factor {k[4]})"
+        """Of the configurations at that rank with the most seeds the one whose mean is least."""
+        of = [c for c in all_.values() if c.rank == rank and math.isfinite(c.mean)]
+        most = max((len(c.losses) for c in of), default=0)
+        return min((c for c in of if len(c.losses) == most), key=lambda c: c.mean, default="—")
+
+    def default(rank):
+        """What POST /adapters does of itself."""
+        c = all_.get(("orthonormal", rank, "off", 1.0))
+        return spread(c.losses) if c else "—"
 
     for (method, rank), by_rate in sorted(losses.items()):
-        first = {rate: s["1"] for rate, s in by_rate.items() if "1" in s and math.isfinite(s["1"])}
-        if method == "lora" and first:
-            equal.append([f"LoRA r{rank}", spread(list(by_rate[min(first, key=first.get)].values())), ours(rank), ours(2 * rank)])
+        first = {rate: s["1"] for rate, s in by_rate.items() if "1" in s}
+        finite = {rate: x for rate, x in first.items() if math.isfinite(x)}
+        if not finite:
+            continue
+        best = min(finite, key=finite.get)
+        values = rank * (IN + OUT) if method == "lora" else rank * OUT
+        name, loss = {"lora": "LoRA", "lorafa": "LoRA-FA"}[method], spread(list(by_rate[best].values()))
+        body.append([name, rank, f"{values / 1e6:.2f}", f"{best:.2g}", loss, ", ".join(f"{l:.3f} at {x:.2g}" for x, l in sorted(first.items()))])
+        same = 2 * rank if method == "lora" else rank
+        equal.append([f"{name} r{rank}", loss, default(rank), ours(rank), default(same), ours(same)])
+    checks = [l[2:].strip() for l in comments("peft.csv") if l.startswith("# check")]
     return f"The base in PyTorch: {base}.\n\n" + table(["PEFT", "rank", "million values", "best rate", "loss", "loss by rate, first seed"], body) + \
-        "\n\nA LoRA of rank r stores about as many values as a B of rank 2r (1.96 r). The best configuration here beside it:\n\n" + table(["PEFT", "loss", "here at equal rank", "here at equal bytes"], equal)
+        "\n\nA LoRA of rank r stores about as many values as a B of rank 2r (1.96 r); a LoRA-FA's B as many as here. Beside it what `auto` gives here (orthonormal, correction off), and the best of " + \
+        "the configurations here:\n\n" + table(["PEFT", "loss", "here at equal rank, `auto`", "here at equal rank, best", "here at equal bytes, `auto`", "here at equal bytes, best"], equal) + \
+        ("\n\nIn the same run, " + "; ".join(checks) + "." if checks else "")
 
 
 def accuracy_table():
     return table(["task", "model", "right", "of", "share", ""], [[r["task"], r["model"], r["right"], r["of"], f"{100 * int(r['right']) / max(1, int(r['of'])):.1f} %", r["detail"]] for r in accuracy])
 
 
-TABLES = {"docs/quality.md": {"here": (here, here_table), "peft": (peft, peft_table), "accuracy": (accuracy, accuracy_table)}, "docs/learning-rate.md": {"sweep": (here, sweep)}}
+TABLES = {"docs/quality.md": {"here": (here, here_table), "peft": (peft, peft_table), "accuracy": (accuracy, accuracy_table)},
+          "docs/learning-rate.md": {"sweep": ([r for r in here if r["kind"] == "sweep"], sweep), "recheck": ([r for r in here if r["kind"] == "factor"], recheck)}}
 for path, tables in TABLES.items():
     text = open(path).read()
     for name, (given, make) in tables.items():

@@ -17,7 +17,7 @@ import (
 
 var (
 	methods = []adapters.Method{adapters.Orthonormal, adapters.Kaiming, adapters.Activations}
-	factors = []float64{0.25, 0.5, 1, 2, 4} // of the rate auto
+	factors = []float64{0.25, 0.5, 1, 2, 4} // of the rate auto, in the sweep
 )
 
 // study trains on one device; the runs that share a basis are lanes of one trainer.
@@ -31,18 +31,19 @@ type study struct {
 	cov    func(layer int, site adapters.Site) []float64
 	file   *os.File
 	lines  io.Writer
-	swept  map[spot]map[float64]float64 // loss by factor
+	losses map[spot]map[float64]float64 // of the table's first seed, by factor
 }
 
 // spot is what the best factor is looked up by.
 type spot struct {
-	method adapters.Method
-	rank   int
+	method     adapters.Method
+	rank       int
+	correction bool
 }
 
 // trial is one training.
 type trial struct {
-	kind       string // base, sweep, auto or best
+	kind       string // base, sweep, auto or factor
 	rank       int
 	factor     float64
 	correction bool
@@ -50,7 +51,7 @@ type trial struct {
 }
 
 func openStudy(b *base, t task, o options) (*study, error) {
-	s := &study{b: b, t: t, o: o, hash: infer.BaseHash(b.cp), swept: map[spot]map[float64]float64{}}
+	s := &study{b: b, t: t, o: o, hash: infer.BaseHash(b.cp), losses: map[spot]map[float64]float64{}}
 	var err error
 	if s.file, err = os.Create(filepath.Join(o.out, "quality.csv")); err != nil {
 		return nil, err
@@ -72,13 +73,15 @@ func (s *study) close() {
 // corrects is what a job does of itself: rows that are neither orthonormal nor whitened get the correction.
 func corrects(m adapters.Method) bool { return m == adapters.Kaiming }
 
+// base is the loss without an adapter.
+func (s *study) base(ctx context.Context) error {
+	return s.group(ctx, methods[0], 1, []trial{{kind: "base", rank: s.o.ranks[0]}})
+}
+
 // sweep tries factors of the rate auto, with one seed and fewer examples.
 func (s *study) sweep(ctx context.Context) error {
-	for i, method := range methods {
+	for _, method := range methods {
 		var trials []trial
-		if i == 0 {
-			trials = append(trials, trial{kind: "base", rank: s.o.sweepRanks[0]})
-		}
 		for _, rank := range s.o.sweepRanks {
 			for _, f := range factors {
 				trials = append(trials, trial{"sweep", rank, f, corrects(method), s.o.sweep})
@@ -91,55 +94,57 @@ func (s *study) sweep(ctx context.Context) error {
 	return nil
 }
 
-// table trains each basis, rank and seed with and without the correction, at the rate auto and, where the sweep found a better one, there. The first seed comes
-// first, so that a run that is cut has it whole.
+// table trains each basis, rank and seed with and without the correction at the rate auto; then the first seed at other factors of it; then the other seeds where a factor was
+// better. What is last is what a run that is cut can best do without.
 func (s *study) table(ctx context.Context) error {
-	for _, kind := range []string{"auto", "best"} {
-		for seed := 1; seed <= s.o.seeds; seed++ {
-			for _, method := range methods {
-				var trials []trial
-				for _, rank := range s.o.ranks {
-					f := 1.0
-					if kind == "best" {
-						if f = s.best(method, rank); f == 1 {
-							continue // as auto
-						}
-					}
-					for _, correction := range []bool{true, false} {
-						trials = append(trials, trial{kind, rank, f, correction, s.o.train})
-					}
+	for seed := 1; seed <= s.o.seeds; seed++ {
+		for _, method := range methods {
+			if err := s.group(ctx, method, int64(seed), s.trials("auto", func(int, bool) float64 { return 1 })); err != nil {
+				return err
+			}
+		}
+	}
+	for _, f := range s.o.factors {
+		for _, method := range methods {
+			if err := s.group(ctx, method, 1, s.trials("factor", func(int, bool) float64 { return f })); err != nil {
+				return err
+			}
+		}
+	}
+	for seed := 2; seed <= s.o.seeds; seed++ {
+		for _, method := range methods {
+			better := func(rank int, correction bool) float64 {
+				if f := s.best(spot{method, rank, correction}); f != 1 {
+					return f
 				}
-				if err := s.group(ctx, method, int64(seed), trials); err != nil {
-					return err
-				}
+				return 0
+			}
+			if err := s.group(ctx, method, int64(seed), s.trials("factor", better)); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
 }
 
-// best is the factor with the least loss in the sweep, at the swept rank that is nearest or, between two, at both.
-func (s *study) best(method adapters.Method, rank int) float64 {
-	near := math.Inf(1)
-	for _, r := range s.o.sweepRanks {
-		near = min(near, math.Abs(math.Log2(float64(r)/float64(rank))))
-	}
-	best, least := 1.0, math.Inf(1)
-	for _, f := range factors {
-		sum, n := 0.0, 0
-		for _, r := range s.o.sweepRanks {
-			if d := math.Abs(math.Log2(float64(r) / float64(rank))); d > near+1e-9 {
-				continue
+// trials are one of each rank of the table, with and without the correction, at a factor; where that is 0 there is none.
+func (s *study) trials(kind string, factor func(rank int, correction bool) float64) (out []trial) {
+	for _, rank := range s.o.ranks {
+		for _, correction := range []bool{true, false} {
+			if f := factor(rank, correction); f != 0 {
+				out = append(out, trial{kind, rank, f, correction, s.o.train})
 			}
-			loss, ok := s.swept[spot{method, r}][f]
-			if !ok || math.IsNaN(loss) {
-				n = 0
-				break
-			}
-			sum, n = sum+loss, n+1
 		}
-		if n > 0 && sum/float64(n) < least {
-			best, least = f, sum/float64(n)
+	}
+	return out
+}
+
+// best is the factor of the least loss.
+func (s *study) best(at spot) float64 {
+	best, least := 1.0, math.Inf(1)
+	for f, loss := range s.losses[at] {
+		if loss < least || loss == least && f < best {
+			best, least = f, loss
 		}
 	}
 	return best
@@ -222,12 +227,11 @@ func (s *study) group(ctx context.Context, method adapters.Method, seed int64, t
 				case r.Err == nil:
 					return
 				}
-				if k.kind == "sweep" {
-					at := spot{method, k.rank}
-					if s.swept[at] == nil {
-						s.swept[at] = map[float64]float64{}
+				if at := (spot{method, k.rank, k.correction}); seed == 1 && (k.kind == "auto" || k.kind == "factor") {
+					if s.losses[at] == nil {
+						s.losses[at] = map[float64]float64{}
 					}
-					s.swept[at][k.factor] = loss
+					s.losses[at][k.factor] = loss
 				}
 				fmt.Fprintf(s.lines, "%s,%s,%d,%t,%d,%g,%.4g,%.4f,%d,%.1f\n", k.kind, method, k.rank, k.correction, seed, k.factor, rate, loss, r.Step, time.Since(begin).Seconds())
 			}})
