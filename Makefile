@@ -32,7 +32,7 @@ test-portable: ## bases have the same bits with fused multiply-adds, without ass
 	  else echo "qemu-aarch64-static is not here (Debian: qemu-user-static): nothing is run as arm64"; fi
 
 test-smollm2: ## golden references of SmolLM2; skipped with a reason where they or the model are absent
-	BHIVE_SMOLLM2=1 $(GO) test -count=1 -run SmolLM2 -v ./infer/... ./finetune/...
+	BHIVE_SMOLLM2=1 $(GO) test -count=1 -timeout 30m -run SmolLM2 -v ./infer/... ./finetune/... ./server
 
 bench: build ## speed of the engine on this machine; of SmolLM2 where make smollm2 has been run
 	bin/bhive bench
@@ -156,14 +156,16 @@ smoke: build-cuda ## that binary as an operator runs it: serve, train, swap, ref
 
 GPU_BUNDLE := .cache/gpu-bundle
 gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machine
-	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer $(GPU_BUNDLE)/finetune
+	rm -rf $(GPU_BUNDLE) && mkdir -p $(GPU_BUNDLE)/infer $(GPU_BUNDLE)/finetune $(GPU_BUNDLE)/server
 	cp bin/bhive $(GPU_BUNDLE)/
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/cuda.test ./kernels/cuda
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/infer.test ./infer
 	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/finetune.test ./finetune
+	$(CUDA_ENV) $(GO) test -tags cuda -c -ldflags '-s -w' -o $(GPU_BUNDLE)/server.test ./server
 	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-s -w' -o $(GPU_BUNDLE)/quality ./bench/quality
 	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
 	cp -r finetune/testdata $(GPU_BUNDLE)/finetune/
+	cp openapi.yaml $(GPU_BUNDLE)/
 	cp kernels/cuda/smoke.py examples/pirate.jsonl $(GPU_BUNDLE)/
 	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
 

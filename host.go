@@ -99,7 +99,7 @@ func (f *modelFlags) load(ctx context.Context, log *slog.Logger, basis basisOf, 
 			return nil, fmt.Errorf("the chat template: %w", err)
 		}
 	}
-	if l.tokenizer, l.template, err = loadText(cp, template); err != nil {
+	if l.tokenizer, l.template, err = infer.LoadText(cp, template); err != nil {
 		return nil, err
 	}
 	if tokens != nil {

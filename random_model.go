@@ -31,7 +31,7 @@ func (f *modelFlags) loadRandom(ctx context.Context, log *slog.Logger, name stri
 	}
 	defer cp.Close()
 	l := &loaded{}
-	if _, l.template, err = loadText(cp, nil); err != nil {
+	if _, l.template, err = infer.LoadText(cp, nil); err != nil {
 		return nil, err
 	}
 	raw, err := cp.TokenizerJSON()

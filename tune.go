@@ -23,7 +23,7 @@ import (
 // tuneCmd trains an adapter on a server and follows the job.
 type tuneCmd struct {
 	remote
-	File            string   `arg:"" help:"JSONL file of examples ({\"messages\": …}, {\"prompt\", \"completion\"} or {\"text\"} a line); - is the standard input."`
+	File            string   `arg:"" help:"JSONL file of examples ({\"messages\": …}, {\"prompt\", \"completion\"}, {\"text\"} or {\"input_ids\", \"labels\"} a line); - is the standard input."`
 	Name            string   `required:"" short:"n" help:"Name of the adapter."`
 	Continue        bool     `help:"Go on training from the adapter's live version and publish the next."`
 	Rank            int      `help:"Rank of B; default: 16."`

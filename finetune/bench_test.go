@@ -1,6 +1,10 @@
 package finetune
 
-import "testing"
+import (
+	"testing"
+
+	"bhive/kernels/devicetest"
+)
 
 // TestBench runs optimizer steps of the benchmark; times are not looked at.
 func TestBench(t *testing.T) {
@@ -27,7 +31,7 @@ func TestBench(t *testing.T) {
 		t.Error("no weight has moved")
 	}
 	b.Close()
-	if now := m.Backend.Info().MemoryFree; now != free && *on == "cpu" { // a GPU keeps a stream's scratch
+	if now := m.Backend.Info().MemoryFree; now != free && devicetest.OnCPU() { // a GPU keeps a stream's scratch
 		t.Errorf("%d bytes free before, %d after", free, now)
 	}
 }

@@ -26,5 +26,6 @@
 //   - No sample is begun before the micro-batch under way is through, and none of those before the samples are: they use the same memory.
 //   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
 //   - Nobody sees a job's end before it is durable.
-//   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw.
+//   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw. Examples of
+//     tokens (input_ids, labels) are taken as they are.
 package finetune

@@ -82,13 +82,14 @@ type ReadOptions struct {
 	MaxLength int    // tokens of an example
 	Truncate  bool   // cut longer ones
 	Raw       bool   // prompt and completion as they stand
+	Vocab     int    // token ids that examples given as tokens may use: [0, Vocab)
 	Limits    Limits
 }
 
 // Examples is what a file holds.
 type Examples struct {
 	Examples  []Example
-	Prompts   []string // the user's first turn, or prompt, or beginning of text, of the first few examples
+	Prompts   []string // the user's first turn, or prompt, or beginning of text, of the first few examples; "" of one that is tokens
 	Tokens    int64
 	Truncated int // examples that were cut
 }
@@ -206,16 +207,16 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 	}
 	has := func(f string) bool { v, ok := fields[f]; return ok && !bytes.Equal(v, []byte("null")) }
 	forms := 0
-	for _, f := range [][]string{{"messages"}, {"prompt", "completion"}, {"text"}} {
+	for _, f := range [][]string{{"messages"}, {"prompt", "completion"}, {"text"}, {"input_ids"}} {
 		if slices.ContainsFunc(f, has) {
 			forms++
 		}
 	}
 	switch {
 	case forms == 0:
-		return Example{}, "", errors.New("want messages, or prompt and completion, or text")
+		return Example{}, "", errors.New("want messages, or prompt and completion, or text, or input_ids")
 	case forms > 1:
-		return Example{}, "", errors.New("want only one of messages, prompt and completion, and text")
+		return Example{}, "", errors.New("want only one of messages, prompt and completion, text, and input_ids")
 	case has("messages"):
 		turns, err := parseMessages(fields["messages"])
 		if err != nil {
@@ -227,6 +228,9 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 		}
 		e, err := chatExample(turns, tools, enc, "messages")
 		return e, firstUser(turns), err
+	case has("input_ids"):
+		e, err := tokenExample(fields, o.Vocab)
+		return e, "", err
 	case has("text"):
 		var s string
 		if err := stringField(fields, "text", &s); err != nil {

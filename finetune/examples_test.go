@@ -81,6 +81,27 @@ func TestGoldenRendering(t *testing.T) {
 	}
 }
 
+// TestTokenExamples: examples that are tokens already are taken as they are, their labels shifted.
+func TestTokenExamples(t *testing.T) {
+	for _, c := range []struct {
+		line        string
+		ids, labels []int32
+	}{
+		{`{"input_ids":[5,6,7],"labels":[-100,6,7],"attention_mask":[1,1,1],"token_type_ids":[0,0,0]}`, []int32{5, 6, 7}, []int32{6, 7, -1}},
+		{`{"input_ids":[5,6,7],"labels":[5,-100,9]}`, []int32{5, 6, 7}, []int32{-1, 9, -1}},
+		{`{"input_ids":[5,6],"labels":null,"text":null}`, []int32{5, 6}, []int32{6, -1}},
+	} {
+		ex, err := ReadExamples(t.Context(), strings.NewReader(c.line), wordEncoder{}, ReadOptions{MaxLength: 9, Vocab: 10})
+		if err != nil {
+			t.Errorf("%s: %v", c.line, err)
+			continue
+		}
+		if d := cmp.Diff([]Example{{IDs: c.ids, Labels: c.labels}}, ex.Examples); d != "" || ex.Prompts[0] != "" {
+			t.Errorf("%s: prompt %q (-want +got):\n%s", c.line, ex.Prompts[0], d)
+		}
+	}
+}
+
 func TestBadExamples(t *testing.T) {
 	enc := demoEncoder(t)
 	good := `{"prompt":"a","completion":"b"}`
@@ -108,10 +129,23 @@ func TestBadExamples(t *testing.T) {
 		{"prompt type", `{"prompt":["x"],"completion":"y"}`, "line 1: prompt: must be a string, is an array"},
 		{"too long", `{"text":"` + strings.Repeat("word ", 300) + `"}`, "more than the 100 that are possible"},
 		{"long line", good + "\n" + `{"text":"` + strings.Repeat("x", 5000) + `"}` + "\n" + good, "line 2: the line is longer than 4000 bytes"},
+		{"token forms", `{"input_ids":[1],"text":"x"}`, "line 1: want only one of messages, prompt and completion, text, and input_ids"},
+		{"tokens", good + "\n" + `{"input_ids":"x"}`, "line 2: input_ids: must be an array of whole numbers, is a string"},
+		{"tokens of text", `{"input_ids":["x"]}`, "line 1: input_ids: must be an array of whole numbers, is an array with something else in it"},
+		{"no token", `{"input_ids":[1,null,2]}`, "line 1: input_ids: must be an array of whole numbers, is an array with something else in it"},
+		{"token id", `{"input_ids":[1,2,400]}`, "line 1: input_ids[2]: must be a token id in [0, 400), is 400"},
+		{"negative id", `{"input_ids":[-1]}`, "line 1: input_ids[0]: must be a token id in [0, 400), is -1"},
+		{"label", `{"input_ids":[1,2],"labels":[-100,-1]}`, "line 1: labels[1]: must be -100 or a token id in [0, 400), is -1"},
+		{"labels", `{"input_ids":[1,2],"labels":[1,2,3]}`, "line 1: labels: must be as many as input_ids, 2, are 3"},
+		{"padding", `{"input_ids":[1,2,0],"attention_mask":[1,1,0]}`, "line 1: attention_mask[2]: must be 1, is 0: leave padding out"},
+		{"mask", `{"input_ids":[1,2],"attention_mask":[1]}`, "line 1: attention_mask: must be as long as input_ids, 2, is 1 long"},
+		{"no tokens", `{"input_ids":[]}`, "line 1: nothing to learn"},
+		{"all tokens masked", `{"input_ids":[1,2],"labels":[2,-100]}`, "line 1: nothing to learn"},
+		{"too many tokens", `{"input_ids":[1` + strings.Repeat(",1", 100) + `]}`, "line 1: the example has 101 tokens, more than the 100 that are possible"},
 		{"UTF-8", "{\"text\":\"\xff\"}", "line 1: not valid UTF-8"},
 		{"empty", "\n\n", "line 2: there are no examples"},
 	} {
-		_, err := ReadExamples(t.Context(), strings.NewReader(c.text), enc, ReadOptions{MaxLength: 100, Limits: Limits{LineBytes: 4000}})
+		_, err := ReadExamples(t.Context(), strings.NewReader(c.text), enc, ReadOptions{MaxLength: 100, Vocab: 400, Limits: Limits{LineBytes: 4000}})
 		var e *ExamplesError
 		if !errors.As(err, &e) || !errors.Is(err, ErrExamples) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", c.name, err)
@@ -158,11 +192,11 @@ func (e wordEncoder) Decode([]int) string            { return "" }
 
 func FuzzReadExamples(f *testing.F) {
 	for _, s := range []string{`{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello.","weight":1}]}`, `{"prompt":"a","completion":"b"}`,
-		`{"text":"x"}`, "{}\n[]\nnull", "{\"text\":\"\xff\"}", `{"messages":[{"content":[{"type":"text"}]}]}`, "\ufeff\r\n", `{"text":1}{`} {
+		`{"text":"x"}`, `{"input_ids":[1,2,3],"labels":[-100,2,3],"attention_mask":[1,1,1]}`, "{}\n[]\nnull", "{\"text\":\"\xff\"}", `{"messages":[{"content":[{"type":"text"}]}]}`, "\ufeff\r\n", `{"text":1}{`} {
 		f.Add([]byte(s), true)
 	}
 	f.Fuzz(func(t *testing.T, data []byte, truncate bool) {
-		ex, err := ReadExamples(context.Background(), bytes.NewReader(data), wordEncoder{}, ReadOptions{MaxLength: 64, Truncate: truncate, Limits: Limits{LineBytes: 512, Examples: 20}})
+		ex, err := ReadExamples(context.Background(), bytes.NewReader(data), wordEncoder{}, ReadOptions{MaxLength: 64, Truncate: truncate, Vocab: 256, Limits: Limits{LineBytes: 512, Examples: 20}})
 		if err != nil {
 			var e *ExamplesError
 			if !errors.As(err, &e) || len(e.Lines) == 0 || e.Lines[0].Line < 1 {
@@ -230,7 +264,7 @@ func TestSpecErrors(t *testing.T) {
 		}
 	}
 	s, err := ParseSpec(strings.NewReader(`{"name":"a"}`))
-	if err != nil || s.Validate() != nil || !s.LearningRate.Auto || s.Scheduler != ScheduleCosine || s.Publish != PublishLast || *s.MaxGradNorm != 1 {
+	if err != nil || s.Validate() != nil || !s.LearningRate.Auto || s.Scheduler != ScheduleCosine || s.Publish != PublishLast || *s.MaxGradNorm != 1 || !*s.Shuffle {
 		t.Errorf("defaults: %+v, %v", s, err)
 	}
 	if b, err := json.Marshal(s); err != nil || !bytes.Contains(b, []byte(`"learning_rate":"auto"`)) {

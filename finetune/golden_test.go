@@ -1,34 +1,20 @@
 package finetune
 
 import (
-	"encoding/binary"
 	"fmt"
 	"maps"
 	"math"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 
 	"bhive/adapters"
 	"bhive/infer"
 	"bhive/infer/checkpoint"
+	"bhive/infer/goldentest"
 	"bhive/kernels"
 	"bhive/kernels/cpu"
+	"bhive/kernels/devicetest"
 )
-
-// Tolerances of the golden runs, relative. SmolLM2's golden losses are up to 5.4e-5 off those of the same runs in float64, ours up to
-// 2.5e-6 (orthonormal_schedule): what is measured there is the golden's own rounding.
-//
-// Where activations and weights are bfloat16, the losses' are what counts. Adam divides a gradient by its own size, and so makes of the rounding of small
-// gradients whole steps of B: after ten steps it is another trajectory, whose gradient norms are near the golden ones and no rounding of them (7.7 % off at most
-// on an H100, where losses are within 1.1 %).
-func goldenTolerances() (loss, norm, b float64) {
-	if rounds() {
-		return 2e-2, 1.5e-1, 1e-1
-	}
-	return 1e-4, 1e-3, 1e-2
-}
 
 // trained is what our trainer made of a golden run.
 type trained struct {
@@ -65,7 +51,7 @@ func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters
 		}
 		return d
 	}
-	goldenLoss, goldenNorm, goldenB := goldenTolerances()
+	goldenLoss, goldenNorm, goldenB := goldentest.Tolerances(rounds())
 	var worst [4]float64
 	for s, rep := range r.reports {
 		worst[0] = max(worst[0], relative(fmt.Sprintf("loss of step %d", s), rep.Loss, g.Losses[s], goldenLoss))
@@ -75,7 +61,7 @@ func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters
 	for layer := range r.b.Geometry.Layers {
 		for p := range adapters.NumProjs {
 			got := r.b.Module(layer, p)
-			name := fmt.Sprintf("layers.%d.%v.lora_B", layer, p)
+			name := goldentest.BName(layer, p)
 			want, ok := g.FinalBNorms[name]
 			if !ok {
 				t.Fatalf("no %s among %v", name, slices.Collect(maps.Keys(g.FinalBNorms)))
@@ -94,22 +80,11 @@ func (r trained) compare(t *testing.T, g goldenRun, b func(layer int, p adapters
 }
 
 // norm is ‖a − b‖.
-func norm(a, b []float32) float64 {
-	sum := 0.0
-	for i, x := range a {
-		d := float64(x)
-		if b != nil {
-			d -= float64(b[i])
-		}
-		sum += d * d
-	}
-	return math.Sqrt(sum)
-}
+func norm(a, b []float32) float64 { return goldentest.Distance(a, b) }
 
 // testGolden holds the runs of a folder against ours.
 func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []string) {
-	var golden map[string]goldenRun
-	readJSON(t, filepath.Join(dir, "train.json"), &golden)
+	golden := goldentest.Runs(t, dir)
 	examples := goldenExamples(t, dir)
 	be := openDevice(t, false)
 	hash := infer.BaseHash(cp)
@@ -118,42 +93,27 @@ func testGolden(t *testing.T, dir string, cp *checkpoint.Checkpoint, runs []stri
 	for _, name := range runs {
 		t.Run(name, func(t *testing.T) {
 			g := golden[name]
-			file := "train_kaiming_corrected.safetensors"
-			if g.Basis == "orthonormal" {
-				file = "train_orthonormal_schedule.safetensors"
-			}
-			f := openTensors(t, filepath.Join(dir, file))
-			if models[file] == nil {
-				m, err := infer.Load(t.Context(), be, cp, goldenBasis(t, f, geometry(cp.Config()), g.Rank, hash), infer.LoadConfig{Format: format(), BaseHash: hash})
+			f := g.Tensors(t, dir)
+			if models[g.Basis] == nil {
+				m, err := infer.Load(t.Context(), be, cp, f.Import(t, geometry(cp.Config()), g.Rank, hash), infer.LoadConfig{Format: format(), BaseHash: hash})
 				if err != nil {
 					t.Fatal(err)
 				}
-				models[file] = m
+				models[g.Basis] = m
 			}
 			var stored func(int, adapters.Proj) []float32
 			if name == "kaiming_corrected" || name == "orthonormal_schedule" {
-				stored = func(layer int, p adapters.Proj) []float32 {
-					n := fmt.Sprintf("layers.%d.%v.lora_B", layer, p)
-					if _, ok := f.Info(n); !ok {
-						return nil
-					}
-					raw := tensorBytes(t, f, n)
-					out := make([]float32, len(raw)/4)
-					for i := range out {
-						out[i] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:]))
-					}
-					return out
-				}
+				stored = func(layer int, p adapters.Proj) []float32 { return f.B(t, layer, p) }
 			}
-			results[name] = runGolden(t, models[file], g, examples, nil)
-			for _, w := range results[name].compare(t, g, stored) {
+			results[name] = runGolden(t, models[g.Basis], goldenRun(g), examples, nil)
+			for _, w := range results[name].compare(t, goldenRun(g), stored) {
 				t.Error(w)
 			}
 		})
 	}
 	// The comparison can fail: a run without the correction is not one with it.
 	if r, ok := results["kaiming_plain"]; ok && !rounds() {
-		if wrong := r.compare(t, golden["kaiming_corrected"], nil); len(wrong) < 20 {
+		if wrong := r.compare(t, goldenRun(golden["kaiming_corrected"]), nil); len(wrong) < 20 {
 			t.Errorf("kaiming_plain passes as kaiming_corrected but for %q", wrong)
 		}
 	}
@@ -170,23 +130,7 @@ func TestGoldenTraining(t *testing.T) {
 }
 
 func TestSmolLM2GoldenTraining(t *testing.T) {
-	if os.Getenv("BHIVE_SMOLLM2") == "" {
-		t.Skip("BHIVE_SMOLLM2 is not set")
-	}
-	const dir = "../../shared/golden/smollm2"
-	if _, err := os.Stat(dir); err != nil {
-		t.Skip("the golden files of SmolLM2 are not here: ", err)
-	}
-	files, _ := filepath.Glob("../models/*/*.gguf")
-	more, _ := filepath.Glob("../models/*.gguf")
-	if files = append(files, more...); len(files) == 0 {
-		t.Skip("SmolLM2's GGUF is not in models: see make smollm2")
-	}
-	cp, err := checkpoint.Open(files[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cp.Close()
+	dir, cp := goldentest.SmolLM2(t)
 	testGolden(t, dir, cp, []string{"kaiming_corrected", "kaiming_plain", "orthonormal_schedule", "accumulated"})
 }
 
@@ -210,16 +154,14 @@ func firstGradients(t *testing.T, m *infer.Model, g goldenRun, start *adapters.W
 
 // TestFirstGradients holds each module's gradient on the device under test against the CPU's in float32: the same direction and size.
 func TestFirstGradients(t *testing.T) {
-	if *on == "cpu" && !rounds() {
+	if devicetest.OnCPU() && !rounds() {
 		t.Skip("it would be held against itself")
 	}
-	var golden map[string]goldenRun
-	readJSON(t, "testdata/demo/train.json", &golden)
-	g := golden["kaiming_plain"]
-	f := openTensors(t, "testdata/demo/train_kaiming_corrected.safetensors")
+	run := goldentest.Runs(t, "testdata/demo")["kaiming_plain"]
+	g := goldenRun(run)
 	cp := openDemo(t)
 	hash := infer.BaseHash(cp)
-	basis := goldenBasis(t, f, geometry(cp.Config()), g.Rank, hash)
+	basis := run.Tensors(t, "testdata/demo").Import(t, geometry(cp.Config()), g.Rank, hash)
 	oracle, err := cpu.Open(cpu.Config{Threads: 2, Working: kernels.F32})
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ type LaneOptions struct {
 
 	Train, Held []Example
 	Seed        int64
+	InOrder     bool // each epoch takes Train in its order, and is not shuffled by Seed
 	Batching    Batching
 	EvalSteps   int // optimizer steps between evaluations of Held; there is one at the end too
 
@@ -35,8 +36,6 @@ type LaneOptions struct {
 	From  *Checkpoint       // where set, everything goes on from it
 	// Report is called after each optimizer step and evaluation, on the goroutine of Unit.
 	Report func(Report)
-
-	order *Order // tests: the golden files' order
 }
 
 // Report is what happened to a lane.
@@ -137,10 +136,8 @@ func (l *Lane) open() error {
 		}
 		be.Upload(l.t.stream, l.correction, floatBytes(c))
 	}
-	l.order = l.o.order
-	if l.order == nil {
-		l.order = NewOrder(len(l.o.Train), l.o.Seed)
-	}
+	l.order = NewOrder(len(l.o.Train), l.o.Seed)
+	l.order.fixed = l.o.InOrder
 	l.freeze(g)
 
 	start := l.o.Start

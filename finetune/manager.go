@@ -177,7 +177,7 @@ func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*E
 		longest = min(longest, spec.MaxLength)
 	}
 	return ReadExamples(ctx, io.NewSectionReader(blob, 0, blob.Size()), m.d.Encoder,
-		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Limits: m.c.Limits})
+		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Vocab: m.d.Model.Config.Vocab, Limits: m.c.Limits})
 }
 
 // limitReader fails where there is more than left bytes.

@@ -138,14 +138,14 @@ func (p *preparation) schedule(basis *adapters.Basis) {
 	}
 	setDefault(&s.SampleSteps, max(1, steps/8))
 	if s.Correction == nil {
-		c := autoCorrection(basis.Method)
-		s.Correction = &c
+		s.Correction = ptr(autoCorrection(basis.Method))
 	}
 	for _, name := range s.TargetModules {
 		proj, _ := adapters.ParseProj(name)
 		o.Targets = append(o.Targets, proj)
 	}
 	o.Seed, o.EvalSteps, o.Correction = s.Seed, s.EvalSteps, *s.Correction
+	o.InOrder = s.Shuffle != nil && !*s.Shuffle // jobs of earlier versions say nothing
 	o.Beta1, o.Beta2, o.Epsilon, o.Decay, o.Clip = s.AdamBeta1, s.AdamBeta2, s.AdamEpsilon, s.WeightDecay, *s.MaxGradNorm
 	o.KeepBest = s.Publish == PublishBest
 }
@@ -154,7 +154,12 @@ func (p *preparation) schedule(basis *adapters.Basis) {
 func (p *preparation) chooseSamples(held []string, enc Encoder) error {
 	list := p.spec.SamplePrompts
 	if len(list) == 1 && list[0] == "auto" {
-		list = held[:min(4, len(held))]
+		list = nil
+		for _, prompt := range held {
+			if prompt != "" && len(list) < 4 {
+				list = append(list, prompt)
+			}
+		}
 	}
 	for i, text := range list {
 		ids := enc.Text(text)

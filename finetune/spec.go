@@ -96,6 +96,7 @@ type JobSpec struct {
 	AdamEpsilon float64  `json:"adam_epsilon,omitempty"`  // default: 1e-6
 	Correction  *bool    `json:"correction,omitempty"`    // of the gradient by (A·Aᵀ)⁻¹/s²; default: by the basis's method
 	Seed        int64    `json:"seed,omitempty"`          // order of the examples and the validation split
+	Shuffle     *bool    `json:"shuffle,omitempty"`       // default: true; false: each epoch takes the examples in their own order
 
 	ValidationSplit float64 `json:"validation_split,omitempty"` // share of the examples held out; not with Validation
 	EvalSteps       int     `json:"eval_steps,omitempty"`       // optimizer steps between evaluations; default: a tenth of all
@@ -160,8 +161,10 @@ func (s *JobSpec) Validate() error {
 		}
 	}
 	if s.MaxGradNorm == nil {
-		one := 1.0
-		s.MaxGradNorm = &one
+		s.MaxGradNorm = ptr(1.0)
+	}
+	if s.Shuffle == nil {
+		s.Shuffle = ptr(true)
 	}
 	setDefault(&s.Accumulation, 1)
 	setDefault(&s.AdamBeta1, 0.9)

@@ -59,9 +59,7 @@ func TestSweepLearningRate(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer cp.Close()
-		if enc, err = ggufEncoder(cp); err != nil {
-			t.Fatal(err)
-		}
+		enc = encoderOf(t, cp)
 		methods = methods[:1]
 		factors, ranks = []float64{0.5, 1, 2}, []int{16, 64, 4}
 	default:

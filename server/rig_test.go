@@ -17,15 +17,13 @@ import (
 	"bhive/adapters/local"
 	"bhive/finetune"
 	"bhive/infer"
-	"bhive/infer/chat"
 	"bhive/infer/checkpoint"
 	"bhive/infer/demo"
-	"bhive/infer/tokenizer"
 	"bhive/kernels"
 	"bhive/kernels/cpu"
 )
 
-// hive is a whole bhive on the demo model: backend, engine, pool, store. Tests share one; what they put into it they name for themselves.
+// hive is a whole bhive, on the demo model unless a test wants another: backend, engine, pool, store. Tests share one; what they put into it they name for themselves.
 type hive struct {
 	deps       Deps
 	stopEngine func() // and the engine's alone
@@ -36,6 +34,15 @@ type hive struct {
 type hiveConfig struct {
 	engine infer.Config
 	slots  int
+	base   *base // default: the demo model in bfloat16 on the CPU
+}
+
+// base is a model that a test opened, and closes.
+type base struct {
+	checkpoint *checkpoint.Checkpoint
+	backend    kernels.Backend
+	format     kernels.Format
+	basis      func(g adapters.Geometry, hash string) *adapters.Basis
 }
 
 func openHive(dir string, c hiveConfig) (h *hive, err error) {
@@ -54,40 +61,32 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 	}()
 	nothing := func(f func()) func() error { return func() error { f(); return nil } }
 	ctx := context.Background()
-	cp, err := checkpoint.OpenFS(demo.FS())
+	b := c.base
+	if b == nil {
+		b = &base{format: kernels.FormatBF16}
+		if b.checkpoint, err = checkpoint.OpenFS(demo.FS()); err != nil {
+			return nil, err
+		}
+		closers = append(closers, b.checkpoint.Close)
+		if b.backend, err = cpu.Open(cpu.Config{Working: kernels.BF16}); err != nil {
+			return nil, err
+		}
+		closers = append(closers, b.backend.Close)
+	}
+	be := b.backend
+	tok, template, err := infer.LoadText(b.checkpoint, nil)
 	if err != nil {
 		return nil, err
 	}
-	closers = append(closers, cp.Close)
-	raw, err := cp.TokenizerJSON()
-	if err != nil {
+	hash, shape := infer.BaseHash(b.checkpoint), b.checkpoint.Config()
+	geometry := infer.GeometryOf(shape)
+	var basis *adapters.Basis
+	if b.basis != nil {
+		basis = b.basis(geometry, hash)
+	} else if basis, err = adapters.NewBasis(ctx, adapters.BasisConfig{Geometry: geometry, BaseHash: hash}); err != nil {
 		return nil, err
 	}
-	tok, err := tokenizer.Parse(raw)
-	if err != nil {
-		return nil, err
-	}
-	config, err := cp.TokenizerConfig()
-	if err != nil {
-		return nil, err
-	}
-	template, err := chat.FromHF(config, nil)
-	if err != nil {
-		return nil, err
-	}
-	be, err := cpu.Open(cpu.Config{Working: kernels.BF16})
-	if err != nil {
-		return nil, err
-	}
-	closers = append(closers, be.Close)
-	hash := infer.BaseHash(cp)
-	shape := cp.Config()
-	geometry := adapters.Geometry{Layers: shape.Layers, Hidden: shape.Hidden, QDim: shape.Heads * shape.HeadDim, KVDim: shape.KVHeads * shape.HeadDim, FeedForward: shape.FeedForward}
-	basis, err := adapters.NewBasis(ctx, adapters.BasisConfig{Geometry: geometry, BaseHash: hash})
-	if err != nil {
-		return nil, err
-	}
-	model, err := infer.Load(ctx, be, cp, basis, infer.LoadConfig{BaseHash: hash})
+	model, err := infer.Load(ctx, be, b.checkpoint, basis, infer.LoadConfig{Format: b.format, BaseHash: hash})
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +129,7 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 	}
 	closers = append(closers, nothing(engine.Close))
 
-	jobs, err := finetune.New(finetune.Config{Trainer: finetune.TrainerConfig{BatchTokens: 512}, Limits: finetune.Limits{FileBytes: 4 << 20}, ProgressEvery: time.Millisecond},
+	jobs, err := finetune.New(finetune.Config{Trainer: finetune.TrainerConfig{BatchTokens: 512}, Limits: finetune.Limits{FileBytes: 4 << 20}, ProgressEvery: time.Nanosecond},
 		finetune.Deps{Model: model, Registry: registry, Encoder: finetune.NewEncoder(tok, template, shape.EOS), Wake: engine.Wake})
 	if err != nil {
 		return nil, err
@@ -156,8 +155,8 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 
 	generation := infer.DefaultParams()
 	return &hive{stop: shut, stopEngine: stopEngine, deps: Deps{Engine: engine, Jobs: jobs, Registry: registry, Store: store, Pool: pool, Slots: c.slots, Basis: basis, Tokenizer: tok, Template: template,
-		Metrics: metrics, Model: ModelInfo{Name: "demo", Created: time.Unix(1700000000, 0), Version: "test", Backend: "cpu", Device: be.Info().Device,
-			Weights: "bfloat16", Defaults: generation}}}, nil
+		Metrics: metrics, Model: ModelInfo{Name: "demo", Created: time.Unix(1700000000, 0), Version: "test", Backend: be.Info().Backend, Device: be.Info().Device,
+			Weights: string(b.format), Defaults: generation}}}, nil
 }
 
 var (

@@ -6,16 +6,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
 	"bhive/adapters/safetensors"
 	"bhive/finetune"
-	"bhive/infer/chat"
+	"bhive/infer"
 	"bhive/infer/checkpoint"
 	"bhive/infer/demo"
-	"bhive/infer/tokenizer"
 )
 
 // base is the frozen model's file and its text.
@@ -26,67 +24,24 @@ type base struct {
 
 func openBase(o options) (b *base, err error) {
 	b = &base{}
-	var tok *tokenizer.Tokenizer
-	var template *chat.Template
 	if o.model == "demo" {
-		if b.cp, err = checkpoint.OpenFS(demo.FS()); err != nil {
-			return nil, err
-		}
-		tok, template, err = demoText()
+		b.cp, err = checkpoint.OpenFS(demo.FS())
 	} else {
-		if b.cp, err = checkpoint.Open(o.model); err != nil {
-			return nil, err
-		}
-		tok, template, err = ggufText(b.cp.GGUFMeta())
+		b.cp, err = checkpoint.Open(o.model)
 	}
 	if err != nil {
+		return nil, err
+	}
+	tok, template, err := infer.LoadText(b.cp, nil)
+	if err != nil {
 		b.close()
-		return nil, fmt.Errorf("the model's tokenizer: %w", err)
+		return nil, fmt.Errorf("the model's text: %w", err)
 	}
 	b.encoder = finetune.NewEncoder(tok, template, b.cp.Config().EOS)
 	return b, nil
 }
 
 func (b *base) close() { b.cp.Close() }
-
-func demoText() (*tokenizer.Tokenizer, *chat.Template, error) {
-	data, err := fs.ReadFile(demo.FS(), "tokenizer.json")
-	if err != nil {
-		return nil, nil, err
-	}
-	tok, err := tokenizer.Parse(data)
-	if err != nil {
-		return nil, nil, err
-	}
-	if data, err = fs.ReadFile(demo.FS(), "tokenizer_config.json"); err != nil {
-		return nil, nil, err
-	}
-	template, err := chat.FromHF(data, nil)
-	return tok, template, err
-}
-
-// ggufText reads a byte-level tokenizer and a template of ChatML's tokens.
-func ggufText(m *checkpoint.GGUFMeta) (*tokenizer.Tokenizer, *chat.Template, error) {
-	if m == nil {
-		return nil, nil, fmt.Errorf("not a GGUF")
-	}
-	var v tokenizer.GGUFVocab
-	v.Model, _ = m.String("tokenizer.ggml.model")
-	v.Pre, _ = m.String("tokenizer.ggml.pre")
-	v.Tokens, _ = m.Strings("tokenizer.ggml.tokens")
-	v.Merges, _ = m.Strings("tokenizer.ggml.merges")
-	types, _ := m.Ints("tokenizer.ggml.token_type")
-	for _, t := range types {
-		v.TokenTypes = append(v.TokenTypes, int32(t))
-	}
-	tok, err := tokenizer.FromGGUF(v)
-	if err != nil {
-		return nil, nil, err
-	}
-	source, _ := m.String("tokenizer.chat_template")
-	template, err := chat.Parse(source, chat.Options{BOS: "<|im_start|>", EOS: "<|im_end|>"})
-	return tok, template, err
-}
 
 // task is what is learnt: answers to questions.
 type task struct{ train, test []finetune.Example }

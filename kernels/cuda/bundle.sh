@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Runs what make gpu-bundle packed, on a machine with a GPU. Each step has a limit of its own, and its log goes to $OUT (default: here).
 #
-#   run [STEP …]     default: ops infer finetune smollm2 smoke sanitizer bench
+#   run [STEP …]     default: ops infer finetune server smollm2 smoke sanitizer bench
 #
 #   ops        every op against kernels/cpu
 #   infer      the engine: goldens of the demo model and the tiny architectures, laws, memory; then goldens and laws again with kernels whose sums depend on the batch
-#   finetune   training in float32 and bfloat16: goldens, laws, jobs (BHIVE_SMOLLM2=1: SmolLM2's too, from ../models and ../../shared)
-#   smollm2    SmolLM2's goldens, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
+#   finetune   training in float32 and bfloat16: goldens, laws, jobs
+#   server     the golden training runs through POST /adapters, in float32 and bfloat16
+#   smollm2    SmolLM2's goldens, served, trained and trained through POST /adapters, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
 #   smoke      the command itself: serve, train, swap, refuse what does not fit (needs python3)
 #   sanitizer  compute-sanitizer's memcheck over the small sizes of every op, where it is installed; SANITIZE says which (a -test.run pattern of cuda.test)
 #   racecheck  its racecheck over a choice of them; RACE says which
 #   bench      bhive bench gpu $BENCH, with its table in $OUT/bench.json
 #
-# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_FINETUNE 90 (each precision), LIMIT_SMOLLM2 60, LIMIT_SMOKE 90, LIMIT_SANITIZER 150,
+# Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_FINETUNE 90 and LIMIT_SERVER 60 (each precision), LIMIT_SMOLLM2 60 (each run), LIMIT_SMOKE 90, LIMIT_SANITIZER 150,
 # LIMIT_RACECHECK 100, LIMIT_BENCH 210. The whole table takes longer than that; `LIMIT_BENCH=540 run bench` has it alone. cuBLASLt is found through LD_LIBRARY_PATH.
 set -u
 cd "$(dirname "$0")"
@@ -48,11 +49,17 @@ step_infer() {
 	grep -hE 'worst difference' "$out/infer-batches.log" | sort | uniq -c | sort -rn | head -5
 }
 
-step_finetune() {
+step_finetune() { precisely "${LIMIT_FINETUNE:-90}" finetune .; }
+
+step_server() { precisely "${LIMIT_SERVER:-60}" server '^TestGoldenJobs$'; }
+
+# precisely SECONDS PACKAGE PATTERN [LOG]: the package's tests in either precision.
+precisely() {
 	for precision in float32 bfloat16; do
-		echo "  $precision"
-		limited "${LIMIT_FINETUNE:-90}" "$out/finetune-$precision.log" env -C finetune ../finetune.test -device cuda -precision $precision -test.v
+		echo "  $2, $precision"
+		limited "$1" "$out/${4:-$2}-$precision.log" env -C "$2" "../$2.test" -device cuda -precision $precision -test.v -test.run "$3"
 	done
+	grep -hE 'worst: |at most off|going on, the first' "$out/${4:-$2}"-*.log | head -24
 }
 
 step_smollm2() {
@@ -70,6 +77,8 @@ step_smollm2() {
 	limited "${LIMIT_SMOLLM2:-60}" "$out/smollm2.log" env -C infer ../infer.test -device cuda -test.v -test.run SmolLM2
 	limited "${LIMIT_SMOLLM2:-60}" "$out/smollm2-batches.log" env -C infer ../infer.test -device cuda -batch-invariant=false -test.v -test.run SmolLM2BFloat16
 	grep -hE 'worst difference|--- SKIP|_test.go.*no references' "$out/smollm2.log" "$out/smollm2-batches.log" | head -20
+	precisely "${LIMIT_SMOLLM2:-60}" finetune SmolLM2 smollm2-finetune
+	precisely "${LIMIT_SMOLLM2:-60}" server SmolLM2 smollm2-server
 }
 
 step_smoke() {
@@ -116,7 +125,7 @@ step_bench() {
 	cat "$out/bench.log"
 }
 
-for step in ${*:-ops infer finetune smollm2 smoke sanitizer bench}; do
+for step in ${*:-ops infer finetune server smollm2 smoke sanitizer bench}; do
 	echo "== $step"
 	"step_$step"
 done

@@ -1286,13 +1286,16 @@ type AdapterContinue struct {
 	// Raw Prompt and completion as they stand, not as turns of the chat template.
 	Raw *bool `json:"raw,omitempty"`
 
-	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own.
+	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own (not of input_ids).
 	SamplePrompts *[]string `json:"sample_prompts,omitempty"`
 
 	// SampleSteps Optimizer steps between samples. Default: an eighth of all.
 	SampleSteps  *int `json:"sample_steps,omitempty"`
 	SampleTokens *int `json:"sample_tokens,omitempty"`
 	Seed         *int `json:"seed,omitempty"`
+
+	// Shuffle Take the examples of an epoch in an order drawn by the seed; otherwise in their own.
+	Shuffle *bool `json:"shuffle,omitempty"`
 
 	// TargetModules Default: all. q, k and v are trained together, and gate and up.
 	TargetModules *[]AdapterContinueTargetModules `json:"target_modules,omitempty"`
@@ -1378,13 +1381,16 @@ type AdapterCreate struct {
 	// Raw Prompt and completion as they stand, not as turns of the chat template.
 	Raw *bool `json:"raw,omitempty"`
 
-	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own.
+	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own (not of input_ids).
 	SamplePrompts *[]string `json:"sample_prompts,omitempty"`
 
 	// SampleSteps Optimizer steps between samples. Default: an eighth of all.
 	SampleSteps  *int `json:"sample_steps,omitempty"`
 	SampleTokens *int `json:"sample_tokens,omitempty"`
 	Seed         *int `json:"seed,omitempty"`
+
+	// Shuffle Take the examples of an epoch in an order drawn by the seed; otherwise in their own.
+	Shuffle *bool `json:"shuffle,omitempty"`
 
 	// TargetModules Default: all. q, k and v are trained together, and gate and up.
 	TargetModules *[]AdapterCreateTargetModules `json:"target_modules,omitempty"`
@@ -1809,12 +1815,20 @@ type ErrorResponse struct {
 	} `json:"error"`
 }
 
-// Example `messages`, or `prompt` and `completion`, or `text`.
+// Example `messages`, or `prompt` and `completion`, or `text`, or `input_ids`.
 type Example struct {
-	Completion *string    `json:"completion,omitempty"`
-	Messages   *[]Message `json:"messages,omitempty"`
-	Prompt     *string    `json:"prompt,omitempty"`
-	Text       *string    `json:"text,omitempty"`
+	// AttentionMask With input_ids: 1 for each. Examples are not padded.
+	AttentionMask *[]int  `json:"attention_mask,omitempty"`
+	Completion    *string `json:"completion,omitempty"`
+
+	// InputIds The tokens themselves, taken as they are.
+	InputIds *[]int `json:"input_ids,omitempty"`
+
+	// Labels With input_ids, at the same places: the token, or −100 where nothing is trained. Default: all are trained.
+	Labels   *[]int     `json:"labels,omitempty"`
+	Messages *[]Message `json:"messages,omitempty"`
+	Prompt   *string    `json:"prompt,omitempty"`
+	Text     *string    `json:"text,omitempty"`
 }
 
 // File defines model for File.
@@ -2355,13 +2369,16 @@ type TrainingFields struct {
 	// Raw Prompt and completion as they stand, not as turns of the chat template.
 	Raw *bool `json:"raw,omitempty"`
 
-	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own.
+	// SamplePrompts Prompts whose texts, by the base and by the candidate, appear among the events. The one prompt `auto` takes some of the examples' own (not of input_ids).
 	SamplePrompts *[]string `json:"sample_prompts,omitempty"`
 
 	// SampleSteps Optimizer steps between samples. Default: an eighth of all.
 	SampleSteps  *int `json:"sample_steps,omitempty"`
 	SampleTokens *int `json:"sample_tokens,omitempty"`
 	Seed         *int `json:"seed,omitempty"`
+
+	// Shuffle Take the examples of an epoch in an order drawn by the seed; otherwise in their own.
+	Shuffle *bool `json:"shuffle,omitempty"`
 
 	// TargetModules Default: all. q, k and v are trained together, and gate and up.
 	TargetModules *[]TrainingFieldsTargetModules `json:"target_modules,omitempty"`

@@ -1,4 +1,4 @@
-package main
+package infer
 
 import (
 	"encoding/json"
@@ -46,7 +46,7 @@ func TestChatTemplates(t *testing.T) {
 		if x.other != "" {
 			other = []byte(x.other)
 		}
-		_, template, err := loadText(cp, other)
+		_, template, err := LoadText(cp, other)
 		if err != nil {
 			t.Errorf("%s: %v", x.name, err)
 			continue

@@ -1,17 +1,16 @@
-package main
+package infer
 
 import (
 	"errors"
 	"fmt"
 
-	"bhive/infer"
 	"bhive/infer/chat"
 	"bhive/infer/checkpoint"
 	"bhive/infer/tokenizer"
 )
 
-// loadText makes a checkpoint's tokenizer and, where it has one, its chat template. Another template than its own may be given.
-func loadText(cp *checkpoint.Checkpoint, other []byte) (*tokenizer.Tokenizer, *chat.Template, error) {
+// LoadText makes a checkpoint's tokenizer and, where it has one, its chat template. Another template than its own may be given.
+func LoadText(cp *checkpoint.Checkpoint, other []byte) (*tokenizer.Tokenizer, *chat.Template, error) {
 	if m := cp.GGUFMeta(); m != nil {
 		return ggufText(m, other)
 	}
@@ -100,25 +99,4 @@ func ggufText(m *checkpoint.GGUFMeta, other []byte) (*tokenizer.Tokenizer, *chat
 		return nil, nil, fmt.Errorf("the chat template in the GGUF's metadata: %w", err)
 	}
 	return t, template, nil
-}
-
-// samplingDefaults are the model's own sampling parameters, as vLLM takes them from generation_config.json.
-func samplingDefaults(g checkpoint.Generation) infer.Params {
-	p := infer.DefaultParams()
-	if g.DoSample != nil && !*g.DoSample {
-		p.Temperature = 0
-	}
-	number := func(dst *float32, v *float64) {
-		if v != nil {
-			*dst = float32(*v)
-		}
-	}
-	number(&p.Temperature, g.Temperature)
-	number(&p.TopP, g.TopP)
-	number(&p.MinP, g.MinP)
-	number(&p.RepetitionPenalty, g.RepetitionPenalty)
-	if g.TopK != nil {
-		p.TopK = *g.TopK
-	}
-	return p
 }
