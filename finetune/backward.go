@@ -75,45 +75,52 @@ func (b *backward) view(flat kernels.Tensor, cols int) kernels.Tensor {
 	return flat
 }
 
-// head computes the losses, and where train is set the gradient of the residual after the last layer. The final norm's output
-// is in hidden.
-func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infer.Save, step kernels.Step, train bool) {
+// head computes the losses of tokens [from, to), and where train is set the gradient of the final norm's output, which is in hidden.
+func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, from, to int, step kernels.Step, train bool) {
 	be := b.m.Backend
 	if !train {
-		be.CrossEntropy(s, nll, kernels.Tensor{}, hidden, b.m.Head, step)
+		be.CrossEntropy(s, nll, kernels.Tensor{}, hidden, b.m.Head, from, to, step)
 		return
 	}
-	be.CrossEntropy(s, nll, b.dn, hidden, b.m.Head, step)
-	be.Zero(s, b.dres)
-	be.NormBackward(s, b.dx(), b.dn, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+	be.CrossEntropy(s, nll, b.dn, hidden, b.m.Head, from, to, step)
 }
 
-// layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
-// nothing is trained, so there it stops.
-func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *infer.Save) {
+// start takes the gradient of the final norm's output, which head has left, to the residual after the last layer.
+func (b *backward) start(s kernels.Stream, save *infer.Save, step kernels.Step) {
+	b.m.Backend.Zero(s, b.dres)
+	b.m.Backend.NormBackward(s, b.dx(), b.dn, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+}
+
+// layer runs one part of layer l's backward. From the last part to the first they add its gradients of B to the lanes and take dx from the layer's
+// output to its input. Below layer 0's attn_in nothing is trained, so there it stops.
+func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, part infer.Part, save *infer.Save) {
 	be, m, c, step := b.m.Backend, b.m, &b.m.Config, sc.Step
 	w, v := &m.Layers[l], &save.Layers[l]
 	out := func(w kernels.Weight) kernels.Tensor { return b.view(b.dyz, w.Out()+w.R()) }
 	expand := func(site adapters.Site, dyz, z kernels.Tensor) {
 		be.ExpandBackward(s, kernels.ExpandBackwardArgs{DYZ: dyz, Z: z, B: m.B(sc.Table, l, site), Grad: m.Grad(b.lanes, l, site)}, step)
 	}
-	expand(adapters.MLPDown, b.dres, v.ZMLPDown)
-	dact := b.view(b.din, c.FeedForward)
-	be.LinearBackward(s, dact, b.dres, w.MLPDown, false, step)
-
-	dyz := out(w.MLPIn)
-	be.MLPBackward(s, dyz.ColRange(0, w.MLPIn.Out()), dact, v.GateUp, step)
-	expand(adapters.MLPIn, dyz, v.ZMLPIn)
-	be.LinearBackward(s, b.dn, dyz, w.MLPIn, false, step)
-	be.NormBackward(s, b.dx(), b.dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
-
+	switch part {
+	case infer.PartDown:
+		expand(adapters.MLPDown, b.dres, v.ZMLPDown)
+		dact := b.view(b.din, c.FeedForward)
+		be.LinearBackward(s, dact, b.dres, w.MLPDown, false, step)
+		be.MLPBackward(s, out(w.MLPIn).ColRange(0, w.MLPIn.Out()), dact, v.GateUp, step)
+		return
+	case infer.PartGateUp:
+		dyz := out(w.MLPIn)
+		expand(adapters.MLPIn, dyz, v.ZMLPIn)
+		be.LinearBackward(s, b.dn, dyz, w.MLPIn, false, step)
+		be.NormBackward(s, b.dx(), b.dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
+		return
+	}
 	expand(adapters.AttnOut, b.dres, v.ZAttnOut)
 	do := b.view(b.din, c.Heads*c.HeadDim)
 	be.LinearBackward(s, do, b.dres, w.AttnOut, false, step)
 	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
 		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: c.Window(l)}, step)
 
-	dyz = out(w.AttnIn)
+	dyz := out(w.AttnIn)
 	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,
 		QNorm: w.QNorm, KNorm: w.KNorm, Eps: float32(c.NormEps), Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
 	expand(adapters.AttnIn, dyz, v.ZAttnIn)

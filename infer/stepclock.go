@@ -40,6 +40,9 @@ func (s *stepClock) ObserveStep(i StepInfo) {
 // ObserveFinish does nothing.
 func (s *stepClock) ObserveFinish(RequestInfo) {}
 
+// ObserveSlice does nothing.
+func (s *stepClock) ObserveSlice(time.Duration) {}
+
 // steps are the times noted, without the first few, sorted.
 func (s *stepClock) steps() ([]time.Duration, error) {
 	s.mu.Lock()

@@ -23,8 +23,10 @@ func TestCrossEntropy(t *testing.T) {
 			}
 			x, dx := r.random(m+2, h, 1), r.garbage(m+2, h)
 			nll, alone := r.garbage(1, m+2), r.garbage(1, m+2)
-			r.CrossEntropy(r.s, nll, dx, x, w, b.step)
-			r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, b.step)
+			r.CrossEntropy(r.s, nll, dx, x, w, 0, m, b.step)
+			for _, piece := range [][2]int{{0, m / 3}, {m / 3, b.step.Bucket.Tokens}} {
+				r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, piece[0], piece[1], b.step)
+			}
 			wide := r.wide(w)
 			for i := range m {
 				row, label := f64(values(x)[i*h:][:h]), b.rec.Label[i]
@@ -71,8 +73,8 @@ func TestCrossEntropyLongTail(t *testing.T) {
 		values(x)[i*h] = 1
 		b.rec.Label[i], b.rec.Loss[i] = 7, kernels.Bits(1)
 	}
-	r.CrossEntropy(r.s, nll, dx, x, w, b.step)
-	r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, b.step)
+	r.CrossEntropy(r.s, nll, dx, x, w, 0, m, b.step)
+	r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, 0, m, b.step)
 	wide := r.wide(w)
 	for i := range m {
 		row := f64(values(x)[i*h:][:h])

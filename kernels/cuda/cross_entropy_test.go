@@ -14,12 +14,15 @@ func (p *pair) crossEntropy(v, h, m int) {
 	p.Helper()
 	w := p.weight(v, h, 0)
 	b := p.training(v, seq{m, 0, -1})
+	all := b.gpu.Bucket.Tokens
 	x := p.act(m+2, h, p.ragged(m+2, m, h))
 	dh, nll, alone := p.garbage(m+2, h), p.f32(1, m+2, nans(m+2)), p.f32(1, m+2, nans(m+2))
-	p.repeats("dh", dh.gpu.RowRange(0, m), func() { p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dh.gpu, x.gpu, w.gpu, b.gpu) })
-	p.gpu.CrossEntropy(p.gpu.s, alone.gpu, kernels.Tensor{}, x.gpu, w.gpu, b.gpu)
-	p.cpu.CrossEntropy(p.cpu.s, nll.cpu, dh.cpu, x.cpu, w.cpu, b.cpu)
-	p.cpu.CrossEntropy(p.cpu.s, alone.cpu, kernels.Tensor{}, x.cpu, w.cpu, b.cpu)
+	p.repeats("dh", dh.gpu.RowRange(0, m), func() { p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dh.gpu, x.gpu, w.gpu, 0, all, b.gpu) })
+	for _, piece := range [][2]int{{0, m / 3}, {m / 3, all}} {
+		p.gpu.CrossEntropy(p.gpu.s, alone.gpu, kernels.Tensor{}, x.gpu, w.gpu, piece[0], piece[1], b.gpu)
+	}
+	p.cpu.CrossEntropy(p.cpu.s, nll.cpu, dh.cpu, x.cpu, w.cpu, 0, all, b.cpu)
+	p.cpu.CrossEntropy(p.cpu.s, alone.cpu, kernels.Tensor{}, x.cpu, w.cpu, 0, all, b.cpu)
 	p.same("nll", both{column(nll.gpu), column(nll.cpu)}, m, 2e-5)
 	p.same("nll alone", both{column(alone.gpu), column(alone.cpu)}, m, 2e-5)
 	p.sameRows("dh", dh, m, max(p.tol(), 1e-4))
@@ -78,7 +81,7 @@ func TestCrossEntropyLongTail(t *testing.T) {
 	}
 	p.upload(b)
 	xs, dx, nll := p.act(m+2, h, x), p.garbage(m+2, h), p.f32(1, m+2, nans(m+2))
-	p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dx.gpu, xs.gpu, g, b.gpu)
+	p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dx.gpu, xs.gpu, g, 0, m, b.gpu)
 	losses, grads := p.gpu.values(nll.gpu), p.gpu.values(dx.gpu)
 	for i := range m {
 		sum, first := 0.0, 0.0
