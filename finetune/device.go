@@ -55,10 +55,10 @@ func (d *device) close() {
 	}
 }
 
-// Ready reports whether there is device work. With Next and Run it is infer.Background.
+// Ready reports whether there is device work. With Next and Enqueue it is infer.Background.
 func (m *Manager) Ready() bool { return m.ready.Load() }
 
-// Next describes what Run does next: a unit of the trainer, or, before it, what other goroutines have left for the device.
+// Next describes what Enqueue does next: a unit of the trainer, or, before it, what other goroutines have left for the device.
 func (m *Manager) Next() (infer.Unit, bool) {
 	d := &m.device
 	m.ready.Store(false) // whoever leaves something from now on sets it again
@@ -74,8 +74,8 @@ func (m *Manager) Next() (infer.Unit, bool) {
 	return u, ok
 }
 
-// Run does what Next describes.
-func (m *Manager) Run(after kernels.Event) kernels.Event {
+// Enqueue does what Next describes.
+func (m *Manager) Enqueue(after kernels.Event) kernels.Event {
 	d := &m.device
 	if commands := d.take(); len(commands) > 0 {
 		for _, f := range commands {
@@ -86,7 +86,7 @@ func (m *Manager) Run(after kernels.Event) kernels.Event {
 	if d.trainer == nil || d.failed != nil {
 		return nil
 	}
-	end := d.trainer.Run(after)
+	end := d.trainer.Enqueue(after)
 	if err := d.trainer.err; err != nil {
 		d.fail(m, err)
 	}

@@ -12,12 +12,19 @@ import (
 	"bhive/adapters"
 	"bhive/infer"
 	"bhive/infer/checkpoint"
+	"bhive/kernels"
+	"bhive/kernels/kerneltest"
 
 	"github.com/google/go-cmp/cmp"
 )
 
 // tinyModel is a random model of two layers with everything that an architecture can have.
 func tinyModel(t testing.TB, name string, rows int) *infer.Model {
+	t.Helper()
+	return tinyModelOn(t, openDevice(t, true), name, rows)
+}
+
+func tinyModelOn(t testing.TB, be kernels.Backend, name string, rows int) *infer.Model {
 	t.Helper()
 	cp, err := checkpoint.Open("../infer/testdata/tiny/" + name)
 	if err != nil {
@@ -29,7 +36,7 @@ func tinyModel(t testing.TB, name string, rows int) *infer.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return load(t, openDevice(t, true), cp, basis, format())
+	return load(t, be, cp, basis, format())
 }
 
 func randomExamples(seed uint64, n, vocab int) []Example {
@@ -89,7 +96,7 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 				// loss runs an optimizer step's forward and backward by hand and leaves the gradient in the lane.
 				loss := func() float64 {
 					p := tr.compose()
-					for p.stage != stageUpdate {
+					for p.stage != stageNorm {
 						p.unit(tr)
 					}
 					nll := tr.downloadFloats(tr.nll)
@@ -142,30 +149,40 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 	}
 }
 
-// TestMemoryPlans: whatever a pass recomputes, everything of two lanes is the same after some steps, bit for bit; and the memory is what was
-// predicted, less with each plan.
+// TestMemoryPlans: whatever a pass recomputes, everything of two lanes and the samples of one is the same after some steps, bit for bit, and as it
+// is without samples; and the memory is what was predicted, less with each plan.
 func TestMemoryPlans(t *testing.T) {
 	for _, name := range []string{"llama-bias", "qwen3", "mistral-window"} {
-		m := tinyModel(t, name, 8)
+		be := kerneltest.NewLedger(openDevice(t, true))
+		m := tinyModelOn(t, be, name, 8)
 		var want [2][]byte
+		var texts [][][]int
 		var before int64
-		for i, plan := range infer.SavePlans {
+		for i, plan := range append([]string{"none"}, infer.SavePlans...) {
 			c := TrainerConfig{Lanes: 2, BatchTokens: 160, Seqs: 12, MemoryPlan: plan}
-			free := m.Backend.Info().MemoryFree
+			had := be.Bytes()
 			tr := newTrainer(t, m, c)
-			took := free - m.Backend.Info().MemoryFree
+			took := be.Bytes() - had
 			c.SetDefaults(m.Config.MaxPositions)
-			if predicted := c.Bytes(m, infer.SavePlan(i)); took != predicted {
+			if predicted := c.Bytes(m, tr.mem.Save.Plan); took != predicted {
 				t.Errorf("%s, plan %s takes %d bytes, %d were predicted", name, plan, took, predicted)
 			}
-			if i > 0 && took >= before {
+			if i > 1 && took >= before {
 				t.Errorf("%s, plan %s takes %d bytes, the one before it %d", name, plan, took, before)
 			}
 			before = took
 			if tr.MemoryPlan() != plan {
 				t.Errorf("%s: plan %s is in force, want %s", name, tr.MemoryPlan(), plan)
 			}
-			lanes := []*Lane{addLane(t, tr, laneOptions(m, 1, 4, 3)), addLane(t, tr, laneOptions(m, 2, 8, 3))}
+			first := laneOptions(m, 1, 4, 3)
+			var lanes []*Lane
+			var got [][][]int
+			if i > 0 {
+				first.Report = func(Report) {
+					tr.Sample(lanes[0], false, [][]int{{1, 2, 3}, {4, 5}}, 4, func(int) bool { return false }, func(out [][]int) { got = append(got, out) })
+				}
+			}
+			lanes = append(lanes, addLane(t, tr, first), addLane(t, tr, laneOptions(m, 2, 8, 3)))
 			runUnits(t, tr)
 			for j, l := range lanes {
 				if got := state(t, l); i == 0 {
@@ -173,6 +190,11 @@ func TestMemoryPlans(t *testing.T) {
 				} else if !bytes.Equal(got, want[j]) {
 					t.Errorf("%s, plan %s: lane %d ends otherwise", name, plan, j)
 				}
+			}
+			if i == 1 {
+				texts = got
+			} else if d := cmp.Diff(texts, got); i > 1 && (d != "" || len(got) < 3) {
+				t.Errorf("%s, plan %s: %d samples (-plan none +this):\n%s", name, plan, len(got), d)
 			}
 			tr.Close()
 		}

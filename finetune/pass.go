@@ -129,17 +129,14 @@ func (p *pass) drop(t *Trainer, l *Lane) {
 
 // unit enqueues the pass's next unit and reports whether it was the last.
 func (p *pass) unit(t *Trainer) bool {
-	be, sc := t.m.Backend, infer.StepContext{Step: t.train.step, Cache: t.cache, Table: t.table}
-	save, layers := t.save, len(t.m.Layers)
-	if p.eval {
-		save = nil
-	}
+	be, sc := t.m.Backend, infer.StepContext{Step: t.train.step, Cache: t.mem.Cache, Table: t.table}
+	st, save, layers := t.mem.State, t.mem.Save, len(t.m.Layers)
 	switch p.stage {
 	case stageForward:
 		if p.layer == 0 && p.part == 0 {
-			t.m.EmbedTokens(t.stream, t.st, sc, save)
+			t.m.EmbedTokens(t.stream, st, sc, save)
 		}
-		t.m.ForwardPart(t.stream, t.st, sc, p.layer, p.part, save)
+		t.m.ForwardPart(t.stream, st, sc, p.layer, p.part, save)
 		if p.part++; p.part == infer.Parts {
 			p.layer, p.part = p.layer+1, 0
 		}
@@ -148,21 +145,21 @@ func (p *pass) unit(t *Trainer) bool {
 		}
 	case stageHead:
 		to := min(p.at+t.headTokens, t.c.BatchTokens) // whatever the pass holds, products have few shapes
-		t.back.head(t.stream, t.nll, t.st.Normed, p.at, to, t.train.step, !p.eval)
+		t.back.head(t.stream, t.nll, p.at, to, t.train.step, !p.eval)
 		if p.at = to; to < p.tokens {
 			break
 		}
 		be.Download(t.stream, floatBytes(t.losses), t.nll)
 		if p.stage = stageFinish; !p.eval {
-			t.back.start(t.stream, t.save, t.train.step)
+			t.back.start(t.stream, t.train.step)
 			p.enter(t, layers-1)
 		}
 	case stageAgain:
-		t.m.Recompute(t.stream, t.st, sc, p.layer, p.part, t.save)
+		t.m.Recompute(t.stream, st, sc, p.layer, p.part, save)
 		p.part++
 		p.again(t)
 	case stageBackward:
-		t.back.layer(t.stream, sc, p.layer, p.part, t.save)
+		t.back.layer(t.stream, sc, p.layer, p.part)
 		switch {
 		case p.part > 0:
 			p.part--
@@ -206,7 +203,7 @@ func (p *pass) enter(t *Trainer, layer int) {
 // again goes on to the next part that is computed again, or to the backward.
 func (p *pass) again(t *Trainer) {
 	for ; p.part < infer.Parts; p.part++ {
-		if t.save.Plan.Recomputes(p.part) {
+		if t.mem.Save.Plan.Recomputes(p.part) {
 			return
 		}
 	}

@@ -8,7 +8,7 @@ import (
 // maxSampleTokens bounds a sample's prompt and its continuation, each.
 const maxSampleTokens = 512
 
-// sampling continues prompts greedily between micro-batches, with the trainer's own buffers: nothing of it touches serving or training.
+// sampling continues prompts greedily between micro-batches, in the memory of passes: none may be under way until it is complete.
 type sampling struct {
 	lane    *Lane
 	seqs    []*sampleSeq
@@ -57,19 +57,20 @@ func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop f
 
 // unit runs a unit of the step for the sequences in flight, and reports whether the sample is complete.
 func (s *sampling) unit(t *Trainer) bool {
-	sc := infer.StepContext{Step: t.serve.step, Cache: t.cache, Table: t.table}
+	sc := infer.StepContext{Step: t.serve.step, Cache: t.mem.SampleCache, Table: t.table}
 	switch {
 	case !s.inStep:
 		return s.begin(t, sc)
 	case s.layer < s.layers:
-		t.m.ForwardPart(t.stream, t.st, sc, s.layer, s.part, nil)
+		t.m.ForwardPart(t.stream, t.mem.Sample, sc, s.layer, s.part, nil)
 		if s.part++; s.part == infer.Parts {
 			s.layer, s.part = s.layer+1, 0
 		}
 	default:
-		t.m.Logits(t.stream, t.st, sc)
-		t.m.Backend.Sample(t.stream, t.st.Sampled[0], t.st.Logits, kernels.SamplerState{}, sc.Step)
-		t.m.Backend.Download(t.stream, int32Bytes(t.drawn), t.st.Sampled[0].Token)
+		st := t.mem.Sample
+		t.m.Logits(t.stream, st, sc)
+		t.m.Backend.Sample(t.stream, st.Sampled[0], st.Logits, kernels.SamplerState{}, sc.Step)
+		t.m.Backend.Download(t.stream, int32Bytes(t.drawn), st.Sampled[0].Token)
 		s.inStep = false
 	}
 	return false
@@ -107,7 +108,7 @@ func (s *sampling) begin(t *Trainer, sc infer.StepContext) bool {
 	}
 	s.prefill, s.inStep, s.layer, s.part = false, true, 0, 0
 	t.upload(t.serve, seqs)
-	t.m.EmbedTokens(t.stream, t.st, sc, nil)
+	t.m.EmbedTokens(t.stream, t.mem.Sample, sc, nil)
 	return false
 }
 
@@ -135,7 +136,7 @@ func (s *sampling) regroup(t *Trainer) bool {
 			continue
 		}
 		total := len(q.ids) + s.tokens
-		if len(s.group) == min(t.c.Seqs, t.st.Rows) || tokens+total > t.c.BatchTokens {
+		if b := t.serve.step.Bucket; len(s.group) == b.Seqs || tokens+total > b.Tokens {
 			break
 		}
 		tokens += total

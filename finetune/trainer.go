@@ -16,7 +16,7 @@ type TrainerConfig struct {
 	Lanes       int // tenants at once; default: 4
 	BatchTokens int // T of a micro-batch, and the longest example; default: 1024, or the model's context where less
 	Seqs        int // sequences of a micro-batch; default: 64
-	BlockTokens int // P; default: 16
+	BlockTokens int // P; default: 4, so that the last blocks of many sequences waste little
 	// MemoryPlan is what a pass recomputes in its backward to need less memory: none, mlp or layer; default: auto, the first of these
 	// that fits what is free when the trainer is made.
 	MemoryPlan string
@@ -27,7 +27,7 @@ func (c *TrainerConfig) SetDefaults(context int) {
 	setDefault(&c.Lanes, 4)
 	setDefault(&c.BatchTokens, min(1024, context))
 	setDefault(&c.Seqs, 64)
-	setDefault(&c.BlockTokens, 16)
+	setDefault(&c.BlockTokens, 4)
 	setDefault(&c.MemoryPlan, planAuto)
 }
 
@@ -52,10 +52,8 @@ type Trainer struct {
 	enqueued []infer.StepSeq // of the record being filled
 
 	stream kernels.Stream
-	st     *infer.State
-	save   *infer.Save
-	back   *backward
-	cache  kernels.KVCache
+	mem    *infer.Training
+	back   backward
 	table  kernels.AdapterTable // slot l is lane l's working B
 	lanes  kernels.LaneTable
 	norms  kernels.Tensor // F32 [1, lanes]
@@ -98,7 +96,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 		return nil, fmt.Errorf("%w (%s)", ErrDevice, info.Device)
 	}
 	plan := c.plan(m, be.Info().MemoryFree)
-	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes), headTokens: headTokens(be.Info())}
+	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes), headTokens: be.LossTokens(c.BatchTokens, m.Head)}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -110,18 +108,10 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	if t.table, err = be.NewAdapterTable(c.Lanes); err != nil {
 		return nil, fmt.Errorf("allocating an adapter table: %w", err)
 	}
-	if t.st, err = infer.NewState(m, c.BatchTokens, stateRows); err != nil {
+	if t.mem, err = infer.NewTraining(m, c.memory(plan)); err != nil {
 		return nil, err
 	}
-	if t.save, err = infer.NewSave(m, c.BatchTokens, plan); err != nil {
-		return nil, err
-	}
-	if t.back, err = newBackward(m, t.lanes, t.st); err != nil {
-		return nil, err
-	}
-	if t.cache, err = be.NewKVCache(m.KVSpec(c.blocks()+c.Seqs, c.BlockTokens)); err != nil {
-		return nil, fmt.Errorf("allocating the training KV cache: %w", err)
-	}
+	t.back = backward{m, t.lanes, t.mem}
 	if t.norms, err = be.Alloc(kernels.F32, 1, c.Lanes); err != nil {
 		return nil, err
 	}
@@ -143,7 +133,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 			return nil, err
 		}
 	}
-	if t.drawn, err = hostWords[int32](t, t.st.Rows); err != nil {
+	if t.drawn, err = hostWords[int32](t, t.mem.Sample.Rows); err != nil {
 		return nil, err
 	}
 	for range m.Layers {
@@ -180,14 +170,6 @@ func hostWords[E int32 | float32](t *Trainer, n int) ([]E, error) {
 	return unsafe.Slice((*E)(unsafe.Pointer(unsafe.SliceData(p))), n), nil
 }
 
-// headTokens is how many tokens' losses are one unit: on a GPU as many as a product with the head needs to be efficient, on a CPU a few.
-func headTokens(info kernels.Info) int {
-	if info.CopyInPlace {
-		return 32
-	}
-	return 512
-}
-
 // Close frees everything. It may be called twice.
 func (t *Trainer) Close() {
 	be := t.m.Backend
@@ -200,18 +182,8 @@ func (t *Trainer) Close() {
 			t.active[i] = nil
 		}
 	}
-	if t.st != nil {
-		t.st.Close()
-	}
-	if t.save != nil {
-		t.save.Close()
-	}
-	if t.back != nil {
-		t.back.close()
-	}
-	if t.cache != nil {
-		be.FreeKVCache(t.cache)
-		t.cache = nil
+	if t.mem != nil {
+		t.mem.Close()
 	}
 	for _, x := range []*kernels.Tensor{&t.norms, &t.nll, &t.train.step.Words, &t.serve.step.Words} {
 		if x.Present() {
@@ -301,7 +273,7 @@ func (t *Trainer) Unit() (bool, error) {
 	if _, ok := t.Next(); !ok {
 		return false, t.err
 	}
-	t.Run(nil)
+	t.Enqueue(nil)
 	if len(t.ends) > unitsAhead {
 		t.wait(t.ends[0])
 		t.ends = t.ends[:copy(t.ends, t.ends[1:])]

@@ -19,7 +19,7 @@ var (
 	sampleKinds   = [infer.Parts]string{"sample attend", "sample gate and up", "sample down"}
 )
 
-// Next describes the unit that Run runs next; false where there is nothing to do.
+// Next describes the unit that Enqueue runs next; false where there is nothing to do.
 func (t *Trainer) Next() (infer.Unit, bool) {
 	switch {
 	case t.err != nil:
@@ -75,8 +75,8 @@ func (s *sampling) next() infer.Unit {
 	return infer.Unit{Kind: "sample draw"}
 }
 
-// Run enqueues the unit that Next describes, behind after where that is not nil, and returns its end. A settled unit first waits for those before it.
-func (t *Trainer) Run(after kernels.Event) kernels.Event {
+// Enqueue enqueues the unit that Next describes, behind after where that is not nil, and returns its end. A settled unit first waits for those before it.
+func (t *Trainer) Enqueue(after kernels.Event) kernels.Event {
 	if after != nil {
 		t.stream.WaitFor(after)
 	}
@@ -103,6 +103,6 @@ func (t *Trainer) Run(after kernels.Event) kernels.Event {
 // settle brings lanes whose update is under way to its end.
 func (t *Trainer) settle() {
 	for t.pass != nil && t.pass.updating() && t.err == nil {
-		t.Run(nil)
+		t.Enqueue(nil)
 	}
 }

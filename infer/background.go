@@ -11,11 +11,11 @@ import (
 type Background interface {
 	// Ready reports whether there may be a unit to run. It is asked before every step and must be quick.
 	Ready() bool
-	// Next describes the unit that Run runs next; false where there is none now.
+	// Next describes the unit that Enqueue runs next; false where there is none now.
 	Next() (Unit, bool)
-	// Run enqueues that unit on a stream of the background's own, behind after where that is not nil, and returns its end: nil where it
+	// Enqueue enqueues that unit on a stream of the background's own, behind after where that is not nil, and returns its end: nil where it
 	// leaves nothing on the device.
-	Run(after kernels.Event) kernels.Event
+	Enqueue(after kernels.Event) kernels.Event
 }
 
 // Unit is a piece of background work that is not cut further.
@@ -100,8 +100,9 @@ func (e *Engine) share() turn {
 		s.slice++
 	}
 	r := sent{Unit: u, at: e.now(), predicted: predicted, known: known, slice: s.slice}
-	r.end = b.Run(s.after)
-	s.after = nil
+	if r.end = b.Enqueue(s.after); r.end != nil {
+		s.after = nil
+	}
 	s.running = append(s.running, r)
 	e.reap()
 	return turnTaken
