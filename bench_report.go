@@ -35,6 +35,7 @@ const (
 	rowFirstToken = "first_token"
 	rowHTTP       = "http"
 	rowSLoRA      = "slora"
+	rowCoserve    = "coserve"
 )
 
 // benchRow is one measurement. What a row has not is absent.

@@ -37,13 +37,15 @@ const (
 	// idleRatio is the time from token to token that training may stretch a step to.
 	idleRatio = 1.25
 
-	leastMargin, mostMargin = 0.05, 0.75
-	lateMargin              = 0.02 // a late token adds so much to the margin
-	lateShare               = 0.01 // of tokens that may be late
+	firstMargin = 0.05
+	leastMargin = -0.25 // units seldom fill what is earned to the brim
+	mostMargin  = 0.75
+	lateMargin  = 0.02 // a late token adds so much to the margin
+	lateShare   = 0.01 // of tokens that may be late
 )
 
 func newSharing(target, bound time.Duration) sharing {
-	return sharing{target: target, bound: bound, units: map[unitKind]time.Duration{}, margin: leastMargin}
+	return sharing{target: target, bound: bound, units: map[unitKind]time.Duration{}, margin: firstMargin}
 }
 
 // classOf is the class of a batch: the graph that it runs.
@@ -110,9 +112,9 @@ func (s *sharing) ended(units []sent, took time.Duration) {
 		case !r.known:
 			s.units[k] = max(took-predicted, 0) / time.Duration(unknown)
 		case unknown == 0 && predicted > 0:
-			ratio, pace := min(float64(took)/float64(predicted), 4), 0.5
-			if ratio < 1 { // it is believed slowly that units are shorter
-				pace = 0.125
+			ratio, pace := min(float64(took)/float64(predicted), 4), 0.25
+			if ratio > 1.5 { // something has changed
+				pace = 1
 			}
 			s.units[k] = max(time.Duration(float64(s.units[k])*(1+pace*(ratio-1))), 1)
 		}
