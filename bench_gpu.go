@@ -60,6 +60,7 @@ type benchSizes struct {
 	pairs             int // first tokens
 	rounds            int // HTTP
 	shortest, longish int // S-LoRA
+	versions          int // published
 	clients           int // beside training
 	examples, length  int // of it
 }
@@ -83,10 +84,10 @@ func (c *benchGPUCmd) add(r benchRow) {
 // Run measures and prints as it goes. What was measured is written also where a later part fails.
 func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	c.sizes = benchSizes{prompts: 16, longest: 2048, context: 512, steps: 128, streams: 64, prompt: 128, tokens: 400, swapHost: 32, perSecond: 100, pairs: 200,
-		rounds: 3, shortest: 8, longish: 512, clients: 32, examples: 4, length: 1024}
+		rounds: 3, shortest: 8, longish: 512, versions: 7, clients: 32, examples: 4, length: 1024}
 	if c.Quick {
 		c.sizes = benchSizes{prompts: 4, longest: 64, context: 32, steps: 8, streams: 4, prompt: 16, tokens: 40, swapHost: 8, perSecond: 100, pairs: 10,
-			rounds: 1, shortest: 4, longish: 24, clients: 4, examples: 2, length: 16}
+			rounds: 1, shortest: 4, longish: 24, versions: 3, clients: 4, examples: 2, length: 16}
 		c.Batches, c.Counts, c.Seconds, c.SLoRASeqs, c.Budget = []int{1, 4}, []int{1, 10, 50}, min(c.Seconds, 1), 8, min(c.Budget, 256)
 		c.AdapterGiB, c.HostGiB = min(c.AdapterGiB, 0.25), min(c.HostGiB, 0.25)
 	}
@@ -113,6 +114,11 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		if c.wants("training") && l.model.R() > 0 {
 			if err := c.training(l.model, c.report.Ceilings.Product, c.weights); err != nil {
 				return err
+			}
+		}
+		if c.wants("publish") && l.model.R() > 0 {
+			if err := c.publishRows(ctx, l); err != nil {
+				return fmt.Errorf("publishing: %w", err)
 			}
 		}
 		if c.wants("coserve") && l.model.R() > 0 {

@@ -36,6 +36,7 @@ const (
 	rowHTTP       = "http"
 	rowSLoRA      = "slora"
 	rowCoserve    = "coserve"
+	rowPublish    = "publish"
 )
 
 // benchRow is one measurement. What a row has not is absent.

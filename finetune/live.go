@@ -170,7 +170,9 @@ func (m *Manager) abandon(j *job) {
 func (m *Manager) append(j *job, events ...Event) {
 	now := time.Now().UTC()
 	for _, e := range events {
-		e.Time = now
+		if e.Time.IsZero() {
+			e.Time = now
+		}
 		j.pending = append(j.pending, j.event(e))
 	}
 }

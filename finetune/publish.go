@@ -51,7 +51,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 		m.append(j, Event{Type: EventValidation, Progress: &p, Message: fmt.Sprintf("step %d: validation loss %.4f", r.Step, r.Loss)})
 	case now.Sub(j.reported) >= m.c.ProgressEvery || r.Step == p.Steps:
 		j.reported = now
-		m.append(j, Event{Type: EventProgress, Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
+		m.append(j, Event{Type: EventProgress, Time: now.UTC(), Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
 	}
 }
 

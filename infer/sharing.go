@@ -83,6 +83,9 @@ func (s *sharing) admit(u Unit, serving bool, running []sent) turn {
 	predicted, known := s.predict(u)
 	if serving && !u.Due && (s.credit <= 0 || predicted > s.credit) {
 		s.need = predicted
+		if known && predicted > s.earned { // it is saved up for; if it looked long by accident, not for ever
+			s.units[unitKind{u.Kind, u.Size}] -= predicted / 128
+		}
 		return turnServing
 	}
 	if n := len(running); n > 0 && (u.Settled || !known || !running[n-1].known || sum(running)+predicted > s.bound) {
@@ -112,11 +115,8 @@ func (s *sharing) ended(units []sent, took time.Duration) {
 		case !r.known:
 			s.units[k] = max(took-predicted, 0) / time.Duration(unknown)
 		case unknown == 0 && predicted > 0:
-			ratio, pace := min(float64(took)/float64(predicted), 4), 0.25
-			if ratio > 1.5 { // something has changed
-				pace = 1
-			}
-			s.units[k] = max(time.Duration(float64(s.units[k])*(1+pace*(ratio-1))), 1)
+			ratio := min(float64(took)/float64(predicted), 4) // more is somebody else's doing
+			s.units[k] = max(time.Duration(float64(s.units[k])*(1+(ratio-1)/4)), 1)
 		}
 	}
 }
