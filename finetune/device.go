@@ -286,7 +286,6 @@ func (r *runner) complete() {
 			}
 			result.loss = &loss
 		}
-		result.checkpoint = r.lane.Checkpoint()
 		r.m.device.remove(r.lane)
 		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
 	})
@@ -297,5 +296,4 @@ type completion struct {
 	weights    *adapters.Weights
 	step       int
 	loss       *float64 // of the validation
-	checkpoint *Checkpoint
 }

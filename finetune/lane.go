@@ -316,7 +316,8 @@ func (l *Lane) Weights(best bool) *adapters.Weights {
 	if best && l.best != nil {
 		copy(w.Data, l.best)
 	} else {
-		copy(w.Data, l.t.downloadFloats(l.master))
+		l.t.m.Backend.Download(l.t.stream, floatBytes(w.Data), l.master)
+		l.t.sync()
 	}
 	return w
 }

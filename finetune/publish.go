@@ -39,6 +39,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 		p.SecondsLeft = float64(p.Steps-p.Step) * float64(p.Tokens) / float64(max(1, p.Step)) / p.TokensPerSec
 		j.stepped = now
 	})
+	j.ending = r.Completed && len(j.spec.SamplePrompts) == 0
 	p := j.public.Progress
 	switch {
 	case r.Err != nil:
