@@ -293,7 +293,7 @@ func (r *runner) complete() {
 
 // completion is what a job ends with.
 type completion struct {
-	weights    *adapters.Weights
-	step       int
-	loss       *float64 // of the validation
+	weights *adapters.Weights
+	step    int
+	loss    *float64 // of the validation
 }

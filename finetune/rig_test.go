@@ -108,24 +108,31 @@ func geometry(c checkpoint.Config) adapters.Geometry {
 	return adapters.Geometry{Layers: c.Layers, Hidden: c.Hidden, QDim: c.Heads * c.HeadDim, KVDim: c.KVHeads * c.HeadDim, FeedForward: c.FeedForward}
 }
 
+func demoFile(t testing.TB, name string) []byte {
+	t.Helper()
+	data, err := fs.ReadFile(demo.FS(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func demoTokenizer(t testing.TB) *tokenizer.Tokenizer {
+	t.Helper()
+	tok, err := tokenizer.Parse(demoFile(t, "tokenizer.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tok
+}
+
 func demoEncoder(t testing.TB) Encoder {
 	t.Helper()
-	read := func(name string) []byte {
-		data, err := fs.ReadFile(demo.FS(), name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return data
-	}
-	tok, err := tokenizer.Parse(read("tokenizer.json"))
+	tmpl, err := chat.FromHF(demoFile(t, "tokenizer_config.json"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	tmpl, err := chat.FromHF(read("tokenizer_config.json"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return NewEncoder(tok, tmpl, openDemo(t).Config().EOS)
+	return NewEncoder(demoTokenizer(t), tmpl, openDemo(t).Config().EOS)
 }
 
 // goldenRun is one run of train.json.
