@@ -43,6 +43,9 @@ func (c *benchGPUCmd) coserveRows(ctx context.Context, l *loaded) (err error) {
 	phase := func(s infer.StreamsResult) benchRow {
 		p := row
 		p.Milliseconds, p.TokensPerSecond = ms(s.TokenP50), s.Generated
+		if s.TokenP50 == 0 { // no text was long enough for a mean
+			p.Milliseconds = ms(s.GapP50)
+		}
 		p.More = map[string]float64{"tpot_p50_ms": ms(s.TokenP50), "tpot_p99_ms": ms(s.TokenP99), "gap_p50_ms": ms(s.GapP50), "gap_p99_ms": ms(s.GapP99),
 			"ttft_p50_ms": ms(s.FirstP50), "ttft_p99_ms": ms(s.FirstP99), "requests": float64(s.Requests), "busy": s.Busy, "period_s": r.Period.Seconds()}
 		p.Note = fmt.Sprintf("TPOT p99 %.2f ms; token to token p50 %.2f, p99 %.2f ms; TTFT p50 %.1f, p99 %.1f ms; steps %.0f %% of the time", ms(s.TokenP99), ms(s.GapP50), ms(s.GapP99),
@@ -59,7 +62,7 @@ func (c *benchGPUCmd) coserveRows(ctx context.Context, l *loaded) (err error) {
 			target = t.String()
 		}
 		with.Name = fmt.Sprintf("the same beside training, target %s: a token (p50)", target)
-		with.AgainstBase = s.TokenP50.Seconds() / r.Without.TokenP50.Seconds()
+		with.AgainstBase = with.Milliseconds / without.Milliseconds
 		kept := 0.0
 		if r.Alone > 0 {
 			kept = s.Rate / r.Alone

@@ -159,7 +159,7 @@ var (
 	descPreemptions = desc("bhive_preemptions_total", "Sequences set back because KV blocks ran out.")
 	descFinished    = desc("bhive_requests_finished_total", "Choices that ended, by reason.", "reason")
 	descSteps       = desc("bhive_steps_total", "Engine steps.")
-	descTime        = desc("bhive_device_seconds_total", "Time of the device's goroutine by kind of work.", "work")
+	descTime        = desc("bhive_device_seconds_total", "Time in which the device ran steps (serving) and training, as the host sees it.", "work")
 	descIdle        = desc("bhive_training_idle_seconds_total", "Time in which there was training to do and no step ran; bhive_device_seconds_total{work=\"training\"} is what training got of it.")
 	descTarget      = desc("bhive_tpot_target_seconds", "Time from token to token under which training keeps 99 of 100 tokens; 0: not known yet.")
 	descKVBlocks    = desc("bhive_kv_blocks", "KV blocks: total, used by sequences, cached prefixes.", "state")
