@@ -83,7 +83,13 @@ func TestBesideRequests(t *testing.T) {
 	for i := range texts {
 		texts[i] = ask(i)
 	}
-	tr, ls := lanes()
+	var tr *Trainer
+	if err := e.Do(t.Context(), func() error { // the device belongs to the engine's goroutine
+		tr, ls = lanes()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	b := &background{Trainer: tr, done: make(chan struct{})}
 	var all sync.WaitGroup
 	e.SetBackground(b)
