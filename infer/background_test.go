@@ -112,3 +112,87 @@ func TestRequestsWaitForOneUnit(t *testing.T) {
 		}
 	}
 }
+
+// slow is background work on a device of its own clock, which passes while somebody looks whether a unit has ended.
+type slow struct {
+	counted
+	ends []time.Time // of units
+	most int         // that were under way at once
+}
+
+// end is a unit's.
+type end struct {
+	q  *slow
+	at time.Time
+}
+
+func (e end) Done() bool {
+	e.q.mu.Lock()
+	defer e.q.mu.Unlock()
+	e.q.now = e.q.now.Add(50 * time.Microsecond)
+	return !e.q.now.Before(e.at)
+}
+
+func (e end) Wait() error { return nil }
+
+func (q *slow) Enqueue(kernels.Event) kernels.Event {
+	if q.run != nil {
+		q.run(q.units)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at, under := q.now, 1
+	for _, e := range q.ends {
+		if e.After(q.now) {
+			at, under = e, under+1
+		}
+	}
+	q.ends, q.most, q.units = append(q.ends, at.Add(q.took)), max(q.most, under), q.units+1
+	if q.left--; q.left == 0 {
+		close(q.done)
+	}
+	return end{q, at.Add(q.took)}
+}
+
+// TestBound: of units of 2 ms no more than two are under way at once where a request may wait 5 ms, alone and beside a request; and two often are.
+func TestBound(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	q := &slow{counted: counted{now: time.Unix(1, 0), took: 2 * time.Millisecond, left: 1 << 30, done: make(chan struct{})}}
+	e, err := New(Config{MaxSeqs: 4, KVBlocks: 128, TPOTTarget: 9 * time.Millisecond, TrainSlice: 5 * time.Millisecond, Overlap: true}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.now = q.clock
+	p := greedily(0)
+	p.IgnoreEOS = true
+	var g *Generation
+	beside := 0
+	q.run = func(unit int) {
+		if unit == 20 {
+			if q.most != 2 {
+				t.Errorf("alone, %d units were under way at once", q.most)
+			}
+			q.most = 0
+			if g, err = e.Submit(t.Context(), Request{Prompt: []int{5, 6, 7}, Params: p}); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(e.sched.run) > 0 {
+			if beside++; beside == 40 {
+				q.mu.Lock()
+				q.left = 1
+				q.mu.Unlock()
+			}
+		}
+	}
+	e.SetBackground(q)
+	b.runs(t, e, func() {})
+	<-q.done
+	g.Close()
+	if err := e.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if q.most != 2 {
+		t.Errorf("beside a request, %d units were under way at once", q.most)
+	}
+}
