@@ -96,7 +96,7 @@ func (e *Engine) share() turn {
 	case turnServing:
 		return turnServing
 	}
-	if !serving && s.enqueued(s.slice)+predicted > s.bound {
+	if !serving && (len(s.running) == 0 || s.enqueued(s.slice)+predicted > s.bound) {
 		s.slice++
 	}
 	r := sent{Unit: u, at: e.now(), predicted: predicted, known: known, slice: s.slice}
