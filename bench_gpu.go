@@ -25,7 +25,7 @@ type benchGPUCmd struct {
 	Rows      int      `help:"Rows of each A." default:"64"`
 	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
 	Budget    int      `help:"Tokens of a prefill step." default:"8192"`
-	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,training,plain,invariant,swaps,first-token,http,slora" placeholder:"PART"`
+	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,training,publish,coserve,plain,invariant,swaps,first-token,http,slora" placeholder:"PART"`
 	JSON      string   `name:"json" help:"Write the table as JSON; - is the standard output, which then has nothing else." placeholder:"FILE"`
 	Quick     bool     `help:"Small sizes: to see that it runs, not how fast."`
 	NoLt      bool     `help:"Without cuBLASLt."`
@@ -39,8 +39,10 @@ type benchGPUCmd struct {
 	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1"`
 	Popularity infer.Popularity `help:"Zipf, or power, which is S-LoRA's own generator (uniform at alpha 1): ${enum}." enum:"zipf,power" default:"zipf"`
 	CV         float64          `name:"cv" help:"Coefficient of variation of the times between arrivals." default:"1"`
-	Seconds    float64          `help:"Length of each phase of an S-LoRA row." default:"12"`
+	Seconds    float64          `help:"Length of each phase of an S-LoRA or co-serving row." default:"12"`
 	SLoRASeqs  int              `name:"slora-seqs" help:"Sequences that run at once in the S-LoRA rows." default:"128"`
+
+	TPOTTarget []time.Duration `name:"tpot-target" help:"Targets of the co-serving rows, as serve takes them." default:"0s,50ms"`
 
 	sizes   benchSizes
 	weights float64 // of the model that a step reads
@@ -59,6 +61,9 @@ type benchSizes struct {
 	pairs             int // first tokens
 	rounds            int // HTTP
 	shortest, longish int // S-LoRA
+	versions          int // published
+	clients           int // beside training
+	examples, length  int // of it
 }
 
 func (c *benchGPUCmd) wants(part string) bool {
@@ -82,10 +87,10 @@ func (c *benchGPUCmd) add(r benchRow) {
 // Run measures and prints as it goes. What was measured is written also where a later part fails.
 func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	c.sizes = benchSizes{prompts: 16, longest: 2048, context: 512, steps: 128, streams: 64, prompt: 128, tokens: 400, swapHost: 32, perSecond: 100, pairs: 200,
-		rounds: 3, shortest: 8, longish: 512}
+		rounds: 3, shortest: 8, longish: 512, versions: 7, clients: 32, examples: 4, length: 1024}
 	if c.Quick {
 		c.sizes = benchSizes{prompts: 4, longest: 64, context: 32, steps: 8, streams: 4, prompt: 16, tokens: 40, swapHost: 8, perSecond: 100, pairs: 10,
-			rounds: 1, shortest: 4, longish: 24}
+			rounds: 1, shortest: 4, longish: 24, versions: 3, clients: 4, examples: 2, length: 16}
 		c.Batches, c.Counts, c.Seconds, c.SLoRASeqs, c.Budget = []int{1, 4}, []int{1, 10, 50}, min(c.Seconds, 1), 8, min(c.Budget, 256)
 		c.AdapterGiB, c.HostGiB = min(c.AdapterGiB, 0.25), 0.25
 	}
@@ -113,6 +118,16 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		if c.wants("training") && l.model.R() > 0 {
 			if err := c.training(l.model, c.report.Ceilings.Product, c.weights); err != nil {
 				return err
+			}
+		}
+		if c.wants("publish") && l.model.R() > 0 {
+			if err := c.publishRows(ctx, l); err != nil {
+				return fmt.Errorf("publishing: %w", err)
+			}
+		}
+		if c.wants("coserve") && l.model.R() > 0 {
+			if err := c.coserveRows(ctx, l); err != nil {
+				return fmt.Errorf("co-serving: %w", err)
 			}
 		}
 		return c.engineRows(ctx, l)

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"bhive/infer"
 )
@@ -12,7 +13,7 @@ import (
 func TestBenchGPU(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "bench.json")
 	c := benchGPUCmd{Model: "tiny", Device: "cpu", Rank: 8, Rows: 16, Budget: 256, Quick: true, AdapterGiB: 1, HostGiB: 1, StoreGBs: 1, Alpha: 1, CV: 1, Popularity: infer.Zipf,
-		Seconds: 0.3, JSON: file}
+		Seconds: 0.3, TPOTTarget: []time.Duration{0, 2 * time.Millisecond}, JSON: file}
 	if err := c.Run(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +34,7 @@ func TestBenchGPU(t *testing.T) {
 			t.Errorf("%+v", row)
 		}
 	}
-	for kind, least := range map[string]int{rowDecode: 6, rowPrefill: 3, rowSwaps: 2, rowFirstToken: 2, rowHTTP: 2, rowSLoRA: 3, "invariant": 3} {
+	for kind, least := range map[string]int{rowDecode: 6, rowPrefill: 3, rowSwaps: 2, rowFirstToken: 2, rowHTTP: 2, rowSLoRA: 3, rowCoserve: 4, rowPublish: 1, "invariant": 3} {
 		if kinds[kind] < least {
 			t.Errorf("%d rows of %s, want %d at least", kinds[kind], kind, least)
 		}

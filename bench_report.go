@@ -36,6 +36,8 @@ const (
 	rowFirstToken = "first_token"
 	rowHTTP       = "http"
 	rowSLoRA      = "slora"
+	rowCoserve    = "coserve"
+	rowPublish    = "publish"
 )
 
 // benchRow is one measurement. What a row has not is absent.

@@ -47,8 +47,8 @@ type serveCmd struct {
 	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9"`
 	QueueLimit   int           `help:"Requests that may wait." default:"1024"`
 	PrefixCache  bool          `help:"Reuse the K and V of common prefixes." default:"true" negatable:""`
-	TrainShare   float64       `help:"Share of the time that training may take while requests run." default:"0.2"`
-	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"20ms"`
+	TPOTTarget   time.Duration `name:"tpot-target" help:"Time from token to token under which training keeps 99 of 100 tokens of running requests; it takes the rest. 0: 1.25 times a step without training." default:"0s"`
+	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"5ms"`
 	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
 	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
 	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
@@ -176,7 +176,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	})
 	metrics := server.NewMetrics()
 	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: memory.kv, MemoryUtilization: memory.utilization, Reserve: memory.later,
-		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TrainShare: c.TrainShare, TrainSlice: c.TrainSlice, Observer: metrics,
+		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TPOTTarget: c.TPOTTarget, TrainSlice: c.TrainSlice, Observer: metrics,
 		Graphs: !l.backend.Info().CopyInPlace, Overlap: !l.backend.Info().CopyInPlace}, l.model, pool, device, l.tokenizer)
 	if err != nil {
 		return err

@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
 	"strconv"
 	"strings"
 
 	"bhive/adapters/safetensors"
+
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -41,24 +44,30 @@ func EncodeBlob(w io.Writer, b *Weights, basisDigest, baseHash string) error {
 	meta := map[string]string{"format": blobFormat, "rank": strconv.Itoa(b.Rank), "alpha": float(b.Alpha),
 		"scaling": float(b.Scaling), "basis": basisDigest, "base": baseHash}
 	b.Geometry.describe(meta)
-	var filled, all []safetensors.Tensor
-	for layer := range b.Geometry.Layers {
-		for p := Q; p < NumProjs; p++ {
-			m := b.Module(layer, p)
-			data, zero := make([]byte, 2*len(m)), true
-			for i, v := range m {
-				h := toBF16(v)
-				if !finite(fromBF16(h)) {
-					return fmt.Errorf("encoding an adapter: %w: %s: element [%d, %d] is %v", ErrCorrupt, blobTensor(layer, p), i/b.Rank, i%b.Rank, v)
-				}
-				zero = zero && v == 0
-				binary.LittleEndian.PutUint16(data[2*i:], h)
+	all := make([]safetensors.Tensor, b.Geometry.Layers*int(NumProjs))
+	zeros := make([]bool, len(all))
+	if err := together(len(all), func(n int) error {
+		layer, p := n/int(NumProjs), Proj(n%int(NumProjs))
+		m := b.Module(layer, p)
+		data, zero := make([]byte, 2*len(m)), true
+		for i, v := range m {
+			h := toBF16(v)
+			if !finite(fromBF16(h)) {
+				return fmt.Errorf("encoding an adapter: %w: %s: element [%d, %d] is %v", ErrCorrupt, blobTensor(layer, p), i/b.Rank, i%b.Rank, v)
 			}
-			t := safetensors.Tensor{Name: blobTensor(layer, p), DType: safetensors.BF16, Shape: []int{b.Geometry.Out(p), b.Rank}, Data: data}
-			all = append(all, t)
-			if !zero {
-				filled = append(filled, t)
-			}
+			zero = zero && v == 0
+			binary.LittleEndian.PutUint16(data[2*i:], h)
+		}
+		zeros[n] = zero
+		all[n] = safetensors.Tensor{Name: blobTensor(layer, p), DType: safetensors.BF16, Shape: []int{b.Geometry.Out(p), b.Rank}, Data: data}
+		return nil
+	}); err != nil {
+		return err
+	}
+	var filled []safetensors.Tensor
+	for i, t := range all {
+		if !zeros[i] {
+			filled = append(filled, t)
 		}
 	}
 	if len(filled) == 0 {
@@ -120,15 +129,39 @@ func DecodeBlob(r io.ReaderAt, size int64, g Geometry) (*Weights, Meta, error) {
 	}
 	w := NewWeights(g, meta.Rank, meta.Alpha)
 	w.Scaling = meta.Scaling
-	for _, name := range f.Names() {
-		layer, p, _ := parseBlobTensor(name, g)
-		t, err := readTensor(f, name, g.Out(p), meta.Rank, safetensors.BF16, safetensors.F32)
+	names := f.Names()
+	if err := together(len(names), func(i int) error {
+		layer, p, _ := parseBlobTensor(names[i], g)
+		t, err := readTensor(f, names[i], g.Out(p), meta.Rank, safetensors.BF16, safetensors.F32)
 		if err != nil {
-			return fail(ErrCorrupt, "%w", err)
+			return err
 		}
 		copy(w.Module(layer, p), t.values)
+		return nil
+	}); err != nil {
+		return fail(ErrCorrupt, "%w", err)
 	}
 	return w, meta, nil
+}
+
+// together runs f(0) … f(n−1) on half of the processors, since requests are served on them too, and returns the first error by number.
+func together(n int, f func(i int) error) error {
+	errs := make([]error, n)
+	var group errgroup.Group
+	group.SetLimit(max(1, runtime.GOMAXPROCS(0)/2))
+	for i := range n {
+		group.Go(func() error {
+			errs[i] = f(i)
+			return nil
+		})
+	}
+	_ = group.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func parseBlobTensor(name string, g Geometry) (int, Proj, bool) {

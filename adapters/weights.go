@@ -63,14 +63,18 @@ func (w *Weights) PackInto(out []byte, d DType) {
 	if len(out) != len(w.Data)*d.Size() {
 		panic(fmt.Sprintf("adapters: packing %d elements into %d bytes", len(w.Data), len(out)))
 	}
+	const piece = 1 << 18
 	s := float32(w.Scaling)
-	for i, v := range w.Data {
-		if d == BF16 {
-			binary.LittleEndian.PutUint16(out[2*i:], toBF16(s*v))
-		} else {
-			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(s*v))
+	_ = together((len(w.Data)+piece-1)/piece, func(n int) error {
+		for i := n * piece; i < min((n+1)*piece, len(w.Data)); i++ {
+			if d == BF16 {
+				binary.LittleEndian.PutUint16(out[2*i:], toBF16(s*w.Data[i]))
+			} else {
+				binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(s*w.Data[i]))
+			}
 		}
-	}
+		return nil
+	})
 }
 
 // Mix is Σ weights[i]·s_i·B_i at the largest rank, with scaling 1, summed in float32 in the given order. Smaller

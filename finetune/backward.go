@@ -18,38 +18,46 @@ type backward struct {
 // dx is the gradient of the residual stream, [T, H].
 func (b *backward) dx() kernels.Tensor { return b.mem.DRes.ColRange(0, b.m.Config.Hidden) }
 
-// head computes the losses, and where train is set the gradient of the residual after the last layer. That of the final norm's output takes
-// its place.
-func (b *backward) head(s kernels.Stream, nll kernels.Tensor, step kernels.Step, train bool) {
-	be, hidden, save := b.m.Backend, b.mem.State.Normed, b.mem.Save
-	if !train {
-		be.CrossEntropy(s, nll, kernels.Tensor{}, hidden, b.mem.Logits, b.m.Head, step)
-		return
+// head computes the losses of tokens [from, to), and where train is set the gradient of the final norm's output, in its place.
+func (b *backward) head(s kernels.Stream, nll kernels.Tensor, from, to int, step kernels.Step, train bool) {
+	hidden, gradient := b.mem.State.Normed, kernels.Tensor{}
+	if train {
+		gradient = hidden
 	}
-	be.CrossEntropy(s, nll, hidden, hidden, b.mem.Logits, b.m.Head, step)
-	be.Zero(s, b.mem.DRes)
-	be.NormBackward(s, b.dx(), hidden, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+	b.m.Backend.CrossEntropy(s, nll, gradient, hidden, b.mem.Logits, b.m.Head, from, to, step)
 }
 
-// layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
-// nothing is trained, so there it stops. A change here or in the forward may change when a tensor is alive: infer.Training says that.
-func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int) {
+// start takes what head has left to the gradient of the residual after the last layer.
+func (b *backward) start(s kernels.Stream, step kernels.Step) {
+	save := b.mem.Save
+	b.m.Backend.Zero(s, b.mem.DRes)
+	b.m.Backend.NormBackward(s, b.dx(), b.mem.State.Normed, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+}
+
+// layer runs one part of layer l's backward. From the last part to the first they add its gradients of B to the lanes and take dx from the
+// layer's output to its input. Below layer 0's attn_in nothing is trained, so there it stops. A change here or in the forward may change when a
+// tensor is alive: infer.Training says that.
+func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, part infer.Part) {
 	be, m, c, step, mem := b.m.Backend, b.m, &b.m.Config, sc.Step, b.mem
 	w, v := &m.Layers[l], &mem.Save.Layers[l]
 	dres, dn, dact := mem.DRes, mem.State.Normed, mem.State.Act
 	expand := func(site adapters.Site, dyz, z kernels.Tensor) {
 		be.ExpandBackward(s, kernels.ExpandBackwardArgs{DYZ: dyz, Z: z, B: m.B(sc.Table, l, site), Grad: m.Grad(b.lanes, l, site)}, step)
 	}
-	expand(adapters.MLPDown, dres, v.ZMLPDown)
-	be.LinearBackward(s, dact, dres, w.MLPDown, false, step)
-
 	dyz, out := v.GateUp, w.MLPIn.Out() // in the place of what they are of
-	dgu := dyz.ColRange(0, out)
-	be.MLPBackward(s, dgu, dact, dgu, step)
-	expand(adapters.MLPIn, dyz, dyz.ColRange(out, out+w.MLPIn.R()))
-	be.LinearBackward(s, dn, dyz, w.MLPIn, false, step)
-	be.NormBackward(s, b.dx(), dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
-
+	switch part {
+	case infer.PartDown:
+		expand(adapters.MLPDown, dres, v.ZMLPDown)
+		be.LinearBackward(s, dact, dres, w.MLPDown, false, step)
+		dgu := dyz.ColRange(0, out)
+		be.MLPBackward(s, dgu, dact, dgu, step)
+		return
+	case infer.PartGateUp:
+		expand(adapters.MLPIn, dyz, dyz.ColRange(out, out+w.MLPIn.R()))
+		be.LinearBackward(s, dn, dyz, w.MLPIn, false, step)
+		be.NormBackward(s, b.dx(), dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
+		return
+	}
 	expand(adapters.AttnOut, dres, v.ZAttnOut)
 	be.LinearBackward(s, mem.DO, dres, w.AttnOut, false, step)
 	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: mem.DQ, DK: mem.DK, DV: mem.DV, DO: mem.DO, O: v.O, Q: v.Q, LSE: v.LSE,

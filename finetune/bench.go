@@ -3,9 +3,11 @@ package finetune
 import (
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"bhive/infer"
+	"bhive/kernels"
 )
 
 // BenchConfig says what a Bench trains. The zero value of a field is its default.
@@ -23,7 +25,12 @@ type Bench struct {
 	lanes   []*Lane
 	tokens  int
 	norm    float64 // of the last gradient
+
+	mu    sync.Mutex
+	ended []time.Time // of optimizer steps of all tenants that the engine ran
 }
+
+var _ infer.Background = (*Bench)(nil)
 
 // OpenBench makes a trainer and its examples, of random tokens. Close frees them.
 func OpenBench(m *infer.Model, c BenchConfig) (*Bench, error) {
@@ -49,7 +56,7 @@ func OpenBench(m *infer.Model, c BenchConfig) (*Bench, error) {
 		const endless = 1 << 30
 		lane, err := b.trainer.Add(LaneOptions{Rank: c.Rank, Alpha: 2 * float64(c.Rank), Train: set, Batching: Batching{Examples: c.Sequences, Batches: 1},
 			Schedule: Schedule{Kind: ScheduleConstant, Rate: 1e-3, Steps: endless}, Beta1: 0.9, Beta2: 0.999, Epsilon: 1e-8, Clip: 1,
-			Correction: autoCorrection(m.Basis.Method), Report: func(r Report) { b.norm = r.GradNorm }})
+			Correction: autoCorrection(m.Basis.Method), Report: b.report})
 		if err != nil {
 			b.Close()
 			return nil, fmt.Errorf("benchmark: %w", err)
@@ -82,6 +89,45 @@ func (b *Bench) Step() (time.Duration, error) {
 		}
 	}
 	return time.Since(start), nil
+}
+
+// report takes note of a tenant's optimizer step.
+func (b *Bench) report(r Report) {
+	b.norm = r.GradNorm
+	if last := b.lanes[len(b.lanes)-1]; last.pos.Step == r.Step {
+		b.mu.Lock()
+		b.ended = append(b.ended, time.Now())
+		b.mu.Unlock()
+	}
+}
+
+// Ready, Next and Enqueue let an engine run the steps, one after the other without end.
+func (b *Bench) Ready() bool { return true }
+
+// Next is infer.Background's.
+func (b *Bench) Next() (infer.Unit, bool) { return b.trainer.Next() }
+
+// Enqueue is infer.Background's.
+func (b *Bench) Enqueue(after kernels.Event) kernels.Event { return b.trainer.Enqueue(after) }
+
+// Err is the device's failure.
+func (b *Bench) Err() error { return b.trainer.err }
+
+// Rate is the tokens a second of the steps that ended between two moments, from the end of the first of them to the last's.
+func (b *Bench) Rate(from, to time.Time) float64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var within []time.Time
+	for _, t := range b.ended {
+		if t.After(from) && t.Before(to) {
+			within = append(within, t)
+		}
+	}
+	if len(within) < 2 {
+		return 0
+	}
+	n := len(within) - 1
+	return float64(n*b.tokens) / within[n].Sub(within[0]).Seconds()
 }
 
 // Close frees everything.

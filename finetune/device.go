@@ -21,7 +21,13 @@ type device struct {
 
 	trainer *Trainer // the engine goroutine's; nil while nothing is trained
 	failed  error    // of the device; final
-	unit    time.Duration
+}
+
+// waiting reports whether a command waits.
+func (d *device) waiting() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.commands) > 0
 }
 
 // command leaves work for the engine's goroutine.
@@ -49,50 +55,42 @@ func (d *device) close() {
 	}
 }
 
-// Ready reports whether there is device work. With Slice it is infer.Background.
+// Ready reports whether there is device work. With Next and Enqueue it is infer.Background.
 func (m *Manager) Ready() bool { return m.ready.Load() }
 
-// Slice does device work for about the budget: units of a layer of one micro-batch, an optimizer update, or a token of a sample; one at least.
-// The device has done all of it when Slice returns.
-func (m *Manager) Slice(budget time.Duration) {
+// Next describes what Enqueue does next: a unit of the trainer, or, before it, what other goroutines have left for the device.
+func (m *Manager) Next() (infer.Unit, bool) {
 	d := &m.device
-	begin := time.Now()
-	for units := 1; ; units++ {
-		for _, f := range d.take() {
-			f()
-		}
-		if !d.step(m) {
-			m.ready.Store(false)
-			d.mu.Lock()
-			again := len(d.commands) > 0
-			d.mu.Unlock()
-			if again {
-				m.ready.Store(true)
-			}
-			return
-		}
-		// The last unit may be under way still: what the units before took says how long it will.
-		if max(time.Since(begin)+d.unit, time.Duration(units+1)*d.unit) > budget {
-			if err := d.trainer.Settle(); err != nil {
-				d.fail(m, err)
-			}
-			d.unit = time.Since(begin) / time.Duration(units)
-			return
+	m.ready.Store(false) // whoever leaves something from now on sets it again
+	u, ok := infer.Unit{Kind: "commands", Settled: true, Due: true}, true
+	if !d.waiting() {
+		if ok = d.trainer != nil && d.failed == nil; ok {
+			u, ok = d.trainer.Next()
 		}
 	}
+	if ok {
+		m.ready.Store(true)
+	}
+	return u, ok
 }
 
-// step enqueues a unit and reports whether there was one.
-func (d *device) step(m *Manager) bool {
+// Enqueue does what Next describes.
+func (m *Manager) Enqueue(after kernels.Event) kernels.Event {
+	d := &m.device
+	if commands := d.take(); len(commands) > 0 {
+		for _, f := range commands {
+			f()
+		}
+		return nil
+	}
 	if d.trainer == nil || d.failed != nil {
-		return false
+		return nil
 	}
-	more, err := d.trainer.Unit()
-	if err != nil {
+	end := d.trainer.Enqueue(after)
+	if err := d.trainer.err; err != nil {
 		d.fail(m, err)
-		return false
 	}
-	return more
+	return end
 }
 
 func (d *device) fail(m *Manager, err error) {
@@ -288,7 +286,6 @@ func (r *runner) complete() {
 			}
 			result.loss = &loss
 		}
-		result.checkpoint = r.lane.Checkpoint()
 		r.m.device.remove(r.lane)
 		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
 	})
@@ -296,8 +293,7 @@ func (r *runner) complete() {
 
 // completion is what a job ends with.
 type completion struct {
-	weights    *adapters.Weights
-	step       int
-	loss       *float64 // of the validation
-	checkpoint *Checkpoint
+	weights *adapters.Weights
+	step    int
+	loss    *float64 // of the validation
 }

@@ -4,8 +4,8 @@
 //
 // [Manager.Submit] checks a spec, stores its examples as a blob and the job as a record of the [adapters.Store]: queued. The goroutine of
 // [Manager.Run] takes it up when a lane is free: validating_files reads and renders the examples with the base's own template.
-// Running, the job holds a [Lane] of the [Trainer]. The engine calls [Manager.Slice] between its steps, and Slice runs units: a layer of
-// one micro-batch forward or backward, its losses, the optimizer's update, or a token of a sample. At the end B is rounded to
+// Running, the job holds a [Lane] of the [Trainer]. The engine enqueues units between its steps ([Manager.Next], [Manager.Enqueue]): a third of a layer of
+// one micro-batch forward or backward, the losses of some tokens, a lane's update, or a part of a sample's token. At the end B is rounded to
 // bfloat16 and published in one transaction with the job's last state: succeeded, and the adapter is live.
 //
 // # Life of a micro-batch

@@ -141,7 +141,7 @@ func firstGradients(t *testing.T, m *infer.Model, g goldenRun, start *adapters.W
 	o := g.options(goldenExamples(t, "testdata/demo"))
 	o.Start = start
 	l := addLane(t, tr, o)
-	for p := tr.compose(); p.stage != stageUpdate; {
+	for p := tr.compose(); p.stage != stageNorm; {
 		p.unit(tr)
 	}
 	if tr.err != nil {

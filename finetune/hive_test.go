@@ -20,7 +20,7 @@ type hive struct {
 	stop  func() // ends the manager as a server does
 }
 
-// openHive runs a manager, and an engine that has nothing but its slices to do; while hold is true it does none.
+// openHive runs a manager, and an engine that has nothing but its units to do; while hold is true it does none.
 func openHive(t *testing.T, model *infer.Model, store adapters.Store, c Config, hold *atomic.Bool) *hive {
 	t.Helper()
 	wake := make(chan struct{}, 1)
@@ -51,7 +51,9 @@ func openHive(t *testing.T, model *infer.Model, store adapters.Store, c Config, 
 					time.Sleep(time.Millisecond)
 					continue
 				}
-				m.Slice(time.Millisecond)
+				if _, ok := m.Next(); ok {
+					m.Enqueue(nil)
+				}
 			}
 		}
 	}()

@@ -252,7 +252,7 @@ func (l *Lane) finishEval() {
 
 // hyperparameters of the update under way.
 func (l *Lane) hyperparameters() []float32 {
-	h := make([]float32, kernels.HyperWords)
+	h := l.t.hypers[l.index*kernels.HyperWords:][:kernels.HyperWords]
 	h[kernels.HyperLR] = float32(l.o.Schedule.At(l.pos.Step))
 	h[kernels.HyperBeta1] = float32(l.o.Beta1)
 	h[kernels.HyperBeta2] = float32(l.o.Beta2)
@@ -303,6 +303,7 @@ func (l *Lane) report(r Report) {
 
 // Checkpoint copies the lane's state as it was after its last optimizer step; what it has of the next is not in it.
 func (l *Lane) Checkpoint() *Checkpoint {
+	l.t.settle()
 	return &Checkpoint{position: l.pos, B: l.t.downloadFloats(l.master), M: l.t.downloadFloats(l.m), V: l.t.downloadFloats(l.v), Best: l.best}
 }
 
@@ -312,7 +313,8 @@ func (l *Lane) Weights(best bool) *adapters.Weights {
 	if best && l.best != nil {
 		copy(w.Data, l.best)
 	} else {
-		copy(w.Data, l.t.downloadFloats(l.master))
+		l.t.m.Backend.Download(l.t.stream, floatBytes(w.Data), l.master)
+		l.t.sync()
 	}
 	return w
 }

@@ -95,7 +95,7 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 				// loss runs an optimizer step's forward and backward by hand and leaves the gradient in the lane.
 				loss := func() float64 {
 					p := tr.compose()
-					for p.stage != stageUpdate {
+					for p.stage != stageNorm {
 						p.unit(tr)
 					}
 					nll := tr.downloadFloats(tr.nll)
@@ -211,7 +211,7 @@ func TestResume(t *testing.T) {
 	whole := addLane(t, tr, o)
 	runUnits(t, tr)
 	want := state(t, whole)
-	for stop := range 45 { // units before the lane leaves: at every stage of a step
+	for stop := 0; stop < 130; stop += 3 { // units before the lane leaves: at every stage of a step
 		tr := newTrainer(t, m, c)
 		l := addLane(t, tr, o)
 		for range 1 + stop {
@@ -298,7 +298,7 @@ func TestLeaving(t *testing.T) {
 		return state(t, l)
 	}
 	wantStays, wantNext := alone(stays), alone(next)
-	for units := range 2*len(m.Layers) + 2 {
+	for units := range 2*int(infer.Parts)*len(m.Layers) + 6 { // at every stage of a pass
 		tr := newTrainer(t, m, TrainerConfig{Lanes: 2})
 		l, leaves := addLane(t, tr, stays), addLane(t, tr, laneOptions(m, 2, 4, 20))
 		for range units {

@@ -27,6 +27,7 @@ type job struct {
 	options      LaneOptions
 	preparing    bool                  // its examples are being read
 	joining      bool                  // it waits for a lane
+	ending       bool                  // its last step is done, and its B is on its way from the device
 	finishing    bool                  // it has come to its end and is being published
 	blocked      bool                  // there was no memory; until another job leaves
 	saving       bool                  // a checkpoint is under way
@@ -170,7 +171,9 @@ func (m *Manager) abandon(j *job) {
 func (m *Manager) append(j *job, events ...Event) {
 	now := time.Now().UTC()
 	for _, e := range events {
-		e.Time = now
+		if e.Time.IsZero() {
+			e.Time = now
+		}
 		j.pending = append(j.pending, j.event(e))
 	}
 }
@@ -178,7 +181,7 @@ func (m *Manager) append(j *job, events ...Event) {
 // flush stores the events that wait.
 func (m *Manager) flush(ctx context.Context) {
 	for _, j := range m.jobs {
-		if len(j.pending) == 0 {
+		if len(j.pending) == 0 || j.ending && j.lane != nil { // they go with what it publishes, in one
 			continue
 		}
 		if _, err := m.st.AppendEvents(ctx, j.public.Tenant, j.public.ID, j.pending...); err != nil {

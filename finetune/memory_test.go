@@ -190,6 +190,8 @@ func (shapeStream) Wait() error           { return nil }
 func (f *flow) Alloc(d kernels.DType, rows, cols int) (kernels.Tensor, error) {
 	return kernels.Tensor{Buf: shapeWeight{}, DType: d, Rows: rows, Cols: cols, Stride: cols}, nil
 }
+func (f *flow) Pinned(n int) ([]byte, error)                                                 { return make([]byte, n), nil }
+func (f *flow) FreePinned([]byte)                                                            {}
 func (f *flow) Free(kernels.Tensor)                                                          {}
 func (f *flow) NewStream() kernels.Stream                                                    { return shapeStream{} }
 func (f *flow) FreeStream(kernels.Stream)                                                    {}
@@ -243,7 +245,7 @@ func (f *flow) MLP(_ kernels.Stream, a kernels.MLPArgs, _ kernels.Step) {
 func (f *flow) Sample(_ kernels.Stream, out kernels.Sampled, logits kernels.Tensor, _ kernels.SamplerState, _ kernels.Step) {
 	f.op("sample", list{logits}, out.Token, out.Logprob)
 }
-func (f *flow) CrossEntropy(_ kernels.Stream, nll, dh, h, logits kernels.Tensor, _ kernels.Weight, _ kernels.Step) {
+func (f *flow) CrossEntropy(_ kernels.Stream, nll, dh, h, logits kernels.Tensor, _ kernels.Weight, _, _ int, _ kernels.Step) {
 	f.op("cross entropy", list{h}, logits, nll, dh)
 }
 func (f *flow) NormBackward(_ kernels.Stream, dx, dy, x, _, rstd kernels.Tensor, _ kernels.Step) {

@@ -5,13 +5,17 @@ import (
 	"bhive/kernels"
 )
 
-// pass is one micro-batch on its way through the model: forward layer by layer, losses, and, unless it is an evaluation, backward and
-// the optimizer's steps of the lanes whose last chunk it holds.
+// pass is one micro-batch on its way through the model: forward, losses, and, unless it is an evaluation, backward and the optimizer's steps of the
+// lanes whose last chunk it holds.
 type pass struct {
-	eval  bool
-	parts []part
+	eval   bool
+	parts  []part
+	tokens int
+
 	stage stage
 	layer int
+	part  infer.Part // of the layer
+	at    int        // the token whose loss comes next; the part whose lane is updated next
 }
 
 // part is a lane's chunk in a pass: the tokens [from, to).
@@ -22,13 +26,17 @@ type part struct {
 	labels   int
 }
 
+// stage is what a pass does next.
 type stage int
 
 const (
-	stageForward stage = iota
-	stageHead
-	stageBackward
-	stageUpdate
+	stageForward  stage = iota // a part of a layer
+	stageHead                  // losses of some tokens
+	stageAgain                 // a part of a layer whose results the memory plan does not keep
+	stageBackward              // a part of a layer
+	stageNorm                  // gradient norms
+	stageUpdate                // a lane's optimizer
+	stageFinish                // the host reads losses and norms
 )
 
 // compose fills a pass with the next chunk of each lane in turn, as far as they fit, and uploads its record.
@@ -52,6 +60,7 @@ func (t *Trainer) compose() *pass {
 	if len(p.parts) == 0 {
 		return nil
 	}
+	p.tokens = tokens
 	t.turn = (p.parts[0].lane.index + 1) % len(t.active)
 	t.fill(p)
 	return p
@@ -118,46 +127,103 @@ func (p *pass) drop(t *Trainer, l *Lane) {
 	t.m.Backend.Upload(t.stream, t.train.step.Words, r.Bytes())
 }
 
-// unit enqueues the pass's next unit and reports whether it was the last, which is over then.
+// unit enqueues the pass's next unit and reports whether it was the last.
 func (p *pass) unit(t *Trainer) bool {
-	defer t.pace()
-	sc := infer.StepContext{Step: t.train.step, Cache: t.mem.Cache, Table: t.table}
+	be, sc := t.m.Backend, infer.StepContext{Step: t.train.step, Cache: t.mem.Cache, Table: t.table}
 	st, save, layers := t.mem.State, t.mem.Save, len(t.m.Layers)
 	switch p.stage {
 	case stageForward:
-		if p.layer == 0 {
+		if p.layer == 0 && p.part == 0 {
 			t.m.EmbedTokens(t.stream, st, sc, save)
 		}
-		t.m.Forward(t.stream, st, sc, p.layer, p.layer+1, save)
-		if p.layer++; p.layer == layers {
+		t.m.ForwardPart(t.stream, st, sc, p.layer, p.part, save)
+		if p.part++; p.part == infer.Parts {
+			p.layer, p.part = p.layer+1, 0
+		}
+		if p.layer == layers {
 			p.stage = stageHead
 		}
 	case stageHead:
-		t.back.head(t.stream, t.nll, t.train.step, !p.eval)
-		p.stage = stageBackward
-		if p.eval {
-			p.stage = stageUpdate
+		to := min(p.at+t.headTokens, t.c.BatchTokens) // whatever the pass holds, products have few shapes
+		t.back.head(t.stream, t.nll, p.at, to, t.train.step, !p.eval)
+		if p.at = to; to < p.tokens {
+			break
 		}
+		be.Download(t.stream, floatBytes(t.losses), t.nll)
+		if p.stage = stageFinish; !p.eval {
+			t.back.start(t.stream, t.train.step)
+			p.enter(t, layers-1)
+		}
+	case stageAgain:
+		t.m.Recompute(t.stream, st, sc, p.layer, p.part, save)
+		p.part++
+		p.again(t)
 	case stageBackward:
-		p.layer--
-		t.m.Recompute(t.stream, st, sc, p.layer, save)
-		t.back.layer(t.stream, sc, p.layer)
-		if p.layer == 0 {
-			p.stage = stageUpdate
+		t.back.layer(t.stream, sc, p.layer, p.part)
+		switch {
+		case p.part > 0:
+			p.part--
+		case p.layer > 0:
+			p.enter(t, p.layer-1)
+		default:
+			if p.stage = stageFinish; p.updates(0) < len(p.parts) {
+				p.stage = stageNorm
+			}
 		}
+	case stageNorm:
+		for i := p.updates(0); i < len(p.parts); i = p.updates(i + 1) {
+			for _, f := range p.parts[i].lane.frozen {
+				be.Zero(t.stream, p.parts[i].lane.grad.ColRange(f[0], f[1]))
+			}
+		}
+		be.GradNorm(t.stream, t.norms, t.lanes)
+		be.Download(t.stream, floatBytes(t.squares), t.norms)
+		p.stage, p.at = stageUpdate, 0
 	case stageUpdate:
+		if p.at = p.updates(p.at); p.at < len(p.parts) {
+			p.parts[p.at].lane.update(t.norms, t.sites)
+			p.at++
+		}
+		if p.updates(p.at) == len(p.parts) {
+			p.stage = stageFinish
+		}
+	case stageFinish:
 		p.finish(t)
 		return true
 	}
 	return false
 }
 
-// finish sums the losses and runs the optimizer for the lanes whose step is complete.
+// enter goes on to a layer's backward.
+func (p *pass) enter(t *Trainer, layer int) {
+	p.stage, p.layer, p.part = stageAgain, layer, 0
+	p.again(t)
+}
+
+// again goes on to the next part that is computed again, or to the backward.
+func (p *pass) again(t *Trainer) {
+	for ; p.part < infer.Parts; p.part++ {
+		if t.mem.Save.Plan.Recomputes(p.part) {
+			return
+		}
+	}
+	p.stage, p.part = stageBackward, infer.Parts-1
+}
+
+// updates is the first part from i on whose lane's optimizer step is complete.
+func (p *pass) updates(i int) int {
+	for i < len(p.parts) && (p.parts[i].lane == nil || !p.parts[i].chunk.Last) {
+		i++
+	}
+	return i
+}
+
+// updating reports whether lanes stand between two states: their B's are updated, and nobody has taken note.
+func (p *pass) updating() bool { return !p.eval && p.stage >= stageUpdate }
+
+// finish takes note of what the device has computed.
 func (p *pass) finish(t *Trainer) {
-	be := t.m.Backend
-	nll := make([]float32, t.c.BatchTokens)
-	be.Download(t.stream, floatBytes(nll), t.nll)
-	t.sync()
+	t.passed()
 	if t.err != nil {
 		return
 	}
@@ -169,7 +235,7 @@ func (p *pass) finish(t *Trainer) {
 		sum := 0.0
 		for i := q.from; i < q.to; i++ {
 			if t.train.rec.Label[i] >= 0 {
-				sum += float64(nll[i])
+				sum += float64(t.losses[i])
 			}
 		}
 		last := q.chunk.Last
@@ -178,29 +244,11 @@ func (p *pass) finish(t *Trainer) {
 			done = append(done, q.lane)
 		}
 	}
-	if len(done) == 0 {
-		return
-	}
-	if p.eval {
-		for _, l := range done {
+	for _, l := range done {
+		if p.eval {
 			l.finishEval()
+		} else {
+			l.finishStep(t.squares[l.index])
 		}
-		return
-	}
-	for _, l := range done {
-		for _, f := range l.frozen {
-			be.Zero(t.stream, l.grad.ColRange(f[0], f[1]))
-		}
-	}
-	be.GradNorm(t.stream, t.norms, t.lanes)
-	for _, l := range done {
-		l.update(t.norms, t.sites)
-	}
-	norms := t.downloadFloats(t.norms)
-	if t.err != nil {
-		return
-	}
-	for _, l := range done {
-		l.finishStep(norms[l.index])
 	}
 }

@@ -39,6 +39,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 		p.SecondsLeft = float64(p.Steps-p.Step) * float64(p.Tokens) / float64(max(1, p.Step)) / p.TokensPerSec
 		j.stepped = now
 	})
+	j.ending = r.Completed && len(j.spec.SamplePrompts) == 0
 	p := j.public.Progress
 	switch {
 	case r.Err != nil:
@@ -51,7 +52,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 		m.append(j, Event{Type: EventValidation, Progress: &p, Message: fmt.Sprintf("step %d: validation loss %.4f", r.Step, r.Loss)})
 	case now.Sub(j.reported) >= m.c.ProgressEvery || r.Step == p.Steps:
 		j.reported = now
-		m.append(j, Event{Type: EventProgress, Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
+		m.append(j, Event{Type: EventProgress, Time: now.UTC(), Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
 	}
 }
 

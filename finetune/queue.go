@@ -11,7 +11,7 @@ import (
 )
 
 // Run does the host's part of all jobs (validation, checkpoints, publishing) until ctx ends; then it copies what runs into durable
-// checkpoints, for which the engine must still call Slice. Jobs that were running when the process before ended go on.
+// checkpoints, for which the engine must still run units. Jobs that were running when the process before ended go on.
 func (m *Manager) Run(ctx context.Context) error {
 	if err := m.adopt(ctx, true); err != nil {
 		return err

@@ -13,11 +13,18 @@ type sampling struct {
 	lane    *Lane
 	seqs    []*sampleSeq
 	tokens  int // most of a continuation
+	layers  int // of the model
 	stop    func(id int) bool
 	done    func(out [][]int)
 	group   []*sampleSeq // in flight
 	started int          // sequences taken into groups
 	prefill bool
+
+	// Of the step under way.
+	inStep bool
+	size   int // its tokens
+	layer  int
+	part   infer.Part // that comes next
 }
 
 type sampleSeq struct {
@@ -32,7 +39,7 @@ type sampleSeq struct {
 // Prompts keep their last tokens where they are long. A lane that leaves takes its samples along.
 func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop func(id int) bool, done func(out [][]int)) {
 	most := min(maxSampleTokens, t.c.BatchTokens/2)
-	s := &sampling{lane: l, tokens: min(tokens, most), stop: stop, done: done}
+	s := &sampling{lane: l, tokens: min(tokens, most), layers: len(t.m.Layers), stop: stop, done: done}
 	for _, p := range prompts {
 		q := &sampleSeq{slot: l.index}
 		if base {
@@ -48,10 +55,37 @@ func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop f
 	t.samples = append(t.samples, s)
 }
 
-// unit runs one step for the sequences in flight and reports whether the sample is complete.
+// unit runs a unit of the step for the sequences in flight, and reports whether the sample is complete.
 func (s *sampling) unit(t *Trainer) bool {
-	defer t.sync()
-	if len(s.group) == 0 && !s.next(t) {
+	sc := infer.StepContext{Step: t.serve.step, Cache: t.mem.SampleCache, Table: t.table}
+	switch {
+	case !s.inStep:
+		return s.begin(t, sc)
+	case s.layer < s.layers:
+		t.m.ForwardPart(t.stream, t.mem.Sample, sc, s.layer, s.part, nil)
+		if s.part++; s.part == infer.Parts {
+			s.layer, s.part = s.layer+1, 0
+		}
+	default:
+		st := t.mem.Sample
+		t.m.Logits(t.stream, st, sc)
+		t.m.Backend.Sample(t.stream, st.Sampled[0], st.Logits, kernels.SamplerState{}, sc.Step)
+		t.m.Backend.Download(t.stream, int32Bytes(t.drawn), st.Sampled[0].Token)
+		s.inStep = false
+	}
+	return false
+}
+
+// begin reads what the last step has drawn, and begins the next; true where there is none.
+func (s *sampling) begin(t *Trainer, sc infer.StepContext) bool {
+	t.passed()
+	if t.err != nil {
+		return false
+	}
+	if s.size > 0 {
+		s.take(t.drawn)
+	}
+	if len(s.group) == 0 && !s.regroup(t) {
 		out := make([][]int, len(s.seqs))
 		for i, q := range s.seqs {
 			out[i] = q.out
@@ -60,6 +94,7 @@ func (s *sampling) unit(t *Trainer) bool {
 		return true
 	}
 	var seqs []infer.StepSeq
+	s.size = 0
 	for _, q := range s.group {
 		e := infer.StepSeq{Blocks: q.blocks, Adapter: q.slot, Lane: -1}
 		if s.prefill {
@@ -69,21 +104,19 @@ func (s *sampling) unit(t *Trainer) bool {
 		}
 		e.Rows = []infer.Row{infer.GreedyRow(len(e.Tokens) - 1)}
 		seqs = append(seqs, e)
+		s.size += len(e.Tokens)
 	}
-	s.prefill = false
+	s.prefill, s.inStep, s.layer, s.part = false, true, 0, 0
 	t.upload(t.serve, seqs)
-	sc, st := infer.StepContext{Step: t.serve.step, Cache: t.mem.SampleCache, Table: t.table}, t.mem.Sample
-	t.m.Serve(t.stream, st, sc)
-	t.m.Backend.Sample(t.stream, st.Sampled[0], st.Logits, kernels.SamplerState{}, sc.Step)
-	ids := make([]int32, st.Rows)
-	t.m.Backend.Download(t.stream, int32Bytes(ids), st.Sampled[0].Token)
-	t.sync()
-	if t.err != nil {
-		return false
-	}
+	t.m.EmbedTokens(t.stream, t.mem.Sample, sc, nil)
+	return false
+}
+
+// take adds drawn tokens to the sequences in flight.
+func (s *sampling) take(drawn []int32) {
 	kept := s.group[:0]
 	for i, q := range s.group {
-		id := int(ids[i])
+		id := int(drawn[i])
 		if s.stop(id) {
 			continue
 		}
@@ -92,11 +125,10 @@ func (s *sampling) unit(t *Trainer) bool {
 		}
 	}
 	s.group = kept
-	return false
 }
 
-// next takes as many of the remaining sequences as fit.
-func (s *sampling) next(t *Trainer) bool {
+// regroup takes as many of the remaining sequences as fit.
+func (s *sampling) regroup(t *Trainer) bool {
 	tokens, block := 0, 0
 	for ; s.started < len(s.seqs); s.started++ {
 		q := s.seqs[s.started]

@@ -44,7 +44,7 @@ func (c TrainerConfig) Validate() error {
 	return validPlan(c.MemoryPlan)
 }
 
-// Trainer trains several lanes in one batch, each as if alone. Everything happens on one goroutine, in units: see Unit.
+// Trainer trains several lanes in one batch, each as if alone. Everything happens on one goroutine, in units: see Next.
 type Trainer struct {
 	m *infer.Model
 	c TrainerConfig
@@ -62,13 +62,21 @@ type Trainer struct {
 
 	train, serve stepRecord // of training passes, of samples
 
-	active  []*Lane     // by lane; nil where free
-	turn    int         // the lane that comes first in the next pass
-	pass    *pass       // under way
-	samples []*sampling // in order
-	// behind is the end of the unit before the one that is enqueued last; nil where none is under way.
-	behind kernels.Event
-	err    error // of the device; final
+	active  []*Lane         // by lane; nil where free
+	turn    int             // the lane that comes first in the next pass
+	pass    *pass           // under way
+	samples []*sampling     // in order
+	ends    []kernels.Event // of the units enqueued last, in order
+	err     error           // of the device; final
+
+	headTokens int // whose losses are one unit
+
+	// What the device copies from and to by itself.
+	hypers  []float32 // of each lane's update
+	losses  []float32 // of a pass, by token
+	squares []float32 // of gradient norms, by lane
+	drawn   []int32   // of a sample, by row
+	pinned  [][]byte
 }
 
 // stepRecord is a step record on both sides.
@@ -88,7 +96,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 		return nil, fmt.Errorf("%w (%s)", ErrDevice, info.Device)
 	}
 	plan := c.plan(m, be.Info().MemoryFree)
-	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes)}
+	t := &Trainer{m: m, c: c, stream: be.NewStream(), active: make([]*Lane, c.Lanes), headTokens: be.LossTokens(c.BatchTokens, m.Head)}
 	defer func() {
 		if err != nil {
 			t.Close()
@@ -111,10 +119,21 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 		return nil, err
 	}
 	train, serve := c.buckets()
-	if t.train, err = newStepRecord(be, train); err != nil {
+	if t.train, err = t.newStepRecord(train); err != nil {
 		return nil, err
 	}
-	if t.serve, err = newStepRecord(be, serve); err != nil {
+	if t.serve, err = t.newStepRecord(serve); err != nil {
+		return nil, err
+	}
+	for _, h := range []struct {
+		to *[]float32
+		n  int
+	}{{&t.hypers, c.Lanes * kernels.HyperWords}, {&t.losses, c.BatchTokens}, {&t.squares, c.Lanes}} {
+		if *h.to, err = hostWords[float32](t, h.n); err != nil {
+			return nil, err
+		}
+	}
+	if t.drawn, err = hostWords[int32](t, t.mem.Sample.Rows); err != nil {
 		return nil, err
 	}
 	for range m.Layers {
@@ -125,12 +144,30 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	return t, nil
 }
 
-func newStepRecord(be kernels.Memory, b kernels.Bucket) (stepRecord, error) {
-	words, err := be.Alloc(kernels.I32, 1, kernels.RecordWords(b))
+func (t *Trainer) newStepRecord(b kernels.Bucket) (stepRecord, error) {
+	n := kernels.RecordWords(b)
+	host, err := hostWords[int32](t, n)
+	if err != nil {
+		return stepRecord{}, err
+	}
+	words, err := t.m.Backend.Alloc(kernels.I32, 1, n)
 	if err != nil {
 		return stepRecord{}, fmt.Errorf("allocating a step record: %w", err)
 	}
-	return stepRecord{rec: kernels.NewRecord(b, nil), step: kernels.Step{Bucket: b, Words: words}}, nil
+	return stepRecord{rec: kernels.NewRecord(b, host), step: kernels.Step{Bucket: b, Words: words}}, nil
+}
+
+// hostWords is host memory that the device copies from and to while the host goes on.
+func hostWords[E int32 | float32](t *Trainer, n int) ([]E, error) {
+	if t.m.Backend.Info().CopyInPlace {
+		return make([]E, n), nil
+	}
+	p, err := t.m.Backend.Pinned(4 * n)
+	if err != nil {
+		return nil, fmt.Errorf("allocating pinned memory: %w", err)
+	}
+	t.pinned = append(t.pinned, p)
+	return unsafe.Slice((*E)(unsafe.Pointer(unsafe.SliceData(p))), n), nil
 }
 
 // Close frees everything. It may be called twice.
@@ -163,7 +200,10 @@ func (t *Trainer) Close() {
 	if t.stream != nil {
 		be.FreeStream(t.stream)
 	}
-	t.table, t.lanes, t.stream = nil, nil, nil
+	for _, p := range t.pinned {
+		be.FreePinned(p)
+	}
+	t.table, t.lanes, t.stream, t.pinned = nil, nil, nil, nil
 	t.pass, t.samples = nil, nil
 }
 
@@ -227,52 +267,35 @@ func (t *Trainer) Ready() bool {
 	return false
 }
 
-// Unit enqueues one unit of work, when the one before it has ended on the device; Settle waits for the last. A unit is a layer of a micro-batch forward or backward, its losses, the optimizer's steps, or a
-// token of a sample. It returns false where there is nothing to do. An error is the device's and final.
+// Unit runs a unit while those enqueued just before it may still be under way, and returns false where there is nothing to do. An error is the device's
+// and final.
 func (t *Trainer) Unit() (bool, error) {
-	if t.err != nil {
+	if _, ok := t.Next(); !ok {
 		return false, t.err
 	}
-	switch {
-	case t.pass != nil:
-		if t.pass.unit(t) {
-			t.pass = nil
-		}
-	case len(t.samples) > 0:
-		if s := t.samples[0]; s.unit(t) {
-			t.samples = slices.DeleteFunc(t.samples, func(o *sampling) bool { return o == s })
-		}
-	default:
-		if t.pass = t.compose(); t.pass == nil {
-			return false, t.err
-		}
-		t.pass.unit(t)
+	t.Enqueue(nil)
+	if len(t.ends) > unitsAhead {
+		t.wait(t.ends[0])
+		t.ends = t.ends[:copy(t.ends, t.ends[1:])]
 	}
 	return true, t.err
 }
 
-// Settle waits until the device has done all units. An error is final, and Unit's too.
-func (t *Trainer) Settle() error {
-	t.sync()
-	return t.err
-}
+// unitsAhead are the most units that Unit leaves under way.
+const unitsAhead = 3
 
-// pace marks the end of a unit and waits for the end of the one before it: the device always has a next unit, and never two of them.
-func (t *Trainer) pace() {
-	e := t.stream.Record()
-	t.passed()
-	t.behind = e
-}
-
-// passed waits for the unit under way.
+// passed waits for all units.
 func (t *Trainer) passed() {
-	if t.behind == nil {
-		return
+	for _, e := range t.ends {
+		t.wait(e)
 	}
-	if err := t.behind.Wait(); err != nil && t.err == nil {
+	t.ends = t.ends[:0]
+}
+
+func (t *Trainer) wait(e kernels.Event) {
+	if err := e.Wait(); err != nil && t.err == nil {
 		t.err = fmt.Errorf("training: %w", err)
 	}
-	t.behind = nil
 }
 
 // sync waits for the stream; a failure is kept for Unit.

@@ -107,6 +107,7 @@ func (b *EngineBench) start(c Config, deviceBytes int64) (*benchEngine, error) {
 type timed struct {
 	first, total time.Duration
 	tokens       int
+	shown        []time.Time // when tokens came
 }
 
 // perToken is the mean time of the tokens after the first.
@@ -150,8 +151,11 @@ func drain(ctx context.Context, g *Generation, begin time.Time) (timed, error) {
 		if err != nil {
 			return t, err
 		}
-		if len(d.Tokens) > 0 && t.first == 0 {
-			t.first = time.Since(begin)
+		if len(d.Tokens) > 0 {
+			t.shown = append(t.shown, time.Now())
+			if t.first == 0 {
+				t.first = time.Since(begin)
+			}
 		}
 		t.tokens += len(d.Tokens)
 	}

@@ -32,10 +32,11 @@ type Config struct {
 	// Graphs captures decode steps, a graph for each number of sequences 1, 2, 4, …, at Open.
 	Graphs bool
 
-	// TrainShare is the share of time that background work may take while requests run; default 0.2, negative: none. When
-	// none run it takes all.
-	TrainShare float64
-	// TrainSlice is the budget of a background slice, and so the most that a request may wait for one; default 20 ms.
+	// TPOTTarget is the time from one token of a sequence to the next under which 99 of 100 stay beside background work: that takes what
+	// steps leave of it, and all of the time when no request runs. Default: 1.25 × a step alone, of each size of batch.
+	TPOTTarget time.Duration
+	// TrainSlice is the most background work that is enqueued at once, by prediction, and so the most that a request may wait for it. A
+	// piece that alone takes longer runs by itself. Default 5 ms.
 	TrainSlice time.Duration
 
 	EOS      []int    // end-of-text tokens; default: the model's
@@ -60,13 +61,10 @@ func (c Config) defaults() Config {
 	if c.Watermark == 0 {
 		c.Watermark = 0.02
 	}
-	if c.TrainShare == 0 {
-		c.TrainShare = 0.2
-	}
 	if c.TrainSlice == 0 {
-		c.TrainSlice = 20 * time.Millisecond
+		c.TrainSlice = 5 * time.Millisecond
 	}
-	c.Watermark, c.TrainShare = max(c.Watermark, 0), max(c.TrainShare, 0)
+	c.Watermark = max(c.Watermark, 0)
 	return c
 }
 
@@ -94,8 +92,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("engine configuration: Reserve = %d is negative", d.Reserve)
 	case d.Watermark >= 1:
 		return fmt.Errorf("engine configuration: Watermark = %v is not below 1", d.Watermark)
-	case d.TrainShare >= 1:
-		return fmt.Errorf("engine configuration: TrainShare = %v is not below 1", d.TrainShare)
+	case d.TPOTTarget < 0:
+		return fmt.Errorf("engine configuration: TPOTTarget = %v is negative", d.TPOTTarget)
 	case d.TrainSlice < 0:
 		return fmt.Errorf("engine configuration: TrainSlice = %v is negative", d.TrainSlice)
 	}

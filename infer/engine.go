@@ -29,7 +29,8 @@ type Engine struct {
 	sched   *scheduler
 	flights []*flight
 	works   map[*work]struct{} // not done
-	credit  time.Duration      // what background work may take while requests run
+	besides besides            // background work
+	now     func() time.Time
 
 	meanwhile func() // while a step runs on a device of its own: uploads of adapters begin and end; nil without them
 
@@ -93,8 +94,9 @@ func New(c Config, m *Model, pool *adapters.Pool, device *Device, t *tokenizer.T
 		}
 		c.MaxContext = min(c.MaxContext, c.KVBlocks*c.BlockTokens)
 	} // else Open sees what is free
-	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{},
-		wake: make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
+	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{}, now: time.Now,
+		besides: besides{sharing: newSharing(c.TPOTTarget, c.TrainSlice)},
+		wake:    make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
 		stats: Stats{Requests: map[FinishReason]int64{}}}, nil
 }
 

@@ -25,7 +25,8 @@ func (h *hostTimes) ObserveStep(s StepInfo) {
 	}
 }
 
-func (h *hostTimes) ObserveFinish(RequestInfo) {}
+func (h *hostTimes) ObserveFinish(RequestInfo)  {}
+func (h *hostTimes) ObserveSlice(time.Duration) {}
 
 // BenchmarkDecode8 reports a decode step of 8 sequences and the engine's share of it: scheduling, metadata, text.
 func BenchmarkDecode8(b *testing.B) {

@@ -37,17 +37,44 @@ func (m *Model) Forward(s kernels.Stream, st *State, sc StepContext, l0, l1 int,
 	}
 }
 
-// Recompute fills what layer l's part of a save lacks after the forward pass, from what that has kept, for the layer's backward.
-// st is overwritten.
-func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, save *Save) {
+// Part is a part of a layer: what training runs between two steps of serving. A forward runs them in this order, a backward in the other.
+type Part int
+
+const (
+	PartAttend Part = iota // attention, from the layer's normed input to the next norm
+	PartGateUp             // gate, up and their product
+	PartDown               // mlp_down, to the next layer's normed input
+	Parts
+)
+
+// ForwardPart runs one part of layer l. All of them in order are [Model.Forward].
+func (m *Model) ForwardPart(s kernels.Stream, st *State, sc StepContext, l int, part Part, save *Save) {
+	m.forwardPart(s, st, sc, l, part, save, nil)
+}
+
+// Recomputes reports whether a backward needs Recompute's part.
+func (p SavePlan) Recomputes(part Part) bool {
+	switch part {
+	case PartAttend:
+		return p == RecomputeLayer
+	case PartGateUp:
+		return p >= RecomputeMLP
+	}
+	return false
+}
+
+// Recompute fills what layer l's part of a save lacks after the forward pass, from what that has kept, for the layer's backward: one part
+// after the other, as the plan needs them. st is overwritten.
+func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, part Part, save *Save) {
 	v, w, norm := save.Layers[l], &m.Layers[l], m.Backend.RMSNorm
-	switch save.Plan {
-	case RecomputeMLP:
-		norm(s, st.Normed, v.SumMid, w.MLPNorm, kernels.Tensor{}, m.eps(), sc.Step)
-		m.gateUp(s, st, sc, l, v, nil)
-	case RecomputeLayer:
+	switch {
+	case part == PartAttend:
 		norm(s, st.Normed, v.SumIn, w.AttnNorm, kernels.Tensor{}, m.eps(), sc.Step)
 		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, nil)
+	case save.Plan == RecomputeMLP:
+		norm(s, st.Normed, v.SumMid, w.MLPNorm, kernels.Tensor{}, m.eps(), sc.Step)
+		m.gateUp(s, st, sc, l, v, nil)
+	default:
 		m.gateUp(s, st, sc, l, v, nil)
 	}
 }
@@ -57,6 +84,12 @@ type tap func(adapters.Site, kernels.Tensor)
 
 // forwardLayer runs one layer.
 func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int, save *Save, tap tap) {
+	for part := range Parts {
+		m.forwardPart(s, st, sc, l, part, save, tap)
+	}
+}
+
+func (m *Model) forwardPart(s kernels.Stream, st *State, sc StepContext, l int, part Part, save *Save, tap tap) {
 	var (
 		v            SaveLayer // zero: nothing is saved
 		in, mid, out = st.X, st.X, st.X
@@ -72,11 +105,16 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 			out, rstd = save.Layers[l+1].SumIn, save.Layers[l+1].RstdIn
 		}
 	}
-	m.attend(s, st, sc, l, v, in, mid, tap)
-	m.gateUp(s, st, sc, l, v, tap)
-	yz := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
-	m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
-		Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, sc.Step)
+	switch part {
+	case PartAttend:
+		m.attend(s, st, sc, l, v, in, mid, tap)
+	case PartGateUp:
+		m.gateUp(s, st, sc, l, v, tap)
+	case PartDown:
+		yz := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
+		m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
+			Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, sc.Step)
+	}
 }
 
 // attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed.

@@ -39,6 +39,17 @@ func (e *Engine) loop(ctx context.Context) error {
 		e.takeInbox()
 		copying := e.pool != nil && e.pool.Pump()
 		e.takeAside()
+		switch e.share() {
+		case turnTaken:
+			continue // whoever has come meanwhile goes first
+		case turnHeld:
+			if e.hold() {
+				if err := e.collect(); err != nil {
+					return err
+				}
+			}
+			continue
+		}
 		p := e.sched.plan()
 		if len(p.items) > 0 {
 			e.launch(p, start)
@@ -51,10 +62,13 @@ func (e *Engine) loop(ctx context.Context) error {
 			runtime.Gosched()
 			continue
 		}
-		if len(p.items) > 0 || e.slice(e.config.TrainSlice) {
+		if len(p.items) > 0 {
 			continue
 		}
-		e.credit = 0
+		if len(e.besides.running) > 0 {
+			e.hold()
+			continue
+		}
 		e.publishStats()
 		var tick <-chan time.Time
 		if copying {
@@ -157,7 +171,10 @@ func (e *Engine) launch(p plan, start time.Time) {
 			f.keep = append(f.keep, e.run.uploadMask(q, e.config.EOS))
 		}
 	}
+	f.begun = e.now()
+	e.behind()
 	e.run.launch(f)
+	e.openSlice(f)
 	f.launched()
 	e.flights = append(e.flights, f)
 }
@@ -186,8 +203,12 @@ func (e *Engine) prepare(q *sequence, f *flight) {
 func (e *Engine) collect() error {
 	f := e.flights[0]
 	e.flights = e.flights[:copy(e.flights, e.flights[1:])]
-	err := e.run.wait(f, e.meanwhile)
-	read := time.Now()
+	meanwhile := e.meanwhile
+	if len(e.besides.running) > 0 {
+		meanwhile = e.beside
+	}
+	err := e.run.wait(f, meanwhile)
+	read, took := time.Now(), e.stepped(f)
 	if errors.Is(err, errSticky) {
 		return err
 	}
@@ -208,8 +229,7 @@ func (e *Engine) collect() error {
 		}
 		e.publish(it, f.out)
 	}
-	e.observe(f, read)
-	e.busySlice(read.Sub(f.start))
+	e.observe(f, read, took)
 	return nil
 }
 
@@ -244,38 +264,6 @@ func (e *Engine) publish(it *item, out *results) {
 	e.token(q, info)
 }
 
-// credit and slices of background work
-
-// slice runs a background slice, if there is one, and accounts for it.
-func (e *Engine) slice(budget time.Duration) bool {
-	e.mu.Lock()
-	b := e.background
-	e.mu.Unlock()
-	if b == nil || !b.Ready() {
-		return false
-	}
-	start := time.Now()
-	b.Slice(budget)
-	took := time.Since(start)
-	e.credit -= took
-	e.mu.Lock()
-	e.stats.BackgroundTime += took
-	e.mu.Unlock()
-	return true
-}
-
-// busySlice lets background work have its share after a step of serving.
-func (e *Engine) busySlice(step time.Duration) {
-	share := e.config.TrainShare
-	if share == 0 {
-		return
-	}
-	e.credit = min(e.credit+time.Duration(float64(step)*share/(1-share)), 2*e.config.TrainSlice)
-	if e.credit >= e.config.TrainSlice {
-		e.slice(e.config.TrainSlice)
-	}
-}
-
 // snapshot copies what the scheduler knows to the statistics. The mutex is held.
 func (e *Engine) snapshot() {
 	b, u := e.sched.blocks, e.sched.queue
@@ -293,13 +281,13 @@ func (e *Engine) publishStats() {
 }
 
 // observe accounts for a step that was read.
-func (e *Engine) observe(f *flight, read time.Time) {
+func (e *Engine) observe(f *flight, read time.Time, took time.Duration) {
 	now := time.Now()
 	e.mu.Lock()
 	e.snapshot()
 	e.stats.Steps++
 	e.stats.ComputedTokens += int64(f.tokens)
-	e.stats.StepTime += now.Sub(f.start)
+	e.stats.StepTime += took
 	e.mu.Unlock()
 	if e.config.Observer == nil {
 		return

@@ -37,10 +37,19 @@ type flight struct {
 	out   *results
 	done  kernels.Event
 	start time.Time
+	begun time.Time     // when it was enqueued
 	host  time.Duration // scheduling and metadata
 	keep  [][]byte      // what uploads read
 	err   error         // it could not be enqueued
+
+	shared bool // background units that were to fit run just before it
 }
+
+// over reports whether nothing of it is under way.
+func (f *flight) over() bool { return f.err != nil || f.done.Done() }
+
+// decodesOnly reports whether each of its sequences has one token, drawn from the one before.
+func (f *flight) decodesOnly() bool { return f.prefill == 0 && f.decodes > 0 }
 
 // openRunner allocates everything; its config has the size of the KV cache, which comes last and may take what is left. Where it fails
 // nothing stays allocated.

@@ -15,6 +15,7 @@ type scheduler struct {
 	queue  *queue
 
 	preemptions int64
+	stuck       bool // what waits had no place in the last step
 }
 
 // item is one sequence's part of a step.
@@ -66,7 +67,13 @@ func (s *scheduler) plan() plan {
 		s.queue.admitted(q)
 		s.chunk(&p, q)
 	}
+	s.stuck = p.prefill == 0 && s.queue.waiting > 0
 	return p
+}
+
+// prefills reports whether a running sequence has more than its next token to compute.
+func (s *scheduler) prefills() bool {
+	return slices.ContainsFunc(s.run, func(q *sequence) bool { return q.total()-q.computed > 1 || q.scores() })
 }
 
 // chunk adds as much of q's prefill as the budget leaves.

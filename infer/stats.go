@@ -22,14 +22,18 @@ type Stats struct {
 	ComputedTokens  int64 // tokens run through the model; recomputed ones count again
 	Preemptions     int64
 	Requests        map[FinishReason]int64 // finished choices; "error" for failed ones
-	BackgroundTime  time.Duration
-	StepTime        time.Duration
+	StepTime        time.Duration          // in which steps ran, as the host sees it
+	BackgroundTime  time.Duration          // in which background work ran
+	IdleTime        time.Duration          // in which there was background work and no step ran: what BackgroundTime can be at most
+	TPOTTarget      time.Duration          // in force; 0: no step has shown what the default is
 }
 
 // Observer is told what happens, for metrics. Its methods are called on the engine's goroutine and must be quick.
 type Observer interface {
 	ObserveStep(StepInfo)
 	ObserveFinish(RequestInfo)
+	// ObserveSlice is told how long the background work between two steps took, or a slice of it where there are none.
+	ObserveSlice(time.Duration)
 }
 
 // StepInfo describes one step.

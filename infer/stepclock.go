@@ -9,10 +9,11 @@ import (
 
 // stepClock notes how far apart the ends of full decode steps are. It is an engine's observer.
 type stepClock struct {
-	mu    sync.Mutex
-	batch int // sequences of a full step
-	last  time.Time
-	took  []time.Duration
+	mu     sync.Mutex
+	batch  int // sequences of a full step
+	last   time.Time
+	took   []time.Duration
+	beside []time.Duration // slices of background work
 }
 
 // watch begins to note steps of a batch.
@@ -48,6 +49,27 @@ func (s *stepClock) noted() int {
 }
 
 const fewestSteps = 8 // that steps takes
+
+// ObserveSlice notes a slice.
+func (s *stepClock) ObserveSlice(took time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.beside = append(s.beside, took)
+}
+
+// watchSlices begins to note slices.
+func (s *stepClock) watchSlices() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.beside = nil
+}
+
+// slices are those noted.
+func (s *stepClock) slices() []time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.beside)
+}
 
 // steps are the times noted, without the first few, sorted.
 func (s *stepClock) steps() ([]time.Duration, error) {

@@ -168,10 +168,11 @@ type MLPArgs struct {
 // TrainingOps are the ops of the backward pass and the optimizer. Gradients of activations have the activation dtype, those
 // of B and everything of the optimizer float32; reductions have a fixed order.
 type TrainingOps interface {
-	// CrossEntropy: for each token t with Label[t] ≥ 0 and p = softmax(h[t]·Eᵀ): nll[t] = −log p[Label[t]], and, where dh is present,
-	// dh[t] = Loss[t]·(p − onehot(Label[t]))·E. Other tokens get zeros. Logits exist for a chunk of tokens at a time, in logits, F32 [chunk, V];
-	// where it is absent, in the stream's scratch. h, dh [T, H], dh may be h; nll F32 [1, T]; E a weight of [V, H] without A.
-	CrossEntropy(s Stream, nll, dh, h, logits Tensor, head Weight, step Step)
+	// CrossEntropy: for each token t in [from, to) with Label[t] ≥ 0 and p = softmax(h[t]·Eᵀ): nll[t] = −log p[Label[t]], and, where dh is
+	// present, dh[t] = Loss[t]·(p − onehot(Label[t]))·E. Others of the range get zeros; from and to are bucket constants. Logits exist for a
+	// chunk of tokens at a time, in logits, F32 [chunk, V]; where it is absent, in the stream's scratch. h, dh [T, H], dh may be h; nll F32 [1, T];
+	// E a weight of [V, H] without A.
+	CrossEntropy(s Stream, nll, dh, h, logits Tensor, head Weight, from, to int, step Step)
 
 	// LossTokens is how many tokens, of steps of up to tokens, a chunk of CrossEntropy had best have.
 	LossTokens(tokens int, head Weight) int

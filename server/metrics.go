@@ -31,6 +31,7 @@ type Metrics struct {
 	ttft, tpot prometheus.Histogram
 	total      prometheus.Histogram
 	step       prometheus.Histogram
+	slice      prometheus.Histogram
 	stepHost   prometheus.Histogram
 	batch      prometheus.Histogram
 	distinct   prometheus.Histogram
@@ -58,6 +59,7 @@ func NewMetrics() *Metrics {
 	m.tpot = histogram("bhive_time_per_output_token_seconds", "Mean time of a request's tokens after the first.", short)
 	m.total = histogram("bhive_request_seconds", "From a request's arrival to its end.", seconds)
 	m.step = histogram("bhive_step_seconds", "Time of an engine step.", short)
+	m.slice = histogram("bhive_training_slice_seconds", "Time of the training between two engine steps, or of a slice of it where there are none.", short)
 	m.stepHost = histogram("bhive_step_host_seconds", "Of a step, scheduling, metadata and publishing.", prometheus.ExponentialBuckets(1e-5, 2, 14))
 	m.batch = histogram("bhive_step_sequences", "Sequences in a step.", counts)
 	m.distinct = histogram("bhive_step_adapters", "Distinct adapters in a step.", counts)
@@ -87,6 +89,9 @@ func (m *Metrics) ObserveStep(i infer.StepInfo) {
 	m.batch.Observe(float64(i.Seqs))
 	m.distinct.Observe(float64(i.Adapters))
 }
+
+// ObserveSlice is infer.Observer's.
+func (m *Metrics) ObserveSlice(took time.Duration) { m.slice.Observe(took.Seconds()) }
 
 // ObserveFinish is infer.Observer's.
 func (m *Metrics) ObserveFinish(i infer.RequestInfo) {
@@ -154,7 +159,9 @@ var (
 	descPreemptions = desc("bhive_preemptions_total", "Sequences set back because KV blocks ran out.")
 	descFinished    = desc("bhive_requests_finished_total", "Choices that ended, by reason.", "reason")
 	descSteps       = desc("bhive_steps_total", "Engine steps.")
-	descTime        = desc("bhive_device_seconds_total", "Time of the device's goroutine by kind of work.", "work")
+	descTime        = desc("bhive_device_seconds_total", "Time in which the device ran steps (serving) and training, as the host sees it.", "work")
+	descIdle        = desc("bhive_training_idle_seconds_total", "Time in which there was training to do and no step ran; bhive_device_seconds_total{work=\"training\"} is what training got of it.")
+	descTarget      = desc("bhive_tpot_target_seconds", "Time from token to token under which training keeps 99 of 100 tokens; 0: not known yet.")
 	descKVBlocks    = desc("bhive_kv_blocks", "KV blocks: total, used by sequences, cached prefixes.", "state")
 	descTier        = desc("bhive_adapter_tier_bytes", "Bytes of B's by tier.", "tier")
 	descAdapters    = desc("bhive_adapters_resident", "Adapters (and mixes) on the device.")
@@ -193,6 +200,8 @@ func (s *snapshot) Collect(out chan<- prometheus.Metric) {
 	counter(descSteps, float64(e.Steps))
 	counter(descTime, e.StepTime.Seconds(), "serving")
 	counter(descTime, e.BackgroundTime.Seconds(), "training")
+	counter(descIdle, e.IdleTime.Seconds())
+	gauge(descTarget, e.TPOTTarget.Seconds())
 	for reason, n := range e.Requests {
 		counter(descFinished, float64(n), string(reason))
 	}

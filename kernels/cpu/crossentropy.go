@@ -24,20 +24,23 @@ type crossEntropyTask struct {
 // chunkLogits is how many logits a chunk of tokens may have.
 const chunkLogits = 4 << 20
 
-// CrossEntropy: nll[t] = −log p[Label[t]] and dh[t] = Loss[t]·(p − onehot)·E for tokens with a label; zeros for others.
-func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h, logits kernels.Tensor, head kernels.Weight, step kernels.Step) {
+// CrossEntropy: nll[t] = −log p[Label[t]] and dh[t] = Loss[t]·(p − onehot)·E for tokens of [from, to) with a label; zeros for others.
+func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h, logits kernels.Tensor, head kernels.Weight, from, to int, step kernels.Step) {
 	w := head.(*weight)
 	if w.r != 0 || !step.Bucket.Training {
 		panic(fmt.Sprintf("cpu: cross entropy: a head with an A of %d rows, or a step without labels", w.r))
 	}
 	t := step.Bucket.Tokens
+	if from < 0 || from > to || to > t {
+		panic(fmt.Sprintf("cpu: cross entropy: tokens %d to %d of %d", from, to, t))
+	}
 	n, d, x := vector(nll, t, "cross entropy: nll"), optional(dh, t, w.in, "cross entropy: dh"), matrix(h, t, w.in, "cross entropy: h")
 	at := optional(logits, 1, w.out, "cross entropy: logits")
 	if g := recording(s); g != nil {
-		g.add(func() { b.runCrossEntropy(n, d, x, at, w, step) })
+		g.add(func() { b.runCrossEntropy(n, d, x, at, w, from, to, step) })
 		return
 	}
-	b.runCrossEntropy(n, d, x, at, w, step)
+	b.runCrossEntropy(n, d, x, at, w, from, to, step)
 }
 
 // LossTokens: what stays in the caches.
@@ -45,7 +48,7 @@ func (b *Backend) LossTokens(tokens int, head kernels.Weight) int {
 	return min(tokens, max(16, min(128, chunkLogits/head.Out())))
 }
 
-func (b *Backend) runCrossEntropy(nll []float32, dh, h, logits mat, w *weight, step kernels.Step) {
+func (b *Backend) runCrossEntropy(nll []float32, dh, h, logits mat, w *weight, from, to int, step kernels.Step) {
 	t := &b.crossEntropy
 	t.b, t.nll, t.dh, t.h, t.r, t.v = b, nll, dh, h, b.record(step), w.out
 	chunk := logits.rows
@@ -57,7 +60,7 @@ func (b *Backend) runCrossEntropy(nll []float32, dh, h, logits mat, w *weight, s
 	grown(&t.dhidden, chunk*w.in)
 	grown(&t.list, chunk)
 	n := 0
-	for at := range tokens(t.r) {
+	for at := from; at < min(to, tokens(t.r)); at++ {
 		if t.r.Label[at] >= 0 {
 			t.list[n] = int32(at)
 			if n++; n == chunk {

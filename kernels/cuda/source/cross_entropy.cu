@@ -89,13 +89,13 @@ extern "C" __global__ void __launch_bounds__(1024) cross_entropy8_f32(const __gr
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy1_bf16(const __grid_constant__ CrossEntropyArgs a) { cross_entropy<bf16, 1>(a); }
 extern "C" __global__ void __launch_bounds__(1024) cross_entropy8_bf16(const __grid_constant__ CrossEntropyArgs a) { cross_entropy<bf16, 8>(a); }
 
-// chunk_counts: counts[i] = how many of the step's tokens are in chunk i of each.
+// chunk_counts: counts[i] = how many of the step's tokens are in chunk i of each from first on.
 struct ChunkArgs {
-    int* counts; ll n, each;
+    int* counts; ll n, first, each;
     const int* head;
 };
 extern "C" __global__ void chunk_counts(const __grid_constant__ ChunkArgs a) {
     wait_predecessor();
     allow_successor();
-    for (int i = threadIdx.x; i < a.n; i += blockDim.x) a.counts[i] = max(0, min((int)a.each, a.head[0] - i * (int)a.each));
+    for (int i = threadIdx.x; i < a.n; i += blockDim.x) a.counts[i] = max(0, min((int)a.each, a.head[0] - (int)a.first - i * (int)a.each));
 }

@@ -1,0 +1,72 @@
+package finetune
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+)
+
+// TestUnits: an optimizer step of two lanes is cut into parts of layers, losses of some tokens and a lane's update; with plan layer
+// every layer's attention, gate and up run twice.
+func TestUnits(t *testing.T) {
+	m := tinyModel(t, "llama", 8)
+	for plan, again := range map[string][]string{"none": nil, "mlp": {"gate and up again"}, "layer": {"attend again", "gate and up again"}} {
+		tr := newTrainer(t, m, TrainerConfig{Lanes: 2, BatchTokens: 256, MemoryPlan: plan})
+		tr.headTokens = 32
+		for i := range 2 {
+			o := laneOptions(m, uint64(3*i), 4, 1) // each step is one batch
+			o.Held = nil
+			addLane(t, tr, o)
+		}
+		var got []string
+		for {
+			u, ok := tr.Next()
+			if !ok {
+				break
+			}
+			got = append(got, u.Kind)
+			if more, err := tr.Unit(); !more {
+				t.Fatal(err)
+			}
+			if u.Settled != (u.Kind == "finish") {
+				t.Errorf("%+v", u)
+			}
+		}
+		tokens := int(tr.train.rec.Head[0])
+		want := []string{"compose"}
+		for range m.Layers {
+			want = append(want, forwardKinds[:]...)
+		}
+		for range ceilDiv(tokens, 32) {
+			want = append(want, "losses")
+		}
+		for range m.Layers {
+			want = append(want, again...)
+			want = append(want, "backward down", "backward gate and up", "backward attend")
+		}
+		want = append(want, "gradient norms", "update", "update", "finish")
+		if !slices.Equal(got, want) {
+			t.Errorf("plan %s: %d tokens:\n got %q\nwant %q", plan, tokens, got, want)
+		}
+		if tokens <= 32 {
+			t.Error("the losses of all tokens are one unit: the cut cannot fail")
+		}
+	}
+}
+
+// TestHeadTokens: however the losses are cut, lanes end the same, bit for bit.
+func TestHeadTokens(t *testing.T) {
+	m := tinyModel(t, "llama", 8)
+	var want []byte
+	for _, n := range []int{1 << 20, 100, 7} {
+		tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 256})
+		tr.headTokens = n
+		l := addLane(t, tr, laneOptions(m, 1, 4, 3))
+		runUnits(t, tr)
+		if got := state(t, l); want == nil {
+			want = got
+		} else if !bytes.Equal(got, want) {
+			t.Errorf("with losses of %d tokens at a time the lane ends otherwise", n)
+		}
+	}
+}
