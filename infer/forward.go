@@ -21,6 +21,9 @@ func (m *Model) EmbedTokens(s kernels.Stream, st *State, sc StepContext, save *S
 	x, rstd := st.X, kernels.Tensor{}
 	if save != nil {
 		x, rstd = save.Layers[0].SumIn, save.Layers[0].RstdIn
+		if save.Carry.Present() {
+			m.Backend.Zero(s, save.Carry)
+		}
 	}
 	m.Backend.Embed(s, x, m.Embed, sc.Previous, sc.Step)
 	m.Backend.RMSNorm(s, st.Normed, x, m.Layers[0].AttnNorm, rstd, m.eps(), sc.Step)
@@ -44,7 +47,7 @@ func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, sa
 		m.gateUp(s, st, sc, l, SaveLayer{GateUp: v.GateUp}, nil)
 	case RecomputeLayer:
 		norm(s, st.Normed, v.SumIn, w.AttnNorm, kernels.Tensor{}, m.eps(), sc.Step)
-		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, nil)
+		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, kernels.Tensor{}, nil)
 		m.gateUp(s, st, sc, l, v, nil)
 	}
 }
@@ -58,12 +61,13 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 		v            SaveLayer // zero: nothing is saved
 		in, mid, out = st.X, st.X, st.X
 		norm, rstd   = m.FinalNorm, kernels.Tensor{}
+		carry        kernels.Tensor
 	)
 	if l+1 < len(m.Layers) {
 		norm = m.Layers[l+1].AttnNorm
 	}
 	if save != nil {
-		v = save.kept(l)
+		v, carry = save.kept(l), save.Carry
 		in, out, rstd = v.SumIn, save.SumOut, save.RstdOut
 		if v.SumMid.Present() {
 			mid = v.SumMid
@@ -72,15 +76,16 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 			out, rstd = save.Layers[l+1].SumIn, save.Layers[l+1].RstdIn
 		}
 	}
-	m.attend(s, st, sc, l, v, in, mid, tap)
+	m.attend(s, st, sc, l, v, in, mid, carry, tap)
 	m.gateUp(s, st, sc, l, v, tap)
 	yz := m.linear(s, st, sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
 	m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
-		Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, sc.Step)
+		Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd, Carry: carry, Fold: true}, sc.Step)
 }
 
-// attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed.
-func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, in, mid kernels.Tensor, tap tap) {
+// attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed. The carry
+// gets what mid's rounding takes and gives nothing: so Recompute, which has none, makes the same mid.
+func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, in, mid, carry kernels.Tensor, tap tap) {
 	be, w, eps, step := m.Backend, &m.Layers[l], m.eps(), sc.Step
 	q, o := st.Q, st.O
 	if v.Q.Present() {
@@ -92,7 +97,7 @@ func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v Sav
 	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
 	yz = m.linear(s, st, sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
-		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
+		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid, Carry: carry}, step)
 }
 
 // gateUp takes a layer's second normed input in st.Normed to the product of gate and up in st.Act.
