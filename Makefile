@@ -125,7 +125,7 @@ CUDA_SOURCES := $(wildcard kernels/cuda/source/*.cu kernels/cuda/source/*.cuh)
 CUDA_ROOT     = $(wildcard $(CURDIR)/$(CUDA_VENV)/lib/python*/site-packages/nvidia/cu13)
 CUDA_ENV      = CGO_ENABLED=1 CGO_CFLAGS="-O2 -I$(CURDIR)/kernels/cuda/include -I$(CUDA_ROOT)/include" CGO_LDFLAGS="-L$(CUDA_CACHE)"
 
-.PHONY: kernels build-cuda vet-cuda test-cuda gpu-bundle
+.PHONY: kernels build-cuda vet-cuda test-cuda smoke gpu-bundle
 kernels: kernels/cuda/kernels.fatbin $(CUDA_CACHE)/libcuda.a ## the kernels, and the driver's forwarders
 
 $(CUDA_TOOLS):
@@ -146,10 +146,13 @@ build-cuda: kernels ## bin/bhive with the CUDA backend; it runs without a GPU to
 	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-s -w $(LDFLAGS)' -o bin/bhive .
 
 vet-cuda: kernels
-	$(CUDA_ENV) $(GO) vet -tags cuda ./kernels/cuda .
+	$(CUDA_ENV) $(GO) vet -tags cuda ./...
 
 test-cuda: kernels ## what the tagged code does without a GPU, or with one all its tests
 	$(CUDA_ENV) $(GO) test -tags cuda ./kernels/cuda
+
+smoke: build-cuda ## that binary as an operator runs it: serve, train, swap, refuse what does not fit; DEVICE=cuda on a GPU
+	python3 kernels/cuda/smoke.py bin/bhive $(or $(DEVICE),cpu)
 
 GPU_BUNDLE := .cache/gpu-bundle
 gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machine
@@ -161,6 +164,7 @@ gpu-bundle: build-cuda ## binary, tests and a run script to carry to a GPU machi
 	$(CUDA_ENV) $(GO) build -tags cuda -trimpath -ldflags '-s -w' -o $(GPU_BUNDLE)/quality ./bench/quality
 	cp -r infer/testdata infer/demo $(GPU_BUNDLE)/infer/
 	cp -r finetune/testdata $(GPU_BUNDLE)/finetune/
+	cp kernels/cuda/smoke.py examples/pirate.jsonl $(GPU_BUNDLE)/
 	cp kernels/cuda/bundle.sh $(GPU_BUNDLE)/run
 
 clean:

@@ -24,10 +24,7 @@ func (c *benchGPUCmd) engineRows(ctx context.Context, l *loaded) error {
 	device := int64(c.AdapterGiB * (1 << 30))
 	host := each * int64(z.streams+2*z.swapHost) * 5 / 4 // slabs are not filled to their ends
 	if c.wants("slora") {
-		host = max(host, int64(c.HostGiB*(1<<30)))
-	}
-	if most := machineMemory() / 2; most > 0 {
-		host = min(host, most)
+		host = max(host, c.hostBytes())
 	}
 	begin := time.Now()
 	b, err := infer.OpenEngineBench(l.model, l.tokenizer, infer.EngineBenchConfig{Rank: c.Rank, Slots: 4096, DeviceBytes: device, HostBytes: host, StoreBandwidth: c.StoreGBs * 1e9,
@@ -79,6 +76,18 @@ func (c *benchGPUCmd) engineRows(ctx context.Context, l *loaded) error {
 	return nil
 }
 
+// hostBytes is the host memory for adapters in the S-LoRA rows. What is asked for is not bounded: a virtual machine's memory may grow as it is used.
+func (c *benchGPUCmd) hostBytes() int64 {
+	if c.HostGiB > 0 {
+		return int64(c.HostGiB * (1 << 30))
+	}
+	host := int64(64 << 30)
+	if most := machineMemory() / 2; most > 0 {
+		host = min(host, most)
+	}
+	return host
+}
+
 // utilization is of the KV caches of engine rows.
 func (c *benchGPUCmd) utilization(l *loaded) float64 {
 	if l.backend.Info().CopyInPlace {
@@ -122,11 +131,16 @@ func (c *benchGPUCmd) sloraRows(ctx context.Context, l *loaded, b *infer.EngineB
 			first, rate = r.Throughput, r.Rate
 		}
 		kept := r.Throughput / first
+		more := map[string]float64{"throughput_kept": kept, "requests_per_second": r.Requests, "steady_rate_per_second": r.Rate, "finished": float64(r.Finished),
+			"ttft_p50_ms": ms(r.FirstP50), "ttft_p90_ms": ms(r.FirstP90), "ttft_p99_ms": ms(r.FirstP99), "tpot_p50_ms": ms(r.TokenP50), "tpot_p99_ms": ms(r.TokenP99),
+			"device_share": r.DeviceHits, "host_share": r.HostHits, "store_share": r.StoreHits, "kv_tokens": float64(r.KVTokens),
+			"device_bytes": float64(r.DeviceBytes), "host_bytes": float64(r.HostBytes)}
+		if p == infer.Zipf {
+			more["zipf_alpha"] = c.Alpha
+		}
 		c.add(benchRow{Name: fmt.Sprintf("S-LoRA's workload, %d adapters, %s %g: a token (p50)", n, p, c.Alpha), Kind: rowSLoRA, Distinct: n, Batch: c.SLoRASeqs, Rank: c.Rank, R: l.model.R(),
 			Milliseconds: ms(r.TokenP50), TokensPerSecond: r.Throughput,
-			More: map[string]float64{"throughput_kept": kept, "requests_per_second": r.Requests, "steady_rate_per_second": r.Rate, "finished": float64(r.Finished),
-				"ttft_p50_ms": ms(r.FirstP50), "ttft_p90_ms": ms(r.FirstP90), "ttft_p99_ms": ms(r.FirstP99), "tpot_p50_ms": ms(r.TokenP50), "tpot_p99_ms": ms(r.TokenP99),
-				"device_share": r.DeviceHits, "host_share": r.HostHits, "store_share": r.StoreHits, "kv_tokens": float64(r.KVTokens)},
+			More: more,
 			Note: fmt.Sprintf("saturated %.2f req/s, %.3f of the first row; at %.2f req/s TTFT p50 %.1f, p90 %.1f, p99 %.1f ms, TPOT p99 %.2f ms; B's on device %.0f %%, host %.0f %%, store %.0f %%",
 				r.Requests, kept, r.Rate, ms(r.FirstP50), ms(r.FirstP90), ms(r.FirstP99), ms(r.TokenP99), 100*r.DeviceHits, 100*r.HostHits, 100*r.StoreHits)})
 		return nil

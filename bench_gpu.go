@@ -33,7 +33,7 @@ type benchGPUCmd struct {
 	Profile   bool     `help:"Which kernels the training steps' time goes to."`
 
 	AdapterGiB float64          `name:"adapter-gib" help:"Device memory for adapters in engine rows, in GiB." default:"24"`
-	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; at most half of the machine's." default:"64"`
+	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; default: 64, or half of a smaller machine's."`
 	StoreGBs   float64          `name:"store-gbs" help:"Bandwidth of the store that adapters beyond it come from, in GB/s." default:"2"`
 	Counts     []int            `help:"Numbers of adapters in the S-LoRA rows." default:"1,100,1000,10000"`
 	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1"`
@@ -45,6 +45,7 @@ type benchGPUCmd struct {
 	sizes   benchSizes
 	weights float64 // of the model that a step reads
 	report  benchReport
+	last    time.Time // when the row before was measured
 }
 
 // benchSizes are the lengths of the measurements.
@@ -72,6 +73,8 @@ func (c *benchGPUCmd) say(format string, a ...any) {
 }
 
 func (c *benchGPUCmd) add(r benchRow) {
+	r.Took = time.Since(c.last).Seconds()
+	c.last = time.Now()
 	c.report.Rows = append(c.report.Rows, r)
 	c.say("%s", r.line())
 }
@@ -84,9 +87,10 @@ func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		c.sizes = benchSizes{prompts: 4, longest: 64, context: 32, steps: 8, streams: 4, prompt: 16, tokens: 40, swapHost: 8, perSecond: 100, pairs: 10,
 			rounds: 1, shortest: 4, longish: 24}
 		c.Batches, c.Counts, c.Seconds, c.SLoRASeqs, c.Budget = []int{1, 4}, []int{1, 10, 50}, min(c.Seconds, 1), 8, min(c.Budget, 256)
-		c.AdapterGiB, c.HostGiB = min(c.AdapterGiB, 0.25), min(c.HostGiB, 0.25)
+		c.AdapterGiB, c.HostGiB = min(c.AdapterGiB, 0.25), 0.25
 	}
 	c.report = benchReport{Version: version, Date: time.Now().Format(time.DateOnly), Command: "bhive " + strings.Join(os.Args[1:], " "), R: c.Rows}
+	c.last = time.Now()
 	if c.JSON != "" {
 		defer func() {
 			if e := c.report.write(c.JSON); err == nil {
@@ -141,11 +145,18 @@ func (c *benchGPUCmd) withModel(ctx context.Context, log *slog.Logger, flags mod
 	if log.Enabled(ctx, slog.LevelDebug) {
 		quiet = log
 	}
+	var free int64
+	if flags.Backend != nil {
+		free = flags.Backend.Info().MemoryFree
+	}
 	l, err := flags.load(ctx, quiet, basis, nil)
 	if err != nil {
 		return err
 	}
 	defer l.close()
+	if free > 0 && rows {
+		c.report.Bytes = free - l.backend.Info().MemoryFree
+	}
 	c.report.Model, c.report.Device = l.name, l.backend.Info().Device
 	return f(l)
 }

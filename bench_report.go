@@ -15,7 +15,8 @@ type benchReport struct {
 	Version  string        `json:"version"`
 	Date     string        `json:"date"`
 	Command  string        `json:"command"`
-	R        int           `json:"r"` // rows of each A
+	R        int           `json:"r"`                     // rows of each A
+	Bytes    int64         `json:"model_bytes,omitempty"` // of device memory that the weights and A's took
 	Ceilings benchCeilings `json:"ceilings"`
 	Rows     []benchRow    `json:"rows"`
 }
@@ -53,6 +54,7 @@ type benchRow struct {
 	AgainstBase     float64            `json:"against_base,omitempty"`
 	More            map[string]float64 `json:"more,omitempty"` // further figures by name, with their unit in it
 	Note            string             `json:"note,omitempty"`
+	Took            float64            `json:"took_seconds,omitempty"` // since the row before, with all preparation
 }
 
 // line is a row of the table on a terminal.

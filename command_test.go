@@ -277,6 +277,7 @@ func TestRefuses(t *testing.T) {
 	}{
 		{"no server answers at http://127.0.0.1:9", []string{"chat", "--server", "http://127.0.0.1:9", "hello"}},
 		{"not a loopback address", []string{"serve", "--addr", "0.0.0.0:0", "--data", t.TempDir()}},
+		{"int8 weights are not on the GPU yet", []string{"serve", "--device", "cuda", "--weights", "int8", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
 		{"make smollm2", []string{"serve", "--model", "smollm2", "--model-dirs", t.TempDir(), "--data", t.TempDir()}},
 		{"in use by another process", []string{"serve", "--addr", "127.0.0.1:0", "--data", held.cmd.Args[5]}},
 		{"unexpected argument", []string{"serve", "everything"}},

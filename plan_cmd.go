@@ -1,11 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"bhive/infer"
 	"bhive/infer/checkpoint"
@@ -20,7 +20,7 @@ type planCmd struct {
 	Tenants   int      `help:"Adapters." default:"1000"`
 	Rank      int      `short:"r" help:"Rank of the adapters." default:"16"`
 	Rows      int      `help:"Rows of each A." default:"64"`
-	Device    string   `help:"h100, h200, a100 or l40s." default:"h100"`
+	Device    string   `help:"h100, h200, a100 or l40s; default: with --against the one that was measured, else h100."`
 	Context   int      `help:"Tokens that a sequence has on average." default:"576"`
 	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
 	Alpha     float64  `help:"Exponent of the tenants' popularity (Zipf)." default:"1"`
@@ -46,7 +46,13 @@ func (c *planCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	device, err := infer.ProfileOf(c.Device)
+	var measured *benchReport
+	if c.Against != "" {
+		if measured, err = readReport(c.Against); err != nil {
+			return err
+		}
+	}
+	device, err := c.device(measured)
 	if err != nil {
 		return err
 	}
@@ -74,12 +80,8 @@ func (c *planCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	if c.Against != "" {
-		r, err := readReport(c.Against)
-		if err != nil {
-			return err
-		}
-		return c.compare(p, r)
+	if measured != nil {
+		return c.compare(p, measured)
 	}
 	if c.JSON {
 		out := json.NewEncoder(os.Stdout)
@@ -87,6 +89,19 @@ func (c *planCmd) Run() error {
 		return out.Encode(p)
 	}
 	return c.print(p)
+}
+
+// device is the one that is named, or that a table was measured on.
+func (c *planCmd) device(measured *benchReport) (infer.DeviceProfile, error) {
+	name := c.Device
+	if name == "" && measured != nil {
+		for word := range strings.FieldsFuncSeq(measured.Device, func(r rune) bool { return r == ' ' || r == ',' || r == '-' }) {
+			if d, err := infer.ProfileOf(word); err == nil {
+				return d, nil
+			}
+		}
+	}
+	return infer.ProfileOf(cmp.Or(name, "h100"))
 }
 
 // shape is the architecture of the model that the flags name.
@@ -180,63 +195,3 @@ func stepName(s infer.PlannedStep) string {
 	}
 	return fmt.Sprintf("%s, %d adapters of rank %d", name, s.Distinct, s.Rank)
 }
-
-// compare shows a report's rows beside what the plan says of them.
-func (c *planCmd) compare(p *infer.Plan, r *benchReport) error {
-	rows, err := predict(p, r)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		out := json.NewEncoder(os.Stdout)
-		out.SetIndent("", "  ")
-		return out.Encode(rows)
-	}
-	fmt.Printf("%s on %s, %s, bhive %s; predicted for %s: %s\n\n", r.Model, r.Device, r.Date, r.Version, p.Config.Device.Name, p.Config.Device.Source)
-	w := table()
-	fmt.Fprintln(w, "ROW\tMEASURED\tEXPECTED\tMEASURED/EXPECTED\tFLOOR\tMEASURED/FLOOR")
-	for _, x := range rows {
-		fmt.Fprintf(w, "%s\t%.3f ms\t%.3f ms\t%.2f\t%.3f ms\t%.2f\n", x.Name, x.Measured, x.Expected, x.Measured/x.Expected, x.Floor, x.Measured/x.Floor)
-	}
-	return w.Flush()
-}
-
-// predicted is a measured row and what a plan says of it, in milliseconds.
-type predicted struct {
-	Name     string  `json:"name"`
-	Measured float64 `json:"measured_ms"`
-	Expected float64 `json:"expected_ms"`
-	Floor    float64 `json:"floor_ms"`
-}
-
-// predict finds the rows that a plan speaks of: decode steps, prefill, the engine's steps, and first tokens of host-tier adapters.
-func predict(p *infer.Plan, r *benchReport) ([]predicted, error) {
-	var out []predicted
-	for _, row := range r.Rows {
-		at := *p
-		at.Config.Footprint.Rows = row.R
-		x := predicted{Name: row.Name, Measured: row.Milliseconds}
-		toMS := func(t time.Duration) float64 { return 1e3 * t.Seconds() }
-		switch row.Kind {
-		case rowDecode, rowSwaps, rowHTTP:
-			s := at.Step(row.Batch, row.Distinct, row.Rank, row.Context)
-			x.Expected, x.Floor = toMS(s.Expected), toMS(s.Floor)
-		case rowPrefill:
-			x.Floor = 1e3 * float64(row.Batch*row.Context) * at.Config.Footprint.TokenFlops(false) / at.Config.Device.Flops
-			x.Expected = x.Floor / prefillEfficiency
-		case rowFirstToken:
-			x.Floor = 1e3 * float64(at.Config.Footprint.AdapterBytes(row.Rank)) / at.Config.Device.Link
-			x.Expected = x.Floor
-		default:
-			continue
-		}
-		out = append(out, x)
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("the report has no row that a plan speaks of")
-	}
-	return out, nil
-}
-
-// prefillEfficiency is what prefill reaches of the rate of its products, by the H100's first measurements.
-const prefillEfficiency = 0.65

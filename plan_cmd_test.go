@@ -19,7 +19,9 @@ func TestReport(t *testing.T) {
 		{Name: "without A", Kind: rowDecode, Batch: 1, Context: 576, Milliseconds: 5.5},
 		{Name: "prefill", Kind: rowPrefill, Batch: 16, Context: 2048, R: 64, Milliseconds: 900},
 		{Name: "first", Kind: rowFirstToken, Rank: 16, R: 64, Milliseconds: 1, More: map[string]float64{"added_p99_ms": 2}},
-		{Name: "slora", Kind: rowSLoRA, Milliseconds: 9},
+		{Name: "slora", Kind: rowSLoRA, Distinct: 10000, Rank: 16, Milliseconds: 9, More: map[string]float64{"zipf_alpha": 1, "device_bytes": 24 << 30, "host_bytes": 64 << 30,
+			"device_share": 0.7, "host_share": 0.2, "store_share": 0.1}},
+		{Name: "power", Kind: rowSLoRA, Milliseconds: 9},
 	}}
 	file := filepath.Join(t.TempDir(), "bench.json")
 	if err := want.write(file); err != nil {
@@ -58,6 +60,21 @@ func TestReport(t *testing.T) {
 			t.Errorf("%+v, want a floor of %v", x, floors[x.Name])
 		}
 	}
+	tiers, err := predictTiers(p, got)
+	if err != nil || len(tiers) != 1 || tiers[0].Measured != [3]float64{0.7, 0.2, 0.1} {
+		t.Fatalf("%+v, %v", tiers, err)
+	}
+	if e := tiers[0].Expected; math.Abs(e[0]-0.710) > 1e-3 || math.Abs(e[1]-0.133) > 1e-3 || math.Abs(e[0]+e[1]+e[2]-1) > 1e-9 {
+		t.Errorf("requests by tiers: %v", e)
+	}
+	for name, want := range map[string]string{"NVIDIA H200, 132 multiprocessors": "h200", "NVIDIA A100-SXM4-80GB": "a100", "a card": "h100"} {
+		if d, err := (&planCmd{}).device(&benchReport{Device: name}); err != nil || d.Name != want {
+			t.Errorf("%s is planned for as %s, %v", name, d.Name, err)
+		}
+	}
+	if d, err := (&planCmd{Device: "l40s"}).device(&benchReport{Device: "NVIDIA H200"}); err != nil || d.Name != "l40s" {
+		t.Errorf("the device that is named: %s, %v", d.Name, err)
+	}
 	for _, bad := range []string{"", "[]", `{"rows": 3}`} {
 		if err := os.WriteFile(file, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
@@ -66,6 +83,74 @@ func TestReport(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+}
+
+// TestMeasuredTables holds the committed tables of bench gpu: each is of one whole run, and what a plan expects of its steps is near what was measured.
+func TestMeasuredTables(t *testing.T) {
+	files, err := filepath.Glob("kernels/bench-*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Skip("no table is committed")
+	}
+	for _, file := range files {
+		r, err := readReport(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds := map[string]int{}
+		for _, row := range r.Rows {
+			kinds[row.Kind]++
+			if row.Invariant {
+				kinds["invariant"]++
+			}
+			if row.Kind == rowDecode && row.R == 0 {
+				kinds["plain"]++
+			}
+		}
+		for _, kind := range []string{rowDecode, rowPrefill, rowSwaps, rowFirstToken, rowHTTP, rowSLoRA, "training", "invariant", "plain"} {
+			if kinds[kind] == 0 {
+				t.Errorf("%s: no row of %s", file, kind)
+			}
+		}
+		c := planCmd{Model: "random:" + strings.TrimPrefix(r.Model, "random-"), Rows: r.R}
+		shape, err := c.shape()
+		if err != nil {
+			t.Fatal(err)
+		}
+		device, err := c.device(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := infer.NewPlan(infer.PlanConfig{Footprint: infer.Footprint{Config: shape, Rows: r.R, WeightBits: 16, WorkBytes: 2}, Device: device, Rank: 16, Context: 1, MaxSeqs: 1,
+			MaxTokens: 1, Utilization: 0.9})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes := float64(p.Weights + p.A); math.Abs(float64(r.Bytes)/bytes-1) > 0.05 {
+			t.Errorf("%s: the model took %d bytes, planned %.0f", file, r.Bytes, bytes)
+		}
+		rows, err := predict(p, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range rows {
+			if kind := kindOf(r, x.Name); (kind == rowDecode || kind == rowPrefill) && !strings.Contains(x.Name, "invariant") && (x.Measured > 1.3*x.Expected || x.Measured < 0.8*x.Expected) {
+				t.Errorf("%s: %s took %.3f ms, expected %.3f", file, x.Name, x.Measured, x.Expected)
+			}
+		}
+	}
+}
+
+// kindOf is the kind of a report's row.
+func kindOf(r *benchReport, name string) string {
+	for _, row := range r.Rows {
+		if row.Name == name {
+			return row.Kind
+		}
+	}
+	return ""
 }
 
 // TestPlanAnyModel: a plan needs no device, and takes any checkpoint.

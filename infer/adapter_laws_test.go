@@ -123,6 +123,7 @@ func TestMixedAdaptersEqualAlone(t *testing.T) {
 	for _, working := range []kernels.DType{kernels.F32, kernels.BF16} {
 		t.Run(working.String(), func(t *testing.T) {
 			h := newHive(t, working)
+			needInvariant(t, h.model.Backend)
 			one, two := h.publish(t, "one", h.weights["one"]), h.publish(t, "two", h.weights["two"])
 			mix := adapters.Target{Parts: []adapters.TargetPart{{Version: one.Parts[0].Version, Weight: 0.7}, {Version: two.Parts[0].Version, Weight: 0.3}}}
 			targets := map[string]adapters.Target{"base": {}, "one": one, "two": two, "mix": mix}

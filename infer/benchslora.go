@@ -38,6 +38,7 @@ type SLoRAResult struct {
 
 	DeviceHits, HostHits, StoreHits float64 // shares of all requests of both phases
 	KVTokens                        int
+	DeviceBytes, HostBytes          int64 // for B's
 }
 
 // steadyShare is the steady phase's part of what a saturated engine ends.
@@ -48,7 +49,8 @@ const steadyShare = 0.7
 func (b *EngineBench) SLoRA(ctx context.Context, c SLoRAConfig) (s SLoRAResult, err error) {
 	w := c.Workload
 	s.Adapters, s.Popularity = w.Adapters, w.Popularity
-	r, err := b.start(Config{MaxSeqs: c.MaxSeqs, MaxTokens: min(b.c.MaxTokens, 2048), MaxContext: 2*w.Longest + 1}, b.c.DeviceBytes-b.c.DeviceBytes/8)
+	s.DeviceBytes, s.HostBytes = b.c.DeviceBytes-b.c.DeviceBytes/8, b.c.HostBytes
+	r, err := b.start(Config{MaxSeqs: c.MaxSeqs, MaxTokens: min(b.c.MaxTokens, 2048), MaxContext: 2*w.Longest + 1}, s.DeviceBytes)
 	if err != nil {
 		return s, err
 	}

@@ -75,6 +75,7 @@ func TestBatchEqualsAlone(t *testing.T) {
 	for _, working := range []kernels.DType{kernels.F32, kernels.BF16} {
 		t.Run(working.String(), func(t *testing.T) {
 			b := newRig(t, working)
+			needInvariant(t, b.be)
 			rs := mixture(b)
 			plain := b.start(t, Config{MaxSeqs: 1, MaxTokens: 512, NoPrefixCache: true, KVBlocks: 64})
 			alone := make([][]choice, len(rs))

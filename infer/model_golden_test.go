@@ -22,7 +22,7 @@ const float16Rounding = 1.0 / 2048
 
 // bfloat16Tolerance is the bfloat16 form's share of a position's (max − min). Its working values (z, K, V) have 8 significant bits,
 // a rounding error of up to 2⁻⁹ each, and so have base weights that the checkpoint holds in more bits. Errors of that size
-// enter at each of a layer's seven linears, independent of each other, and add up as their root.
+// enter at each of a layer's seven linears, at the embedding and at the head, independent of each other, and add up as their root.
 //
 // A device with bfloat16 activations rounds eleven more times in a layer: what its four linears write and what they read, the residual
 // stream twice, and q.
@@ -31,7 +31,7 @@ func bfloat16Tolerance(layers int) float64 {
 	if *device == "cuda" {
 		each += 11
 	}
-	return math.Sqrt(float64(each*layers)) / 512
+	return math.Sqrt(float64(each*layers+2)) / 512
 }
 
 type goldenLogits struct {

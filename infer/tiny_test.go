@@ -15,7 +15,10 @@ import (
 	"bhive/kernels/cuda"
 )
 
-var device = flag.String("device", "cpu", "device that the package's tests run on: cpu or cuda")
+var (
+	device    = flag.String("device", "cpu", "device that the package's tests run on: cpu or cuda")
+	invariant = flag.Bool("batch-invariant", true, "with cuda: a token has the same bits in every batch; without, laws hold to a tolerance")
+)
 
 // openDevice is a backend for one test.
 func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
@@ -24,7 +27,7 @@ func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
 	var err error
 	switch *device {
 	case "cuda":
-		be, err = cuda.Open(cuda.Config{Working: working, BatchInvariant: true})
+		be, err = cuda.Open(cuda.Config{Working: working, BatchInvariant: *invariant})
 	default:
 		be, err = cpu.Open(cpu.Config{Working: working})
 	}
@@ -96,16 +99,25 @@ const float32Tolerance = 1e-3
 
 // TestTinyArchitectures holds the float32 path against Transformers' logits at every position.
 func TestTinyArchitectures(t *testing.T) {
+	tinyArchitectures(t, kernels.F32, kernels.FormatF32, func(int) float64 { return float32Tolerance })
+}
+
+func TestTinyArchitecturesBFloat16(t *testing.T) {
+	tinyArchitectures(t, kernels.BF16, kernels.FormatBF16, bfloat16Tolerance)
+}
+
+func tinyArchitectures(t *testing.T, working kernels.DType, format kernels.Format, tolerance func(layers int) float64) {
 	dirs, err := filepath.Glob("testdata/tiny/*")
 	if err != nil || len(dirs) != 7 {
 		t.Fatalf("%d directories of tiny checkpoints, %v", len(dirs), err)
 	}
-	be := openDevice(t, kernels.F32)
+	be := openDevice(t, working)
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			golden := readTensors(t, filepath.Join(dir, "golden.safetensors"))
 			ids, want := int32s(t, golden, "ids"), float32s(t, golden, "logits")
-			m := load(t, be, openCheckpoint(t, dir), nil, kernels.FormatF32)
+			m := load(t, be, openCheckpoint(t, dir), nil, format)
+			most := tolerance(m.Config.Layers)
 			for _, chunk := range []int{0, 7} {
 				s := newScorer(t, m, ScorerConfig{Chunk: chunk})
 				worst, positions := 0.0, 0
@@ -117,8 +129,8 @@ func TestTinyArchitectures(t *testing.T) {
 					t.Fatalf("%d of %d positions, %v", positions, len(ids), err)
 				}
 				t.Logf("chunk %d: worst difference %.2g of (max − min)", chunk, worst)
-				if !(worst <= float32Tolerance) {
-					t.Errorf("chunk %d: logits differ by %.2g of (max − min), more than %g", chunk, worst, float32Tolerance)
+				if !(worst <= most) {
+					t.Errorf("chunk %d: logits differ by %.2g of (max − min), more than %.2g", chunk, worst, most)
 				}
 			}
 		})

@@ -28,7 +28,6 @@ type Backend struct {
 	only         *way   // of all linears, in benchmarks
 	decodeBlocks int    // of decode attention on a multiprocessor, in benchmarks
 	lt           string // "", or why cuBLASLt is not used
-	ltUsed       bool
 	closed       bool
 
 	module    cu.Module

@@ -34,7 +34,7 @@ func column(t kernels.Tensor) kernels.Tensor {
 func TestCrossEntropy(t *testing.T) {
 	for _, c := range trainingConfigs {
 		for _, shape := range [][2]int{{151, 23}, {160, 64}, {1208, 72}, {49152, 64}} {
-			for _, m := range []int{1, 7, 133} {
+			for _, m := range short([]int{1, 7, 133}, []int{7, 133}) {
 				t.Run(fmt.Sprintf("%s/invariant=%v/%v/%d", c.Working, c.BatchInvariant, shape, m), func(t *testing.T) {
 					newPair(t, c).crossEntropy(shape[0], shape[1], m)
 				})
@@ -49,7 +49,7 @@ func TestCrossEntropyChunks(t *testing.T) {
 	if each := lossTokens(v); each >= 300 || each < 150 {
 		t.Fatalf("%d tokens a chunk: the test wants two chunks of 300", each)
 	}
-	for _, c := range trainingConfigs {
+	for _, c := range short(trainingConfigs, trainingConfigs[1:2]) {
 		t.Run(fmt.Sprintf("%s/invariant=%v", c.Working, c.BatchInvariant), func(t *testing.T) {
 			newPair(t, c).crossEntropy(v, 32, 300)
 		})

@@ -11,7 +11,7 @@ import (
 
 func TestGram(t *testing.T) {
 	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
-		for _, size := range [][2]int{{1, 167}, {7, 167}, {133, 167}, {1, 8}, {7, 264}, {133, 264}, {989, 576}} {
+		for _, size := range short([][2]int{{1, 167}, {7, 167}, {133, 167}, {1, 8}, {7, 264}, {133, 264}, {989, 576}}, [][2]int{{7, 167}, {1, 8}, {133, 264}}) {
 			m, in := size[0], size[1]
 			t.Run(fmt.Sprintf("%s/%d/%d", d, m, in), func(t *testing.T) {
 				p := newPair(t, Config{Working: d})

@@ -9,8 +9,8 @@ import (
 
 func TestLinearBackward(t *testing.T) {
 	for _, c := range trainingConfigs {
-		for _, shape := range [][3]int{{83, 45, 11}, {88, 48, 8}, {300, 200, 20}, {1000, 576, 64}, {4096, 136, 0}} {
-			for _, m := range []int{1, 7, 133, 300} {
+		for _, shape := range short([][3]int{{83, 45, 11}, {88, 48, 8}, {300, 200, 20}, {1000, 576, 64}, {4096, 136, 0}}, [][3]int{{83, 45, 11}, {88, 48, 8}, {300, 200, 20}}) {
+			for _, m := range short([]int{1, 7, 133, 300}, []int{7, 133}) {
 				for _, accumulate := range []bool{false, true} {
 					t.Run(fmt.Sprintf("%s/invariant=%v/%v/%d/%v", c.Working, c.BatchInvariant, shape, m, accumulate), func(t *testing.T) {
 						p := newPair(t, c)

@@ -42,10 +42,10 @@ func ragged(t *testing.T, f func(p *pair, b *batch)) {
 
 func raggedOf(t *testing.T, f func(p *pair, b *batch), configs ...Config) {
 	for _, c := range configs {
-		for n, ls := range lengths {
+		for _, n := range sizes() {
 			t.Run(fmt.Sprintf("%s/warps=%v/%d", c.Working, c.NoWarpgroups, n), func(t *testing.T) {
 				var seqs []seq
-				for _, l := range ls {
+				for _, l := range lengths[n] {
 					seqs = append(seqs, seq{l, 0, -1})
 				}
 				p := newPair(t, c)

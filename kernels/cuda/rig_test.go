@@ -14,14 +14,6 @@ import (
 	"bhive/kernels/cpu"
 )
 
-// side is one of the two backends that an op runs on.
-type side struct {
-	testing.TB
-	kernels.Backend
-	s   kernels.Stream
-	act kernels.DType
-}
-
 // pair is the device and its oracle.
 type pair struct {
 	testing.TB
@@ -42,25 +34,52 @@ func need(t testing.TB) {
 	}
 }
 
+// few are backends that a short run's tests share: loading the kernels takes seconds under compute-sanitizer.
+var few = map[Config]kernels.Backend{}
+
+// short is what a short run, as compute-sanitizer has the time for, goes through.
+func short[T any](all, few []T) []T {
+	if testing.Short() {
+		return few
+	}
+	return all
+}
+
 func newPair(t testing.TB, c Config) *pair {
 	t.Helper()
 	need(t)
 	hold.Do(func() { Open(c) })
-	g, err := Open(c)
-	if err != nil {
-		t.Fatal(err)
+	g, open := few[c]
+	if !open {
+		var err error
+		if g, err = Open(c); err != nil {
+			t.Fatal(err)
+		}
+		if testing.Short() {
+			few[c] = g
+		}
 	}
 	o, err := cpu.Open(cpu.Config{Working: c.Working})
 	if err != nil {
 		t.Fatal(err)
 	}
+	p := &pair{t, &side{TB: t, Backend: g, s: g.NewStream(), act: c.Working}, &side{TB: t, Backend: o, s: o.NewStream(), act: kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2)), 16}
 	t.Cleanup(func() {
-		if err := g.Close(); err != nil {
+		if err := p.gpu.s.Sync(); err != nil {
 			t.Error(err)
+		}
+		g.FreeStream(p.gpu.s)
+		for _, x := range p.gpu.taken {
+			g.Free(x)
+		}
+		if !testing.Short() {
+			if err := g.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 		o.Close()
 	})
-	return &pair{t, &side{t, g, g.NewStream(), c.Working}, &side{t, o, o.NewStream(), kernels.F32}, c.Working, rand.New(rand.NewPCG(1, 2)), 16}
+	return p
 }
 
 func round(x float32, d kernels.DType) float32 {
@@ -84,59 +103,6 @@ func bytesOf[E any](x []E) []byte {
 		return nil
 	}
 	return unsafe.Slice((*byte)(unsafe.Pointer(&x[0])), len(x)*int(unsafe.Sizeof(x[0])))
-}
-
-// tensor uploads x as d.
-func (s *side) tensor(d kernels.DType, rows, cols int, x []float32) kernels.Tensor {
-	s.Helper()
-	t, err := s.Alloc(d, rows, cols)
-	if err != nil {
-		s.Fatal(err)
-	}
-	if d == kernels.BF16 {
-		h := make([]uint16, len(x))
-		for i, v := range x {
-			h[i] = roundBF16(v)
-		}
-		s.Upload(s.s, t, bytesOf(h))
-	} else {
-		s.Upload(s.s, t, bytesOf(x))
-	}
-	s.sync()
-	return t
-}
-
-func (s *side) sync() {
-	s.Helper()
-	if err := s.s.Sync(); err != nil {
-		s.Fatal(err)
-	}
-}
-
-// values downloads a contiguous tensor, widened.
-func (s *side) values(t kernels.Tensor) []float32 {
-	s.Helper()
-	x := make([]float32, t.Elements())
-	if t.DType == kernels.BF16 {
-		h := make([]uint16, len(x))
-		s.Download(s.s, bytesOf(h), t)
-		s.sync()
-		for i, v := range h {
-			x[i] = math.Float32frombits(uint32(v) << 16)
-		}
-		return x
-	}
-	s.Download(s.s, bytesOf(x), t)
-	s.sync()
-	return x
-}
-
-func (s *side) ints(t kernels.Tensor) []int32 {
-	s.Helper()
-	x := make([]int32, t.Elements())
-	s.Download(s.s, bytesOf(x), t)
-	s.sync()
-	return x
 }
 
 // both makes a tensor on both sides: of the activation dtype, or F32 where d says so.
@@ -345,15 +311,18 @@ var popularities = []struct {
 
 var lengths = map[int][]int{1: {1}, 7: {1, 2, 1, 3}, 133: {1, 70, 17, 40, 5}, 989: {700, 1, 200, 80, 8}}
 
+// sizes are the keys of lengths to go through.
+func sizes() []int { return short([]int{1, 7, 133, 989}, []int{7, 133}) }
+
 // mixes runs f for both dtypes, ragged sizes and popularities.
 func mixes(t *testing.T, f func(p *pair, seqs []seq)) {
 	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
 		t.Run(d.String(), func(t *testing.T) {
-			for n, ls := range lengths {
+			for _, n := range sizes() {
 				for _, pop := range popularities {
 					t.Run(fmt.Sprintf("%d/%s", n, pop.name), func(t *testing.T) {
 						var seqs []seq
-						for i, l := range ls {
+						for i, l := range lengths[n] {
 							seqs = append(seqs, seq{l, i * 9 % 20, pop.slots[i]})
 						}
 						f(newPair(t, Config{Working: d}), seqs)
