@@ -112,7 +112,7 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 		return nil, err
 	}
 	if be.Info().Activation != kernels.F32 {
-		t.save.Carry = t.back.dx() // the forward's, before the backward begins
+		t.save.Carry = t.back.view(t.back.dres, m.Config.Hidden) // the forward's, before the backward begins
 	}
 	if t.cache, err = be.NewKVCache(m.KVSpec(c.blocks()+c.Seqs, c.BlockTokens)); err != nil {
 		return nil, fmt.Errorf("allocating the training KV cache: %w", err)
