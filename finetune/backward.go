@@ -1,7 +1,6 @@
 package finetune
 
 import (
-	"fmt"
 	"math"
 
 	"bhive/adapters"
@@ -9,117 +8,60 @@ import (
 	"bhive/kernels"
 )
 
-// backward runs a model's backward pass over what a forward pass saved. It owns the gradients of activations, of steps of at
-// most tokens tokens.
+// backward runs a model's backward pass over what a forward pass saved, with the gradients of activations in the trainer's memory.
 type backward struct {
-	m      *infer.Model
-	lanes  kernels.LaneTable
-	tokens int
-
-	dres   kernels.Tensor // [T, H+R]: gradient of the residual stream, which is also that of attn_out's and mlp_down's output, beside it of their z
-	dn     kernels.Tensor // [T, H]: of a norm's output
-	dyz    kernels.Tensor // [1, T·(widest out+R)]: of the other linears' output, beside it of z
-	din    kernels.Tensor // [1, T·max(F, Hq·D)]: of the input of mlp_down, of attn_out
-	dq     kernels.Tensor // [T, Hq·D]
-	dk, dv kernels.Tensor // [T, Hkv·D]
-
-	owned []kernels.Tensor
-}
-
-// newBackward takes dyz and dq out of st, whose YZ and Q nothing reads between a layer's forward and the end of its backward, and din
-// too where Act is as wide as o.
-func newBackward(m *infer.Model, lanes kernels.LaneTable, st *infer.State) (*backward, error) {
-	b := &backward{m: m, lanes: lanes, tokens: st.Tokens, dyz: st.YZ, dq: st.Q, din: st.Act}
-	for _, g := range gradients(m, st.Tokens) {
-		t, err := m.Backend.Alloc(m.Backend.Info().Activation, g.rows, g.cols)
-		if err != nil {
-			b.close()
-			return nil, fmt.Errorf("allocating gradients of %d tokens: %w", st.Tokens, err)
-		}
-		*g.of(b) = t
-		b.owned = append(b.owned, t)
-	}
-	return b, nil
-}
-
-// gradient is one that a backward allocates.
-type gradient struct {
-	of         func(*backward) *kernels.Tensor
-	rows, cols int
-}
-
-func gradients(m *infer.Model, tokens int) []gradient {
-	c := m.Config
-	q, kv := c.Heads*c.HeadDim, c.KVHeads*c.HeadDim
-	out := []gradient{{func(b *backward) *kernels.Tensor { return &b.dres }, tokens, c.Hidden + m.R()}, {func(b *backward) *kernels.Tensor { return &b.dn }, tokens, c.Hidden},
-		{func(b *backward) *kernels.Tensor { return &b.dk }, tokens, kv}, {func(b *backward) *kernels.Tensor { return &b.dv }, tokens, kv}}
-	if q > c.FeedForward {
-		out = append(out, gradient{func(b *backward) *kernels.Tensor { return &b.din }, tokens, q})
-	}
-	return out
-}
-
-func (b *backward) close() {
-	for _, t := range b.owned {
-		b.m.Backend.Free(t)
-	}
-	b.owned = nil
+	m     *infer.Model
+	lanes kernels.LaneTable
+	mem   *infer.Training
 }
 
 // dx is the gradient of the residual stream, [T, H].
-func (b *backward) dx() kernels.Tensor { return b.dres.ColRange(0, b.m.Config.Hidden) }
+func (b *backward) dx() kernels.Tensor { return b.mem.DRes.ColRange(0, b.m.Config.Hidden) }
 
-// view is the matrix [T, cols] at the start of a flat buffer.
-func (b *backward) view(flat kernels.Tensor, cols int) kernels.Tensor {
-	flat.Rows, flat.Cols, flat.Stride = b.tokens, cols, cols
-	return flat
-}
-
-// head computes the losses, and where train is set the gradient of the residual after the last layer. The final norm's output
-// is in hidden.
-func (b *backward) head(s kernels.Stream, nll, hidden kernels.Tensor, save *infer.Save, step kernels.Step, train bool) {
-	be := b.m.Backend
+// head computes the losses, and where train is set the gradient of the residual after the last layer. That of the final norm's output takes
+// its place.
+func (b *backward) head(s kernels.Stream, nll kernels.Tensor, step kernels.Step, train bool) {
+	be, hidden, save := b.m.Backend, b.mem.State.Normed, b.mem.Save
 	if !train {
-		be.CrossEntropy(s, nll, kernels.Tensor{}, hidden, b.m.Head, step)
+		be.CrossEntropy(s, nll, kernels.Tensor{}, hidden, b.mem.Logits, b.m.Head, step)
 		return
 	}
-	be.CrossEntropy(s, nll, b.dn, hidden, b.m.Head, step)
-	be.Zero(s, b.dres)
-	be.NormBackward(s, b.dx(), b.dn, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
+	be.CrossEntropy(s, nll, hidden, hidden, b.mem.Logits, b.m.Head, step)
+	be.Zero(s, b.mem.DRes)
+	be.NormBackward(s, b.dx(), hidden, save.SumOut, b.m.FinalNorm, save.RstdOut, step)
 }
 
 // layer adds layer l's gradients of B to the lanes and takes dx from the layer's output to its input. Below layer 0's attn_in
-// nothing is trained, so there it stops.
-func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int, save *infer.Save) {
-	be, m, c, step := b.m.Backend, b.m, &b.m.Config, sc.Step
-	w, v := &m.Layers[l], &save.Layers[l]
-	out := func(w kernels.Weight) kernels.Tensor { return b.view(b.dyz, w.Out()+w.R()) }
+// nothing is trained, so there it stops. A change here or in the forward may change when a tensor is alive: infer.Training says that.
+func (b *backward) layer(s kernels.Stream, sc infer.StepContext, l int) {
+	be, m, c, step, mem := b.m.Backend, b.m, &b.m.Config, sc.Step, b.mem
+	w, v := &m.Layers[l], &mem.Save.Layers[l]
+	dres, dn, dact := mem.DRes, mem.State.Normed, mem.State.Act
 	expand := func(site adapters.Site, dyz, z kernels.Tensor) {
 		be.ExpandBackward(s, kernels.ExpandBackwardArgs{DYZ: dyz, Z: z, B: m.B(sc.Table, l, site), Grad: m.Grad(b.lanes, l, site)}, step)
 	}
-	expand(adapters.MLPDown, b.dres, v.ZMLPDown)
-	dact := b.view(b.din, c.FeedForward)
-	be.LinearBackward(s, dact, b.dres, w.MLPDown, false, step)
+	expand(adapters.MLPDown, dres, v.ZMLPDown)
+	be.LinearBackward(s, dact, dres, w.MLPDown, false, step)
 
-	dyz := out(w.MLPIn)
-	be.MLPBackward(s, dyz.ColRange(0, w.MLPIn.Out()), dact, v.GateUp, step)
-	expand(adapters.MLPIn, dyz, v.ZMLPIn)
-	be.LinearBackward(s, b.dn, dyz, w.MLPIn, false, step)
-	be.NormBackward(s, b.dx(), b.dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
+	dyz, out := v.GateUp, w.MLPIn.Out() // in the place of what they are of
+	dgu := dyz.ColRange(0, out)
+	be.MLPBackward(s, dgu, dact, dgu, step)
+	expand(adapters.MLPIn, dyz, dyz.ColRange(out, out+w.MLPIn.R()))
+	be.LinearBackward(s, dn, dyz, w.MLPIn, false, step)
+	be.NormBackward(s, b.dx(), dn, v.SumMid, w.MLPNorm, v.RstdMid, step)
 
-	expand(adapters.AttnOut, b.dres, v.ZAttnOut)
-	do := b.view(b.din, c.Heads*c.HeadDim)
-	be.LinearBackward(s, do, b.dres, w.AttnOut, false, step)
-	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: b.dq, DK: b.dk, DV: b.dv, DO: do, O: v.O, Q: v.Q, LSE: v.LSE,
-		Cache: sc.Cache, Layer: l, Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: c.Window(l)}, step)
+	expand(adapters.AttnOut, dres, v.ZAttnOut)
+	be.LinearBackward(s, mem.DO, dres, w.AttnOut, false, step)
+	be.AttentionBackward(s, kernels.AttentionBackwardArgs{DQ: mem.DQ, DK: mem.DK, DV: mem.DV, DO: mem.DO, O: v.O, Q: v.Q, LSE: v.LSE,
+		Cache: sc.Cache, Layer: sc.CacheLayer(l), Scale: float32(1 / math.Sqrt(float64(c.HeadDim))), Window: c.Window(l)}, step)
 
-	dyz = out(w.AttnIn)
-	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: b.dq, DK: b.dk, DV: b.dv, Rope: m.Rope,
+	dyz = mem.State.YZ[adapters.AttnIn]
+	be.QKVBackward(s, kernels.QKVBackwardArgs{DY: dyz.ColRange(0, w.AttnIn.Out()), DQ: mem.DQ, DK: mem.DK, DV: mem.DV, Rope: m.Rope,
 		QNorm: w.QNorm, KNorm: w.KNorm, Eps: float32(c.NormEps), Pre: v.Pre, Heads: c.Heads, KVHeads: c.KVHeads}, step)
 	expand(adapters.AttnIn, dyz, v.ZAttnIn)
 	if l == 0 {
 		return
 	}
-	be.LinearBackward(s, b.dn, dyz, w.AttnIn, false, step)
-	be.NormBackward(s, b.dx(), b.dn, v.SumIn, w.AttnNorm, v.RstdIn, step)
+	be.LinearBackward(s, dn, dyz, w.AttnIn, false, step)
+	be.NormBackward(s, b.dx(), dn, v.SumIn, w.AttnNorm, v.RstdIn, step)
 }

@@ -15,8 +15,8 @@ import (
 type ordinary struct {
 	kernels.Backend
 	m     *infer.Model
-	sites map[kernels.Weight]place
-	rows  map[int]place // by the rows of B before the site's
+	sites map[kernels.Weight]layerSite
+	rows  map[int]layerSite // by the rows of B before the site's
 
 	x      [][adapters.NumSites]kernels.Tensor // [T, in+R], in whose last R columns, z's of the A's that are not shared, nothing of use is
 	o      []kernels.Tensor                    // attn_out's
@@ -26,15 +26,15 @@ type ordinary struct {
 	owned  []kernels.Tensor
 }
 
-// place is a site of a layer.
-type place struct {
+// layerSite is a site of a layer.
+type layerSite struct {
 	layer int
 	site  adapters.Site
 }
 
 func newOrdinary(m *infer.Model, tokens, rank int) (_ *ordinary, err error) {
 	be, r := m.Backend, m.R()
-	o := &ordinary{Backend: be, m: m, sites: map[kernels.Weight]place{}, rows: map[int]place{}, x: make([][adapters.NumSites]kernels.Tensor, len(m.Layers)),
+	o := &ordinary{Backend: be, m: m, sites: map[kernels.Weight]layerSite{}, rows: map[int]layerSite{}, x: make([][adapters.NumSites]kernels.Tensor, len(m.Layers)),
 		o: make([]kernels.Tensor, len(m.Layers)), stream: be.NewStream()}
 	defer func() {
 		if err != nil {
@@ -55,7 +55,7 @@ func newOrdinary(m *infer.Model, tokens, rank int) (_ *ordinary, err error) {
 	alloc(&scratch, be.Info().Activation, tokens, m.Geometry.QDim+r)
 	for l := range m.Layers {
 		for site := range adapters.NumSites {
-			p := place{l, site}
+			p := layerSite{l, site}
 			o.sites[m.Layers[l].Weight(site)], o.rows[m.B(nil, l, site).Offset] = p, p
 			if x := &o.x[l][site]; site == adapters.AttnOut {
 				*x = scratch

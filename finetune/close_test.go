@@ -20,7 +20,7 @@ func TestCloseFrees(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := load(t, be, cp, basis, kernels.FormatF32)
+	m := load(t, be, cp, basis, format())
 	loaded := be.Live()
 	examples := goldenExamples(t, "testdata/demo")
 	options := LaneOptions{Rank: 4, Alpha: 8, Train: examples[:3], Held: examples[3:4], Batching: Batching{Examples: 2, Batches: 1}, Schedule: Schedule{Kind: ScheduleConstant, Steps: 2, Rate: 1e-3}, Beta1: 0.9, Beta2: 0.99,

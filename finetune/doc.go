@@ -13,7 +13,8 @@
 // A lane cuts its optimizer step into chunks of whole examples ([Chunk]). The trainer fills a micro-batch with the next chunk of each lane in
 // turn, as they fit. Forward with an [infer.Save]; cross-entropy, each token weighted by 1/(its lane's trained tokens of
 // the whole optimizer step); backward from the last layer to the first, where it stops early: below attn_in of layer 0
-// nothing is trained. When a lane's last chunk is through, the lane's gradient norm, clipping, correction and AdamW follow, and nobody else's.
+// nothing is trained. All of that, and the samples between two micro-batches, lie in one [infer.Training]. When a lane's last chunk is
+// through, the lane's gradient norm, clipping, correction and AdamW follow, and nobody else's.
 //
 // # Invariants
 //
@@ -22,6 +23,7 @@
 //   - A [Checkpoint] is a lane between two optimizer steps. Leaving in mid-step loses that step's part, which is done again; the
 //     end is the same bit for bit.
 //   - A step whose gradient is not finite changes nothing but the schedule's position and the counters of skipped steps.
+//   - No sample is begun before the micro-batch under way is through, and none of those before the samples are: they use the same memory.
 //   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
 //   - Nobody sees a job's end before it is durable.
 //   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw.

@@ -12,12 +12,18 @@ import (
 	"bhive/adapters"
 	"bhive/infer"
 	"bhive/infer/checkpoint"
+	"bhive/kernels"
 
 	"github.com/google/go-cmp/cmp"
 )
 
 // tinyModel is a random model of two layers with everything that an architecture can have.
 func tinyModel(t testing.TB, name string, rows int) *infer.Model {
+	t.Helper()
+	return tinyModelOn(t, openDevice(t, true), name, rows)
+}
+
+func tinyModelOn(t testing.TB, be kernels.Backend, name string, rows int) *infer.Model {
 	t.Helper()
 	cp, err := checkpoint.Open("../infer/testdata/tiny/" + name)
 	if err != nil {
@@ -29,7 +35,7 @@ func tinyModel(t testing.TB, name string, rows int) *infer.Model {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return load(t, openDevice(t, true), cp, basis, format())
+	return load(t, be, cp, basis, format())
 }
 
 func randomExamples(seed uint64, n, vocab int) []Example {
@@ -139,66 +145,6 @@ func TestGradientsAgainstFiniteDifferences(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// TestMemoryPlans: whatever a pass recomputes, everything of two lanes is the same after some steps, bit for bit; and the memory is what was
-// predicted, less with each plan.
-func TestMemoryPlans(t *testing.T) {
-	for _, name := range []string{"llama-bias", "qwen3", "mistral-window"} {
-		m := tinyModel(t, name, 8)
-		var want [2][]byte
-		var before int64
-		for i, plan := range infer.SavePlans {
-			c := TrainerConfig{Lanes: 2, BatchTokens: 160, Seqs: 12, MemoryPlan: plan}
-			free := m.Backend.Info().MemoryFree
-			tr := newTrainer(t, m, c)
-			took := free - m.Backend.Info().MemoryFree
-			c.SetDefaults(m.Config.MaxPositions)
-			if predicted := c.Bytes(m, infer.SavePlan(i)); took != predicted {
-				t.Errorf("%s, plan %s takes %d bytes, %d were predicted", name, plan, took, predicted)
-			}
-			if i > 0 && took >= before {
-				t.Errorf("%s, plan %s takes %d bytes, the one before it %d", name, plan, took, before)
-			}
-			before = took
-			if tr.MemoryPlan() != plan {
-				t.Errorf("%s: plan %s is in force, want %s", name, tr.MemoryPlan(), plan)
-			}
-			lanes := []*Lane{addLane(t, tr, laneOptions(m, 1, 4, 3)), addLane(t, tr, laneOptions(m, 2, 8, 3))}
-			runUnits(t, tr)
-			for j, l := range lanes {
-				if got := state(t, l); i == 0 {
-					want[j] = got
-				} else if !bytes.Equal(got, want[j]) {
-					t.Errorf("%s, plan %s: lane %d ends otherwise", name, plan, j)
-				}
-			}
-			tr.Close()
-		}
-		if bytes.Equal(want[0], want[1]) {
-			t.Error("two different lanes are equal: the comparison cannot fail")
-		}
-	}
-}
-
-// TestAutoPlan: the plan that recomputes least among those that fit.
-func TestAutoPlan(t *testing.T) {
-	m := tinyModel(t, "llama-bias", 8)
-	c := TrainerConfig{BatchTokens: 160}
-	c.SetDefaults(m.Config.MaxPositions)
-	for p := infer.RecomputeNone; p <= infer.RecomputeLayer; p++ {
-		fits := c.Bytes(m, p)/7*8 + 16
-		if got := c.plan(m, fits); got != p {
-			t.Errorf("with %d bytes free the plan is %v, want %v", fits, got, p)
-		}
-	}
-	if got := c.plan(m, 0); got != infer.RecomputeLayer {
-		t.Errorf("with no memory the plan is %v", got)
-	}
-	c.MemoryPlan = "most"
-	if err := c.Validate(); err == nil {
-		t.Error("a plan of no known name is valid")
 	}
 }
 

@@ -121,30 +121,27 @@ func (p *pass) drop(t *Trainer, l *Lane) {
 // unit enqueues the pass's next unit and reports whether it was the last, which is over then.
 func (p *pass) unit(t *Trainer) bool {
 	defer t.pace()
-	sc := infer.StepContext{Step: t.train.step, Cache: t.cache, Table: t.table}
-	save, layers := t.save, len(t.m.Layers)
-	if p.eval {
-		save = nil
-	}
+	sc := infer.StepContext{Step: t.train.step, Cache: t.mem.Cache, Table: t.table}
+	st, save, layers := t.mem.State, t.mem.Save, len(t.m.Layers)
 	switch p.stage {
 	case stageForward:
 		if p.layer == 0 {
-			t.m.EmbedTokens(t.stream, t.st, sc, save)
+			t.m.EmbedTokens(t.stream, st, sc, save)
 		}
-		t.m.Forward(t.stream, t.st, sc, p.layer, p.layer+1, save)
+		t.m.Forward(t.stream, st, sc, p.layer, p.layer+1, save)
 		if p.layer++; p.layer == layers {
 			p.stage = stageHead
 		}
 	case stageHead:
-		t.back.head(t.stream, t.nll, t.st.Normed, save, t.train.step, !p.eval)
+		t.back.head(t.stream, t.nll, t.train.step, !p.eval)
 		p.stage = stageBackward
 		if p.eval {
 			p.stage = stageUpdate
 		}
 	case stageBackward:
 		p.layer--
-		t.m.Recompute(t.stream, t.st, sc, p.layer, t.save)
-		t.back.layer(t.stream, sc, p.layer, t.save)
+		t.m.Recompute(t.stream, st, sc, p.layer, save)
+		t.back.layer(t.stream, sc, p.layer)
 		if p.layer == 0 {
 			p.stage = stageUpdate
 		}

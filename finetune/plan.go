@@ -12,7 +12,7 @@ import (
 // planAuto leaves the choice of a memory plan to what is free.
 const planAuto = "auto"
 
-// stateRows are the rows of logits that a trainer's samples need.
+// stateRows are the rows of logits that a trainer's samples need at most.
 const stateRows = 2 * maxSamplePrompts
 
 func validPlan(name string) error {
@@ -38,26 +38,31 @@ func (c TrainerConfig) plan(m *infer.Model, free int64) infer.SavePlan {
 
 // Bytes is the device memory of a trainer with that plan, without its lanes.
 func (c TrainerConfig) Bytes(m *infer.Model, p infer.SavePlan) int64 {
-	n := infer.StateBytes(m, c.BatchTokens, stateRows) + infer.SaveBytes(m, c.BatchTokens, p)
-	act := int64(m.Backend.Info().Activation.Size())
-	for _, g := range gradients(m, c.BatchTokens) {
-		n += int64(g.rows) * int64(g.cols) * act
-	}
-	n += int64(c.blocks()+c.Seqs) * int64(c.BlockTokens) * m.KVTokenBytes()
 	train, serve := c.buckets()
-	return n + 4*int64(kernels.RecordWords(train)+kernels.RecordWords(serve)+c.Lanes+c.BatchTokens)
+	return infer.TrainingBytes(m, c.memory(p)) + 4*int64(kernels.RecordWords(train)+kernels.RecordWords(serve)+c.Lanes+c.BatchTokens)
 }
 
-// blocks are the most KV blocks of one sequence.
-func (c TrainerConfig) blocks() int { return ceilDiv(c.BatchTokens, c.BlockTokens) }
+// memory of passes and samples.
+func (c TrainerConfig) memory(p infer.SavePlan) infer.TrainingConfig {
+	train, serve := c.buckets()
+	return infer.TrainingConfig{Plan: p, Tokens: train.Tokens, BlockTokens: c.BlockTokens, Blocks: c.blocks(train),
+		SampleTokens: serve.Tokens, SampleRows: serve.Rows, SampleBlocks: c.blocks(serve)}
+}
 
-// buckets are those of training passes and of samples.
+// blocks are the most KV blocks of a bucket's sequences together.
+func (c TrainerConfig) blocks(b kernels.Bucket) int {
+	return (b.Tokens + b.Seqs*(c.BlockTokens-1)) / c.BlockTokens
+}
+
+// buckets are those of training passes and of samples. Samples go through in groups: a few of the longest, or many short ones.
 func (c TrainerConfig) buckets() (train, serve kernels.Bucket) {
-	train = kernels.Bucket{Tokens: c.BatchTokens, Seqs: c.Seqs, Blocks: c.blocks(), MaxQuery: c.BatchTokens, Training: true}
-	serve = train
-	serve.Training, serve.Rows = false, stateRows
+	bucket := func(tokens, seqs int) kernels.Bucket {
+		return kernels.Bucket{Tokens: tokens, Seqs: seqs, Blocks: ceilDiv(tokens, c.BlockTokens), MaxQuery: tokens}
+	}
+	train, serve = bucket(c.BatchTokens, c.Seqs), bucket(min(c.BatchTokens, 4*maxSampleTokens), min(c.Seqs, stateRows))
+	train.Training, serve.Rows = true, stateRows
 	return train, serve
 }
 
 // MemoryPlan is the plan in force: none, mlp or layer.
-func (t *Trainer) MemoryPlan() string { return t.save.Plan.String() }
+func (t *Trainer) MemoryPlan() string { return t.mem.Save.Plan.String() }

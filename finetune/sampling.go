@@ -8,7 +8,7 @@ import (
 // maxSampleTokens bounds a sample's prompt and its continuation, each.
 const maxSampleTokens = 512
 
-// sampling continues prompts greedily between micro-batches, with the trainer's own buffers: nothing of it touches serving or training.
+// sampling continues prompts greedily between micro-batches, in the memory of passes: none may be under way until it is complete.
 type sampling struct {
 	lane    *Lane
 	seqs    []*sampleSeq
@@ -72,11 +72,11 @@ func (s *sampling) unit(t *Trainer) bool {
 	}
 	s.prefill = false
 	t.upload(t.serve, seqs)
-	sc := infer.StepContext{Step: t.serve.step, Cache: t.cache, Table: t.table}
-	t.m.Serve(t.stream, t.st, sc)
-	t.m.Backend.Sample(t.stream, t.st.Sampled[0], t.st.Logits, kernels.SamplerState{}, sc.Step)
-	ids := make([]int32, t.st.Rows)
-	t.m.Backend.Download(t.stream, int32Bytes(ids), t.st.Sampled[0].Token)
+	sc, st := infer.StepContext{Step: t.serve.step, Cache: t.mem.SampleCache, Table: t.table}, t.mem.Sample
+	t.m.Serve(t.stream, st, sc)
+	t.m.Backend.Sample(t.stream, st.Sampled[0], st.Logits, kernels.SamplerState{}, sc.Step)
+	ids := make([]int32, st.Rows)
+	t.m.Backend.Download(t.stream, int32Bytes(ids), st.Sampled[0].Token)
 	t.sync()
 	if t.err != nil {
 		return false
@@ -104,7 +104,7 @@ func (s *sampling) next(t *Trainer) bool {
 			continue
 		}
 		total := len(q.ids) + s.tokens
-		if len(s.group) == min(t.c.Seqs, t.st.Rows) || tokens+total > t.c.BatchTokens {
+		if b := t.serve.step.Bucket; len(s.group) == b.Seqs || tokens+total > b.Tokens {
 			break
 		}
 		tokens += total

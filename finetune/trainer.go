@@ -16,7 +16,7 @@ type TrainerConfig struct {
 	Lanes       int // tenants at once; default: 4
 	BatchTokens int // T of a micro-batch, and the longest example; default: 1024, or the model's context where less
 	Seqs        int // sequences of a micro-batch; default: 64
-	BlockTokens int // P; default: 16
+	BlockTokens int // P; default: 4, so that the last blocks of many sequences waste little
 	// MemoryPlan is what a pass recomputes in its backward to need less memory: none, mlp or layer; default: auto, the first of these
 	// that fits what is free when the trainer is made.
 	MemoryPlan string
@@ -27,7 +27,7 @@ func (c *TrainerConfig) SetDefaults(context int) {
 	setDefault(&c.Lanes, 4)
 	setDefault(&c.BatchTokens, min(1024, context))
 	setDefault(&c.Seqs, 64)
-	setDefault(&c.BlockTokens, 16)
+	setDefault(&c.BlockTokens, 4)
 	setDefault(&c.MemoryPlan, planAuto)
 }
 
@@ -52,10 +52,8 @@ type Trainer struct {
 	enqueued []infer.StepSeq // of the record being filled
 
 	stream kernels.Stream
-	st     *infer.State
-	save   *infer.Save
-	back   *backward
-	cache  kernels.KVCache
+	mem    *infer.Training
+	back   backward
 	table  kernels.AdapterTable // slot l is lane l's working B
 	lanes  kernels.LaneTable
 	norms  kernels.Tensor // F32 [1, lanes]
@@ -102,21 +100,10 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	if t.table, err = be.NewAdapterTable(c.Lanes); err != nil {
 		return nil, fmt.Errorf("allocating an adapter table: %w", err)
 	}
-	if t.st, err = infer.NewState(m, c.BatchTokens, stateRows); err != nil {
+	if t.mem, err = infer.NewTraining(m, c.memory(plan)); err != nil {
 		return nil, err
 	}
-	if t.save, err = infer.NewSave(m, c.BatchTokens, plan); err != nil {
-		return nil, err
-	}
-	if t.back, err = newBackward(m, t.lanes, t.st); err != nil {
-		return nil, err
-	}
-	if be.Info().Activation != kernels.F32 {
-		t.save.Carry = t.back.view(t.back.dres, m.Config.Hidden) // the forward's, before the backward begins
-	}
-	if t.cache, err = be.NewKVCache(m.KVSpec(c.blocks()+c.Seqs, c.BlockTokens)); err != nil {
-		return nil, fmt.Errorf("allocating the training KV cache: %w", err)
-	}
+	t.back = backward{m, t.lanes, t.mem}
 	if t.norms, err = be.Alloc(kernels.F32, 1, c.Lanes); err != nil {
 		return nil, err
 	}
@@ -158,18 +145,8 @@ func (t *Trainer) Close() {
 			t.active[i] = nil
 		}
 	}
-	if t.st != nil {
-		t.st.Close()
-	}
-	if t.save != nil {
-		t.save.Close()
-	}
-	if t.back != nil {
-		t.back.close()
-	}
-	if t.cache != nil {
-		be.FreeKVCache(t.cache)
-		t.cache = nil
+	if t.mem != nil {
+		t.mem.Close()
 	}
 	for _, x := range []*kernels.Tensor{&t.norms, &t.nll, &t.train.step.Words, &t.serve.step.Words} {
 		if x.Present() {

@@ -5,8 +5,8 @@
 //
 // [Load] puts a checkpoint on a device, the basis' A's stacked under the weights of the four sites of each layer. The forward pass is
 // written once over kernels.Backend: [Model.EmbedTokens], [Model.Forward] over any range of layers, [Model.Logits]. Activations are a
-// [State] that the caller owns, what a backward reads goes to an optional [Save], and what changes from step to step stands
-// in the step record alone ([FillRecord]), so that a step can be captured and replayed. A [Scorer] runs sequences without an
+// [State] that the caller owns, what a backward reads goes to an optional [Save], both of them in one [Training] where the model is trained,
+// and what changes from step to step stands in the step record alone ([FillRecord]), so that a step can be captured and replayed. A [Scorer] runs sequences without an
 // engine: for evaluation, [Calibrate] and tests.
 //
 // # Life of one step

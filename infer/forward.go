@@ -15,6 +15,9 @@ type StepContext struct {
 	Previous kernels.Sampled // of the step before, for tokens with Feed ≥ 0; may be zero where there are none
 }
 
+// CacheLayer is the layer of the cache that holds layer l's K and V. A cache of one layer is each layer's in turn.
+func (c StepContext) CacheLayer(l int) int { return l % c.Cache.Spec().Layers }
+
 // EmbedTokens writes the step's embeddings to the residual stream and their norm, the input of layer 0, to st.Normed.
 // save is optional, here and below.
 func (m *Model) EmbedTokens(s kernels.Stream, st *State, sc StepContext, save *Save) {
@@ -44,7 +47,7 @@ func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, sa
 	switch save.Plan {
 	case RecomputeMLP:
 		norm(s, st.Normed, v.SumMid, w.MLPNorm, kernels.Tensor{}, m.eps(), sc.Step)
-		m.gateUp(s, st, sc, l, SaveLayer{GateUp: v.GateUp}, nil)
+		m.gateUp(s, st, sc, l, v, nil)
 	case RecomputeLayer:
 		norm(s, st.Normed, v.SumIn, w.AttnNorm, kernels.Tensor{}, m.eps(), sc.Step)
 		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, kernels.Tensor{}, nil)
@@ -68,17 +71,14 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 	}
 	if save != nil {
 		v, carry = save.kept(l), save.Carry
-		in, out, rstd = v.SumIn, save.SumOut, save.RstdOut
-		if v.SumMid.Present() {
-			mid = v.SumMid
-		}
+		in, mid, out, rstd = v.SumIn, v.SumMid, save.SumOut, save.RstdOut
 		if l+1 < len(m.Layers) {
 			out, rstd = save.Layers[l+1].SumIn, save.Layers[l+1].RstdIn
 		}
 	}
 	m.attend(s, st, sc, l, v, in, mid, carry, tap)
 	m.gateUp(s, st, sc, l, v, tap)
-	yz := m.linear(s, st, sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
+	yz := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
 	m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
 		Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd, Carry: carry, Fold: true}, sc.Step)
 }
@@ -86,33 +86,36 @@ func (m *Model) forwardLayer(s kernels.Stream, st *State, sc StepContext, l int,
 // attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed. The carry
 // gets what mid's rounding takes and gives nothing: so Recompute, which has none, makes the same mid.
 func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, in, mid, carry kernels.Tensor, tap tap) {
-	be, w, eps, step := m.Backend, &m.Layers[l], m.eps(), sc.Step
+	be, w, eps, step, layer := m.Backend, &m.Layers[l], m.eps(), sc.Step, sc.CacheLayer(l)
 	q, o := st.Q, st.O
 	if v.Q.Present() {
 		q, o = v.Q, v.O
 	}
-	yz := m.linear(s, st, sc, l, adapters.AttnIn, st.Normed, v.ZAttnIn, tap)
+	yz := m.linear(s, st.YZ[adapters.AttnIn], sc, l, adapters.AttnIn, st.Normed, v.ZAttnIn, tap)
 	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: eps, Rope: m.Rope,
-		Cache: sc.Cache, Layer: l, B: m.B(sc.Table, l, adapters.AttnIn), Pre: v.Pre}, step)
-	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: l, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
-	yz = m.linear(s, st, sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
+		Cache: sc.Cache, Layer: layer, B: m.B(sc.Table, l, adapters.AttnIn), Pre: v.Pre}, step)
+	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: layer, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
+	yz = m.linear(s, st.YZ[adapters.AttnOut], sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
 		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid, Carry: carry}, step)
 }
 
 // gateUp takes a layer's second normed input in st.Normed to the product of gate and up in st.Act.
 func (m *Model) gateUp(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, tap tap) {
-	yz := m.linear(s, st, sc, l, adapters.MLPIn, st.Normed, v.ZMLPIn, tap)
-	m.Backend.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: m.Layers[l].MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: v.GateUp}, sc.Step)
+	yz, kept := st.YZ[adapters.MLPIn], kernels.Tensor{}
+	if v.GateUp.Present() {
+		yz, kept = v.GateUp, v.GateUp.ColRange(0, 2*m.Config.FeedForward)
+	}
+	m.linear(s, yz, sc, l, adapters.MLPIn, st.Normed, kernels.Tensor{}, tap)
+	m.Backend.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: m.Layers[l].MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: kept}, sc.Step)
 }
 
-// linear is a site's linear, whose z is kept where z is given.
-func (m *Model) linear(s kernels.Stream, st *State, sc StepContext, l int, site adapters.Site, x, z kernels.Tensor, tap tap) kernels.Tensor {
+// linear is a site's linear, to yz. Its z is kept where z is given.
+func (m *Model) linear(s kernels.Stream, yz kernels.Tensor, sc StepContext, l int, site adapters.Site, x, z kernels.Tensor, tap tap) kernels.Tensor {
 	if tap != nil {
 		tap(site, x)
 	}
 	be, w := m.Backend, m.Layers[l].Weight(site)
-	yz := st.Linear(w)
 	be.Linear(s, yz, x, w, sc.Step)
 	be.Reduce(s, yz, w)
 	if z.Present() {

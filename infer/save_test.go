@@ -20,52 +20,61 @@ func TestSave(t *testing.T) {
 				{Tokens: randomTokens(30, m.Config.Vocab, 1), Blocks: []int32{0, 1}, Adapter: 0, Lane: -1},
 				{Tokens: randomTokens(20, m.Config.Vocab, 2), Blocks: []int32{2, 3}, Adapter: -1, Lane: -1},
 			})
-			forward := func(save *Save) []byte {
-				m.EmbedTokens(s.stream, s.state, sc, save)
-				m.Forward(s.stream, s.state, sc, 0, 1, save)
-				m.Forward(s.stream, s.state, sc, 1, len(m.Layers), save)
-				return tensorBytes(s, s.state.Normed)
+			forward := func(st *State, sc StepContext, save *Save) []byte {
+				m.EmbedTokens(s.stream, st, sc, save)
+				m.Forward(s.stream, st, sc, 0, 1, save)
+				m.Forward(s.stream, st, sc, 1, len(m.Layers), save)
+				return tensorBytes(s, st.Normed)
 			}
-			plain := forward(nil)
-			saves := make([]*Save, len(SavePlans))
-			for i := range saves {
-				free, plan := m.Backend.Info().MemoryFree, SavePlan(i)
-				var err error
-				if saves[i], err = NewSave(m, 50, plan); err != nil {
+			plain := forward(s.state, sc, nil)
+			var kept *Training
+			for i := range SavePlans {
+				plan := SavePlan(i)
+				tr, err := NewTraining(m, TrainingConfig{Plan: plan, Tokens: 50, BlockTokens: s.config.BlockTokens, Blocks: 4, SampleTokens: 1, SampleRows: 1, SampleBlocks: 1})
+				if err != nil {
 					t.Fatal(err)
 				}
-				defer saves[i].Close()
-				if took, want := free-m.Backend.Info().MemoryFree, SaveBytes(m, 50, plan); *device == "cpu" && took != want {
-					t.Errorf("plan %v takes %d bytes, SaveBytes has %d", plan, took, want)
-				}
-				if i > 0 && SaveBytes(m, 50, plan) >= SaveBytes(m, 50, plan-1) {
-					t.Errorf("plan %v takes no less memory than %v", plan, plan-1)
-				}
-				if !bytes.Equal(forward(saves[i]), plain) {
+				defer tr.Close()
+				sc := sc
+				sc.Cache = tr.Cache
+				if !bytes.Equal(forward(tr.State, sc, tr.Save), plain) {
 					t.Errorf("plan %v changes the forward pass", plan)
 				}
-			}
-			for _, again := range saves[1:] {
+				if plan == RecomputeNone {
+					kept = tr
+					continue
+				}
 				for l := len(m.Layers) - 1; l >= 0; l-- {
-					m.Recompute(s.stream, s.state, sc, l, again)
-					a, b := &saves[0].Layers[l], &again.Layers[l]
-					for name, pair := range map[string][2]kernels.Tensor{
+					m.Recompute(s.stream, tr.State, sc, l, tr.Save)
+					a, b := &kept.Save.Layers[l], &tr.Save.Layers[l]
+					pairs := map[string][2]kernels.Tensor{
 						"SumIn": {a.SumIn, b.SumIn}, "RstdIn": {a.RstdIn, b.RstdIn}, "ZAttnIn": {a.ZAttnIn, b.ZAttnIn}, "Pre": {a.Pre, b.Pre},
 						"Q": {a.Q, b.Q}, "O": {a.O, b.O}, "LSE": {a.LSE, b.LSE}, "ZAttnOut": {a.ZAttnOut, b.ZAttnOut}, "SumMid": {a.SumMid, b.SumMid},
-						"RstdMid": {a.RstdMid, b.RstdMid}, "ZMLPIn": {a.ZMLPIn, b.ZMLPIn}, "GateUp": {a.GateUp, b.GateUp}, "ZMLPDown": {a.ZMLPDown, b.ZMLPDown},
-					} {
+						"RstdMid": {a.RstdMid, b.RstdMid}, "GateUp": {a.GateUp, b.GateUp}, "ZMLPDown": {a.ZMLPDown, b.ZMLPDown},
+						"K": {keys(kept.kv, 2*l), keys(tr.kv, 2*sc.CacheLayer(l))}, "V": {keys(kept.kv, 2*l+1), keys(tr.kv, 2*sc.CacheLayer(l)+1)},
+					}
+					if l == 0 {
+						delete(pairs, "SumIn") // no backward reads it
+					}
+					for name, pair := range pairs {
 						x, y := tensorBytes(s, pair[0]), tensorBytes(s, pair[1])
 						if !bytes.Equal(x, y) {
-							t.Errorf("plan %v, layer %d: %s differs when recomputed", again.Plan, l, name)
+							t.Errorf("plan %v, layer %d: %s differs when recomputed", plan, l, name)
 						}
 						if bytes.Equal(x, make([]byte, len(x))) {
-							t.Errorf("plan %v, layer %d: %s was not written", again.Plan, l, name)
+							t.Errorf("plan %v, layer %d: %s was not written", plan, l, name)
 						}
 					}
 				}
 			}
 		})
 	}
+}
+
+// keys is the i-th K or V of a cache's layers, of the first sequence's tokens.
+func keys(s kernels.KVSpec, i int) kernels.Tensor {
+	from, width := i*s.Blocks*s.BlockTokens*s.KVHeads*s.HeadDim, s.KVHeads*s.HeadDim
+	return s.In.ColRange(from, from+30*width)
 }
 
 func tensorBytes(s *Scorer, x kernels.Tensor) []byte {

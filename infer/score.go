@@ -235,7 +235,7 @@ func (s *Scorer) NLL(ctx context.Context, seqs []Sequence) ([]Loss, error) {
 		sc := s.trainStep(step)
 		s.m.EmbedTokens(s.stream, s.state, sc, nil)
 		s.m.Forward(s.stream, s.state, sc, 0, len(s.m.Layers), nil)
-		s.m.Backend.CrossEntropy(s.stream, s.nll, kernels.Tensor{}, s.state.Normed, s.m.Head, sc.Step)
+		s.m.Backend.CrossEntropy(s.stream, s.nll, kernels.Tensor{}, s.state.Normed, kernels.Tensor{}, s.m.Head, sc.Step)
 		s.m.Backend.Download(s.stream, f32Bytes(nll), s.nll)
 		if err := s.stream.Sync(); err != nil {
 			return err

@@ -3,24 +3,26 @@ package infer
 import (
 	"fmt"
 
+	"bhive/adapters"
 	"bhive/kernels"
 )
 
-// State holds the activations of one step: of at most Tokens tokens and Rows rows of logits. Serving and training each own
-// one; a State belongs to one stream at a time.
+// State holds the activations of one step: of at most Tokens tokens and Rows rows of logits. Serving owns one, training another for its samples and
+// what its passes need of a third; a State belongs to one stream at a time.
 type State struct {
 	Tokens, Rows int
 
-	X, Normed  kernels.Tensor // [T, H]: the residual stream; the normed input of the next linear
-	YZ         kernels.Tensor // [1, T·(widest out+R)]: what a linear writes; see [State.Linear]
-	Q, O       kernels.Tensor // [T, Hq·D]
-	Act        kernels.Tensor // [T, F]
-	RowsHidden kernels.Tensor // [rows, H]
-	Logits     kernels.Tensor // F32 [rows, V]
+	X, Normed  kernels.Tensor                    // [T, H]: the residual stream; the normed input of the next linear
+	YZ         [adapters.NumSites]kernels.Tensor // [T, out+R]: what a site's linear writes; in one place, outside training
+	Q, O       kernels.Tensor                    // [T, Hq·D]
+	Act        kernels.Tensor                    // [T, F]
+	RowsHidden kernels.Tensor                    // [rows, H]
+	Logits     kernels.Tensor                    // F32 [rows, V]
 
 	// Sampled are two buffers that steps use in turn, so that one step's tokens feed the next while the host reads them.
 	Sampled [2]kernels.Sampled
 
+	yz    kernels.Tensor // [1, T·(widest out+R)]
 	mem   kernels.Memory
 	owned []kernels.Tensor
 }
@@ -32,51 +34,52 @@ func NewState(m *Model, tokens, rows int) (*State, error) {
 		panic(fmt.Sprintf("infer: a state of %d tokens and %d rows", tokens, rows))
 	}
 	a := allocator{mem: m.Backend}
-	st := newState(m, tokens, rows, &a)
+	st := newState(m, tokens, rows, func(to *kernels.Tensor, d kernels.DType, rows, cols int) { *to = a.alloc(d, rows, cols) })
 	if a.err != nil {
 		a.free()
 		return nil, fmt.Errorf("allocating activations of %d tokens: %w", tokens, a.err)
 	}
 	st.mem, st.owned = m.Backend, a.owned
+	st.cut(m)
 	return st, nil
 }
 
-// StateBytes is the memory that NewState allocates.
-func StateBytes(m *Model, tokens, rows int) int64 {
-	var a allocator
-	newState(m, tokens, rows, &a)
-	return a.bytes
-}
-
-func newState(m *Model, tokens, rows int, a *allocator) *State {
+// newState asks for the tensors of a state. When they are there, cut makes the views of them.
+func newState(m *Model, tokens, rows int, alloc func(to *kernels.Tensor, d kernels.DType, rows, cols int)) *State {
 	c, act := m.Config, m.Backend.Info().Activation
 	st := &State{Tokens: tokens, Rows: rows}
 	widest := 0
-	for _, l := range m.Layers {
-		for _, w := range []kernels.Weight{l.AttnIn, l.AttnOut, l.MLPIn, l.MLPDown} {
-			widest = max(widest, w.Out()+w.R())
-		}
+	for site := range adapters.NumSites {
+		widest = max(widest, m.SiteOut(site)+m.R())
 	}
-	st.X = a.alloc(act, tokens, c.Hidden)
-	st.Normed = a.alloc(act, tokens, c.Hidden)
-	st.YZ = a.alloc(act, 1, tokens*widest)
-	st.Q = a.alloc(act, tokens, c.Heads*c.HeadDim)
-	st.O = a.alloc(act, tokens, c.Heads*c.HeadDim)
-	st.Act = a.alloc(act, tokens, c.FeedForward)
+	alloc(&st.X, act, tokens, c.Hidden)
+	alloc(&st.Normed, act, tokens, c.Hidden)
+	alloc(&st.yz, act, 1, tokens*widest)
+	alloc(&st.Q, act, tokens, c.Heads*c.HeadDim)
+	alloc(&st.O, act, tokens, c.Heads*c.HeadDim)
+	alloc(&st.Act, act, tokens, c.FeedForward)
 	if rows > 0 {
-		st.RowsHidden = a.alloc(act, rows, c.Hidden)
-		st.Logits = a.alloc(kernels.F32, rows, c.Vocab)
+		alloc(&st.RowsHidden, act, rows, c.Hidden)
+		alloc(&st.Logits, kernels.F32, rows, c.Vocab)
 		for i := range st.Sampled {
-			st.Sampled[i] = kernels.Sampled{
-				Token:      a.alloc(kernels.I32, 1, rows),
-				Logprob:    a.alloc(kernels.F32, 1, rows),
-				TopID:      a.alloc(kernels.I32, rows, kernels.MaxTopLogprobs),
-				TopLogprob: a.alloc(kernels.F32, rows, kernels.MaxTopLogprobs),
-				Rank:       a.alloc(kernels.I32, 1, rows),
-			}
+			s := &st.Sampled[i]
+			alloc(&s.Token, kernels.I32, 1, rows)
+			alloc(&s.Logprob, kernels.F32, 1, rows)
+			alloc(&s.TopID, kernels.I32, rows, kernels.MaxTopLogprobs)
+			alloc(&s.TopLogprob, kernels.F32, rows, kernels.MaxTopLogprobs)
+			alloc(&s.Rank, kernels.I32, 1, rows)
 		}
 	}
 	return st
+}
+
+// cut makes all of YZ views of one buffer.
+func (st *State) cut(m *Model) {
+	for site := range adapters.NumSites {
+		t, cols := st.yz, m.SiteOut(site)+m.R()
+		t.Rows, t.Cols, t.Stride = st.Tokens, cols, cols
+		st.YZ[site] = t
+	}
 }
 
 // Close frees the activations. It may be called twice.
@@ -87,25 +90,15 @@ func (st *State) Close() {
 	st.owned = nil
 }
 
-// Linear is the view [T, out+R] of YZ that a linear over w writes.
-func (st *State) Linear(w kernels.Weight) kernels.Tensor {
-	cols := w.Out() + w.R()
-	t := st.YZ
-	t.Rows, t.Cols, t.Stride = st.Tokens, cols, cols
-	return t
-}
-
-// allocator collects tensors and the first failure, so that a partial allocation is given back whole. Without a memory it only counts.
+// allocator collects tensors and the first failure, so that a partial allocation is given back whole.
 type allocator struct {
 	mem   kernels.Memory
-	bytes int64
 	owned []kernels.Tensor
 	err   error
 }
 
 func (a *allocator) alloc(d kernels.DType, rows, cols int) kernels.Tensor {
-	a.bytes += int64(rows) * int64(cols) * int64(d.Size())
-	if a.err != nil || a.mem == nil {
+	if a.err != nil {
 		return kernels.Tensor{}
 	}
 	t, err := a.mem.Alloc(d, rows, cols)

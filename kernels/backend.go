@@ -166,16 +166,19 @@ type MLPArgs struct {
 	YZ     Tensor // [T, 2·F + R]
 	Bias   Tensor // F32 [1, 2·F], optional
 	B      BRef
-	GateUp Tensor // optional save, [T, 2·F]: g and u
+	GateUp Tensor // optional save, [T, 2·F]: g and u; may be YZ's first columns
 }
 
 // TrainingOps are the ops of the backward pass and the optimizer. Gradients of activations have the activation dtype, those
 // of B and everything of the optimizer float32; reductions have a fixed order.
 type TrainingOps interface {
 	// CrossEntropy: for each token t with Label[t] ≥ 0 and p = softmax(h[t]·Eᵀ): nll[t] = −log p[Label[t]], and, where dh is present,
-	// dh[t] = Loss[t]·(p − onehot(Label[t]))·E. Other tokens get zeros. Logits exist for a chunk of tokens at a time.
-	// h, dh [T, H]; nll F32 [1, T]; E a weight of [V, H] without A.
-	CrossEntropy(s Stream, nll, dh, h Tensor, head Weight, step Step)
+	// dh[t] = Loss[t]·(p − onehot(Label[t]))·E. Other tokens get zeros. Logits exist for a chunk of tokens at a time, in logits, F32 [chunk, V];
+	// where it is absent, in the stream's scratch. h, dh [T, H], dh may be h; nll F32 [1, T]; E a weight of [V, H] without A.
+	CrossEntropy(s Stream, nll, dh, h, logits Tensor, head Weight, step Step)
+
+	// LossTokens is how many tokens, of steps of up to tokens, a chunk of CrossEntropy had best have.
+	LossTokens(tokens int, head Weight) int
 
 	// NormBackward adds to dx the gradient through y = x·rstd·w: dx[t] += rstd·(w·dy − x·rstd²·mean(w·dy·x)).
 	// dx, dy, x [T, H]; w F32 [1, H]; rstd F32 [1, T].
@@ -218,7 +221,7 @@ type TrainingOps interface {
 // ExpandBackwardArgs are the arguments of ExpandBackward.
 type ExpandBackwardArgs struct {
 	DYZ  Tensor // in: dy in the first Out columns; out: dz in the last R. [T, out + R]
-	Z    Tensor // saved, [T, R]
+	Z    Tensor // saved, [T, R]; may be DYZ's last columns, which are read before they are written
 	B    BRef
 	Grad GradRef
 }

@@ -66,12 +66,19 @@ type Weight interface {
 // KVSpec describes a paged KV cache: for each layer, K and V of [Blocks·P, Hkv, D] in the working dtype.
 type KVSpec struct {
 	Layers, Blocks, BlockTokens, KVHeads, HeadDim int
+	// In is memory for it, of the working dtype [1, Elements], that stays its owner's; absent: the cache has its own.
+	In Tensor
+}
+
+// Elements of K and V in all layers.
+func (s KVSpec) Elements() int {
+	return 2 * s.Layers * s.Blocks * s.BlockTokens * s.KVHeads * s.HeadDim
 }
 
 // KVCache is the memory of K and V on a device. Slot s of the slot mapping is token s%P of block s/P.
 type KVCache interface {
 	Spec() KVSpec
-	Bytes() int64
+	Bytes() int64 // of its own
 }
 
 // AdapterTable is the device table of {pointer, rank} by adapter slot.

@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"bhive/kernels"
@@ -67,6 +68,17 @@ func TestExpandBackward(t *testing.T) {
 			Grad: kernels.GradRef{Table: lanes, Offset: 4, Out: out}}
 		dy := append([]float32(nil), values(a.DYZ)...)
 		z := r.widened(r.workingOf(a.Z, "z"), m*testR)
+		inPlace := a // with z where dz goes
+		inPlace.DYZ = r.tensor(m, out+testR, dy)
+		inPlace.Z = inPlace.DYZ.ColRange(out, out+testR)
+		for i := range m {
+			copy(values(inPlace.DYZ)[i*(out+testR)+out:], z[i*testR:][:testR])
+		}
+		lanes, again := r.lanes(rows, 1.5)
+		for i := range grads {
+			copy(values(again[i]), values(grads[i]))
+		}
+		inPlace.Grad.Table = lanes
 		want := make([][]float64, len(grads))
 		for i := range want {
 			want[i] = f64(values(grads[i]))
@@ -86,7 +98,14 @@ func TestExpandBackward(t *testing.T) {
 			}
 			near(r, "dz", values(a.DYZ)[i*(out+testR)+out:], dz, tol)
 		}
+		r.ExpandBackward(r.s, inPlace, b.step)
+		if n := b.tokens() * (out + testR); !slices.Equal(values(inPlace.DYZ)[:n], values(a.DYZ)[:n]) {
+			r.Error("dz differs in the place of z")
+		}
 		for l := range grads {
+			if !slices.Equal(values(again[l]), values(grads[l])) {
+				r.Errorf("dB of lane %d differs with z in the place of dz", l)
+			}
 			near(r, "dB", values(grads[l]), want[l], 5e-5)
 		}
 	})

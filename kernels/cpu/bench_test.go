@@ -184,7 +184,7 @@ func (m *smol) backward(step kernels.Step) {
 		return none
 	}
 	yz := func(w *weight) kernels.Tensor { return m.yz.ColRange(0, w.rows()) }
-	m.CrossEntropy(s, m.nll, m.dx, m.normed, m.embed, step)
+	m.CrossEntropy(s, m.nll, m.dx, m.normed, kernels.Tensor{}, m.embed, step)
 	for i := smolLayers - 1; i >= 0; i-- {
 		m.Copy(s, yz(m.down[i]).ColRange(0, smolH), m.dx)
 		m.ExpandBackward(s, kernels.ExpandBackwardArgs{DYZ: yz(m.down[i]), Z: m.z, B: m.ref(i, 960+smolH+2*smolF, smolH), Grad: grad(i, 960+smolH+2*smolF, smolH)}, step)

@@ -15,6 +15,7 @@ type crossEntropyTask struct {
 	r       *kernels.Record
 	list    []int32 // tokens of the chunk
 	logits  []float32
+	scratch []float32
 	hidden  []float32
 	dhidden []float32
 	v       int
@@ -24,25 +25,34 @@ type crossEntropyTask struct {
 const chunkLogits = 4 << 20
 
 // CrossEntropy: nll[t] = −log p[Label[t]] and dh[t] = Loss[t]·(p − onehot)·E for tokens with a label; zeros for others.
-func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h kernels.Tensor, head kernels.Weight, step kernels.Step) {
+func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h, logits kernels.Tensor, head kernels.Weight, step kernels.Step) {
 	w := head.(*weight)
 	if w.r != 0 || !step.Bucket.Training {
 		panic(fmt.Sprintf("cpu: cross entropy: a head with an A of %d rows, or a step without labels", w.r))
 	}
 	t := step.Bucket.Tokens
 	n, d, x := vector(nll, t, "cross entropy: nll"), optional(dh, t, w.in, "cross entropy: dh"), matrix(h, t, w.in, "cross entropy: h")
+	at := optional(logits, 1, w.out, "cross entropy: logits")
 	if g := recording(s); g != nil {
-		g.add(func() { b.runCrossEntropy(n, d, x, w, step) })
+		g.add(func() { b.runCrossEntropy(n, d, x, at, w, step) })
 		return
 	}
-	b.runCrossEntropy(n, d, x, w, step)
+	b.runCrossEntropy(n, d, x, at, w, step)
 }
 
-func (b *Backend) runCrossEntropy(nll []float32, dh, h mat, w *weight, step kernels.Step) {
+// LossTokens: what stays in the caches.
+func (b *Backend) LossTokens(tokens int, head kernels.Weight) int {
+	return min(tokens, max(16, min(128, chunkLogits/head.Out())))
+}
+
+func (b *Backend) runCrossEntropy(nll []float32, dh, h, logits mat, w *weight, step kernels.Step) {
 	t := &b.crossEntropy
 	t.b, t.nll, t.dh, t.h, t.r, t.v = b, nll, dh, h, b.record(step), w.out
-	chunk := max(16, min(128, chunkLogits/w.out))
-	grown(&t.logits, chunk*w.out)
+	chunk := logits.rows
+	if t.logits = logits.at; chunk == 0 {
+		chunk = b.LossTokens(step.Bucket.Tokens, w)
+		t.logits = grown(&t.scratch, chunk*w.out)
+	}
 	grown(&t.hidden, chunk*w.in)
 	grown(&t.dhidden, chunk*w.in)
 	grown(&t.list, chunk)

@@ -2,6 +2,7 @@ package cpu
 
 import (
 	"math"
+	"slices"
 	"testing"
 
 	"bhive/kernels"
@@ -23,8 +24,16 @@ func TestCrossEntropy(t *testing.T) {
 			}
 			x, dx := r.random(m+2, h, 1), r.garbage(m+2, h)
 			nll, alone := r.garbage(1, m+2), r.garbage(1, m+2)
-			r.CrossEntropy(r.s, nll, dx, x, w, b.step)
-			r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, b.step)
+			r.CrossEntropy(r.s, nll, dx, x, kernels.Tensor{}, w, b.step)
+			r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, kernels.Tensor{}, w, b.step)
+			// In the place of h, and in memory of the caller.
+			again, same := r.garbage(1, m+2), r.tensor(m+2, h, values(x))
+			r.CrossEntropy(r.s, again, same, same, r.garbage(5, vocab), w, b.step)
+			for i, v := range values(again)[:m] {
+				if v != values(nll)[i] || !slices.Equal(values(same)[i*h:][:h], values(dx)[i*h:][:h]) {
+					t.Fatalf("token %d of %d has another loss or gradient in place", i, m)
+				}
+			}
 			wide := r.wide(w)
 			for i := range m {
 				row, label := f64(values(x)[i*h:][:h]), b.rec.Label[i]
@@ -71,8 +80,8 @@ func TestCrossEntropyLongTail(t *testing.T) {
 		values(x)[i*h] = 1
 		b.rec.Label[i], b.rec.Loss[i] = 7, kernels.Bits(1)
 	}
-	r.CrossEntropy(r.s, nll, dx, x, w, b.step)
-	r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, w, b.step)
+	r.CrossEntropy(r.s, nll, dx, x, kernels.Tensor{}, w, b.step)
+	r.CrossEntropy(r.s, alone, kernels.Tensor{}, x, kernels.Tensor{}, w, b.step)
 	wide := r.wide(w)
 	for i := range m {
 		row := f64(values(x)[i*h:][:h])

@@ -27,6 +27,17 @@ func (b *Backend) NewKVCache(s kernels.KVSpec) (kernels.KVCache, error) {
 	if int64(s.Blocks) > maxBytes/2/a/int64(s.Layers) {
 		return nil, fmt.Errorf("cpu: a KV cache of %d blocks: %w", s.Blocks, kernels.ErrNoMemory)
 	}
+	if s.In.Present() {
+		if s.In.Rows != 1 || s.In.Cols < s.Elements() {
+			panic(fmt.Sprintf("cpu: a KV cache of %d elements in [%d, %d]", s.Elements(), s.In.Rows, s.In.Cols))
+		}
+		each := s.Blocks * s.BlockTokens * c.width
+		for i := range s.Layers {
+			c.k = append(c.k, b.workingOf(s.In.ColRange(2*i*each, (2*i+1)*each), "KV cache"))
+			c.v = append(c.v, b.workingOf(s.In.ColRange((2*i+1)*each, (2*i+2)*each), "KV cache"))
+		}
+		return c, nil
+	}
 	c.bytes = 2 * a * int64(s.Blocks) * int64(s.Layers)
 	if err := b.reserve(c.bytes, "a KV cache"); err != nil {
 		return nil, err

@@ -301,7 +301,7 @@ func newTraining(l *layer, b *batch) *training {
 func (t *training) backward() {
 	s, step := t.s, t.b.step
 	out := t.in.out
-	t.CrossEntropy(s, t.nll, t.dx, t.normed, t.head, step)
+	t.CrossEntropy(s, t.nll, t.dx, t.normed, kernels.Tensor{}, t.head, step)
 	t.NormBackward(s, t.dx, t.normed, t.x, t.norm, t.rstd, step)
 	t.MLPForward(s, t.act, t.gu, step)
 	t.MLPBackward(s, t.gu, t.act, t.gu, step)

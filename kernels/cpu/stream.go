@@ -10,8 +10,12 @@ type stream struct {
 // NewStream returns a stream; it holds nothing.
 func (b *Backend) NewStream() kernels.Stream { return &stream{} }
 
-// FreeStream does nothing.
-func (b *Backend) FreeStream(kernels.Stream) {}
+// FreeStream drops what the training ops refer to and hold for themselves, so that it can be collected.
+func (b *Backend) FreeStream(kernels.Stream) {
+	b.linearBackward, b.crossEntropy, b.normBackward, b.expandBackward = linearBackwardTask{}, crossEntropyTask{}, normBackwardTask{}, expandBackwardTask{}
+	b.mlpBackward, b.attentionBackward, b.qkvBackward = mlpBackwardTask{}, attentionBackwardTask{}, qkvBackwardTask{}
+	b.gradNorm, b.adamW, b.gram = gradNormTask{}, adamWTask{}, gramTask{}
+}
 
 func (s *stream) Record() kernels.Event { return event{} }
 func (s *stream) WaitFor(kernels.Event) {}

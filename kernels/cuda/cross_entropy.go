@@ -22,8 +22,13 @@ func lossTokens(v int) int {
 	return max(16, n)
 }
 
+// LossTokens: lossBytes of them.
+func (b *Backend) LossTokens(tokens int, head kernels.Weight) int {
+	return min(tokens, lossTokens(head.Out()))
+}
+
 // CrossEntropy: nll[t] = −log p[Label[t]] and dh[t] = Loss[t]·(p − onehot)·E for tokens with a label; zeros for others.
-func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h kernels.Tensor, head kernels.Weight, step kernels.Step) {
+func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h, logits kernels.Tensor, head kernels.Weight, step kernels.Step) {
 	w, own, m, dt, r := head.(*weight), s.(*stream), step.Bucket.Tokens, b.config.Working, recordOf(step)
 	if w.r != 0 || !step.Bucket.Training {
 		panic(fmt.Sprintf("cuda: cross entropy: a head with an A of %d rows, or a step without labels", w.r))
@@ -34,15 +39,18 @@ func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h kernels.Tensor, head
 	to := vector(nll, m, "cross entropy: nll")
 	optional(dh, dt, m, w.in, "cross entropy: dh")
 	matrix(h, dt, m, w.in, "cross entropy: h")
-	v, each := w.out, min(m, lossTokens(w.out))
-	memory := &buffer{bytes: 4 * int64(each) * int64(v)}
-	logits := kernels.Tensor{Buf: memory, DType: kernels.F32, Rows: each, Cols: v, Stride: v}
-	memory.at = cu.DevicePtr(own.grow(&own.losses, memory.bytes))
+	v, each := w.out, min(m, logits.Rows)
+	if optional(logits, kernels.F32, 1, v, "cross entropy: logits"); !logits.Present() {
+		each = b.LossTokens(m, w)
+		memory := &buffer{bytes: 4 * int64(each) * int64(v)}
+		logits = kernels.Tensor{Buf: memory, DType: kernels.F32, Rows: each, Cols: v, Stride: v}
+		memory.at = cu.DevicePtr(own.grow(&own.losses, memory.bytes))
+	}
 	counts := own.grow(&own.chunks, 4*int64(parts(m, each)))
 	b.launch(s, "chunk_counts", 1, 1, 1, 32, 0, counts, uint64(parts(m, each)), uint64(each), r.at(atHead))
 	gradient, lanes, train := logits, 1, uint64(0)
 	if dt == kernels.BF16 {
-		gradient.DType, gradient.Stride = kernels.BF16, 2*v
+		gradient.DType, gradient.Off, gradient.Stride = kernels.BF16, 2*logits.Off, 2*v
 	}
 	if v%8 == 0 {
 		lanes = 8

@@ -16,10 +16,21 @@ func (p *pair) crossEntropy(v, h, m int) {
 	b := p.training(v, seq{m, 0, -1})
 	x := p.act(m+2, h, p.ragged(m+2, m, h))
 	dh, nll, alone := p.garbage(m+2, h), p.f32(1, m+2, nans(m+2)), p.f32(1, m+2, nans(m+2))
-	p.repeats("dh", dh.gpu.RowRange(0, m), func() { p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dh.gpu, x.gpu, w.gpu, b.gpu) })
-	p.gpu.CrossEntropy(p.gpu.s, alone.gpu, kernels.Tensor{}, x.gpu, w.gpu, b.gpu)
-	p.cpu.CrossEntropy(p.cpu.s, nll.cpu, dh.cpu, x.cpu, w.cpu, b.cpu)
-	p.cpu.CrossEntropy(p.cpu.s, alone.cpu, kernels.Tensor{}, x.cpu, w.cpu, b.cpu)
+	p.repeats("dh", dh.gpu.RowRange(0, m), func() { p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dh.gpu, x.gpu, kernels.Tensor{}, w.gpu, b.gpu) })
+	p.gpu.CrossEntropy(p.gpu.s, alone.gpu, kernels.Tensor{}, x.gpu, kernels.Tensor{}, w.gpu, b.gpu)
+	p.cpu.CrossEntropy(p.cpu.s, nll.cpu, dh.cpu, x.cpu, kernels.Tensor{}, w.cpu, b.cpu)
+	p.cpu.CrossEntropy(p.cpu.s, alone.cpu, kernels.Tensor{}, x.cpu, kernels.Tensor{}, w.cpu, b.cpu)
+	// In the place of h, and in memory of the caller, a chunk of which is smaller.
+	chunk, err := p.gpu.Alloc(kernels.F32, 2+m/2, v)
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer p.gpu.Free(chunk)
+	place, again := p.garbage(m+2, h), p.f32(1, m+2, nans(m+2))
+	p.gpu.Copy(p.gpu.s, place.gpu, x.gpu)
+	p.gpu.CrossEntropy(p.gpu.s, again.gpu, place.gpu, place.gpu, chunk, w.gpu, b.gpu)
+	p.same("nll in place", both{column(again.gpu), column(nll.cpu)}, m, 2e-5)
+	p.sameRows("dh in place", both{place.gpu, dh.cpu}, m, max(p.tol(), 1e-4))
 	p.same("nll", both{column(nll.gpu), column(nll.cpu)}, m, 2e-5)
 	p.same("nll alone", both{column(alone.gpu), column(alone.cpu)}, m, 2e-5)
 	p.sameRows("dh", dh, m, max(p.tol(), 1e-4))
@@ -78,7 +89,7 @@ func TestCrossEntropyLongTail(t *testing.T) {
 	}
 	p.upload(b)
 	xs, dx, nll := p.act(m+2, h, x), p.garbage(m+2, h), p.f32(1, m+2, nans(m+2))
-	p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dx.gpu, xs.gpu, g, b.gpu)
+	p.gpu.CrossEntropy(p.gpu.s, nll.gpu, dx.gpu, xs.gpu, kernels.Tensor{}, g, b.gpu)
 	losses, grads := p.gpu.values(nll.gpu), p.gpu.values(dx.gpu)
 	for i := range m {
 		sum, first := 0.0, 0.0

@@ -35,12 +35,8 @@ func (b *Backend) ExpandBackward(s kernels.Stream, a kernels.ExpandBackwardArgs,
 		b.launch(s, name, gx, gy, 1, 256, shared, da, ds, za, zs, uint64(n), uint64(z), table, offset, lanes, uint64(a.Grad.Offset),
 			r.at(atAdapter), r.at(atSegStart), r.at(atSegAdapter), r.at(atSegLane), r.at(atHead))
 	}
+	// The gradients first: z may lie where dz goes.
 	wide := dt == kernels.BF16 && n%8 == 0 && ds%8 == 0 && da%16 == 0
-	if wide {
-		launch("shrink_bf16", parts(m, 32)+step.Bucket.Seqs, parts(z, 64), shrinkShared)
-	} else {
-		launch("shrink_plain"+b.suffix(), m, 1, 0)
-	}
 	switch {
 	case lanes == 0:
 	case wide && z%8 == 0 && zs%8 == 0 && za%16 == 0:
@@ -51,5 +47,10 @@ func (b *Backend) ExpandBackward(s kernels.Stream, a kernels.ExpandBackwardArgs,
 		launch(fmt.Sprintf("gradient%d_bf16", rows), parts(n, rows), parts(z, 64), gradientShared(rows))
 	default:
 		launch("gradient_plain"+b.suffix(), parts(n*z, 256), 1, 0)
+	}
+	if wide {
+		launch("shrink_bf16", parts(m, 32)+step.Bucket.Seqs, parts(z, 64), shrinkShared)
+	} else {
+		launch("shrink_plain"+b.suffix(), m, 1, 0)
 	}
 }

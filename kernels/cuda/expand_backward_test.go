@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"bhive/kernels"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func (p *pair) expandBackward(seqs []seq, out, r int, ranks []int) {
@@ -44,10 +47,42 @@ func (p *pair) expandBackward(seqs []seq, out, r int, ranks []int) {
 	for l, g := range grads {
 		p.same(fmt.Sprintf("dB of lane %d", l), g, 1, 2e-4)
 	}
+	p.expandInPlace(dyz.gpu, z.gpu, gb, gl, grads, b)
 	for _, g := range grads { // only now: each run adds to all lanes
 		p.repeats("dB", g.gpu, func() {
 			p.gpu.ExpandBackward(p.gpu.s, kernels.ExpandBackwardArgs{DYZ: dyz.gpu, Z: z.gpu, B: gb, Grad: kernels.GradRef{Table: gl, Offset: 4, Out: out}}, b.gpu)
 		})
+	}
+}
+
+// expandInPlace: with z in the place of dz everything comes out the same. dyz is what a run has left.
+func (p *pair) expandInPlace(dyz, z kernels.Tensor, ref kernels.BRef, lanes kernels.LaneTable, grads []both, b *batch) {
+	p.Helper()
+	m, n, cols := dyz.Rows, b.tokens(), dyz.Cols
+	place, err := p.gpu.Alloc(dyz.DType, m, cols)
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer p.gpu.Free(place)
+	run := func(dyz, z kernels.Tensor) (dz []float32, sums [][]float32) {
+		for _, g := range grads {
+			p.gpu.Zero(p.gpu.s, g.gpu)
+		}
+		p.gpu.ExpandBackward(p.gpu.s, kernels.ExpandBackwardArgs{DYZ: dyz, Z: z, B: ref, Grad: kernels.GradRef{Table: lanes, Offset: 4, Out: ref.Out}}, b.gpu)
+		for _, g := range grads {
+			sums = append(sums, p.gpu.values(g.gpu))
+		}
+		return p.gpu.values(dyz.RowRange(0, n)), sums
+	}
+	p.gpu.Copy(p.gpu.s, place, dyz)
+	p.gpu.Copy(p.gpu.s, place.ColRange(ref.Out, cols), z)
+	dz, sums := run(dyz, z)
+	dzs, same := run(place, place.ColRange(ref.Out, cols))
+	if d := cmp.Diff(dz, dzs); d != "" {
+		p.Errorf("dz in the place of z (-apart +in place):\n%s", d)
+	}
+	if d := cmp.Diff(sums, same, cmpopts.EquateApprox(0, 2e-4)); d != "" { // another kernel, where z is not aligned
+		p.Errorf("dB with z in the place of dz (-apart +in place):\n%s", d)
 	}
 }
 

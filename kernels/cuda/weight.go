@@ -162,6 +162,10 @@ func (b *Backend) NewKVCache(s kernels.KVSpec) (kernels.KVCache, error) {
 		return nil, fmt.Errorf("cuda: a KV cache of %d blocks: %w", s.Blocks, kernels.ErrNoMemory)
 	}
 	c.each = block * int64(s.Blocks)
+	if s.In.Present() {
+		c.at = cu.DevicePtr(in(s.In, b.config.Working, s.Elements()))
+		return c, nil
+	}
 	c.bytes = 2 * c.each * int64(s.Layers)
 	var err error
 	if c.at, err = b.zeroed(c.bytes); err != nil {
@@ -170,11 +174,21 @@ func (b *Backend) NewKVCache(s kernels.KVSpec) (kernels.KVCache, error) {
 	return c, nil
 }
 
+// in is the address of memory [1, ≥ n] for a cache.
+func in(t kernels.Tensor, d kernels.DType, n int) uint64 {
+	if t.DType != d || t.Rows != 1 || t.Cols < n {
+		panic(fmt.Sprintf("cuda: a KV cache of %d elements %s in %s [%d, %d]", n, d, t.DType, t.Rows, t.Cols))
+	}
+	return address(t)
+}
+
 // FreeKVCache gives a cache's memory back.
 func (b *Backend) FreeKVCache(kv kernels.KVCache) {
 	defer b.enter()()
 	c := kv.(*kvCache)
-	b.keep(cu.MemFree(c.at))
+	if c.bytes > 0 {
+		b.keep(cu.MemFree(c.at))
+	}
 	*c = kvCache{spec: c.spec}
 }
 

@@ -13,21 +13,37 @@ type Ledger struct {
 	kernels.Backend
 
 	mu   sync.Mutex
-	live map[any]string // kind by handle
+	live map[any]entry // by handle
 	made int
 	fail int // the allocation that fails, counted from 1; 0: none
 }
 
+// entry is something that is not given back yet.
+type entry struct {
+	kind  string
+	bytes int64 // of device memory, as it was asked for; 0 for streams, tables, graphs
+}
+
 // NewLedger stands before a backend.
-func NewLedger(be kernels.Backend) *Ledger { return &Ledger{Backend: be, live: map[any]string{}} }
+func NewLedger(be kernels.Backend) *Ledger { return &Ledger{Backend: be, live: map[any]entry{}} }
 
 // Live counts what is not given back, by kind: "tensor", "pinned", "stream", "weight", "cache", "adapter table", "lane table", "graph".
 func (l *Ledger) Live() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := map[string]int{}
-	for kind := range maps.Values(l.live) {
-		n[kind]++
+	for e := range maps.Values(l.live) {
+		n[e.kind]++
+	}
+	return n
+}
+
+// Bytes of device memory in tensors, weights and caches that are not given back. A driver may take more for them.
+func (l *Ledger) Bytes() (n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for e := range maps.Values(l.live) {
+		n += e.bytes
 	}
 	return n
 }
@@ -53,16 +69,20 @@ func (l *Ledger) try(what string) error {
 func (l *Ledger) enter(what string, handle any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.live[handle] != "" {
+	if l.live[handle].kind != "" {
 		panic("kerneltest: a " + what + " was made twice")
 	}
-	l.live[handle] = what
+	e := entry{kind: what}
+	if m, ok := handle.(interface{ Bytes() int64 }); ok {
+		e.bytes = m.Bytes()
+	}
+	l.live[handle] = e
 }
 
 func (l *Ledger) strike(what string, handle any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.live[handle] != what {
+	if l.live[handle].kind != what {
 		panic("kerneltest: a " + what + " that is not there is given back")
 	}
 	delete(l.live, handle)
