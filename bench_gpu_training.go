@@ -11,7 +11,7 @@ import (
 	"bhive/kernels/cuda"
 )
 
-// trainings are the training rows of a model, and how to read them.
+// trainings are the training rows of a model, and how to read them. "x kept" is an ordinary LoRA by the same kernels: finetune.BenchConfig.Ordinary.
 func (c *benchGPUCmd) trainings() []trainingCase {
 	if strings.HasPrefix(c.Model, "smollm2") {
 		return []trainingCase{
@@ -22,7 +22,9 @@ func (c *benchGPUCmd) trainings() []trainingCase {
 	return []trainingCase{
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 1024, Sequences: 4}},
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: 8, Length: 1024, Sequences: 4}},
+		{"4 × 1,024 tokens, x kept", finetune.BenchConfig{Rank: 8, Length: 1024, Sequences: 4, Ordinary: true}},
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: 64, Length: 1024, Sequences: 4}},
+		{"4 × 1,024 tokens, x kept", finetune.BenchConfig{Rank: 64, Length: 1024, Sequences: 4, Ordinary: true}},
 		{"4 × 1,024 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 1024, Sequences: 4, Plan: "mlp"}},
 		{"8 × 1,024 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 1024, Sequences: 8, Plan: "layer"}},
 		{"8 × 512 tokens", finetune.BenchConfig{Rank: c.Rank, Length: 512, Sequences: 8}},

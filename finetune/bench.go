@@ -17,11 +17,13 @@ type BenchConfig struct {
 	Sequences int    // examples of a tenant's optimizer step; default 4
 	Tenants   int    // that train in one batch; default 1
 	Plan      string // as TrainerConfig.MemoryPlan
+	Ordinary  bool   // what an ordinary LoRA costs: x kept, dA and an A of each projection's own; of one tenant, plan none
 }
 
 // Bench measures optimizer steps with every token trained: forward, losses, backward, correction, clipping and AdamW.
 type Bench struct {
 	trainer *Trainer
+	lora    *ordinary // nil where LoRA-FA is measured
 	lanes   []*Lane
 	tokens  int
 	norm    float64 // of the last gradient
@@ -38,10 +40,22 @@ func OpenBench(m *infer.Model, c BenchConfig) (*Bench, error) {
 	setDefault(&c.Length, min(256, m.Config.MaxPositions))
 	setDefault(&c.Sequences, 4)
 	setDefault(&c.Tenants, 1)
+	if c.Ordinary {
+		c.Tenants, c.Plan = 1, infer.RecomputeNone.String()
+	}
 	b := &Bench{tokens: c.Tenants * c.Sequences * c.Length}
 	var err error
+	if c.Ordinary {
+		if b.lora, err = newOrdinary(m, b.tokens, c.Rank); err != nil {
+			return nil, fmt.Errorf("benchmark: %w", err)
+		}
+		own := *m
+		own.Backend = b.lora
+		m = &own
+	}
 	t := TrainerConfig{Lanes: c.Tenants, BatchTokens: b.tokens, Seqs: max(64, c.Tenants*c.Sequences), MemoryPlan: c.Plan}
 	if b.trainer, err = NewTrainer(m, t); err != nil {
+		b.Close()
 		return nil, fmt.Errorf("benchmark: %w", err)
 	}
 	r := rand.New(rand.NewPCG(1, 5))
@@ -131,4 +145,12 @@ func (b *Bench) Rate(from, to time.Time) float64 {
 }
 
 // Close frees everything.
-func (b *Bench) Close() { b.trainer.Close() }
+func (b *Bench) Close() {
+	if b.trainer != nil {
+		b.trainer.Close()
+	}
+	if b.lora != nil {
+		b.lora.close()
+		b.lora = nil
+	}
+}

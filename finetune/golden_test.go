@@ -152,7 +152,9 @@ func firstGradients(t *testing.T, m *infer.Model, g goldenRun, start *adapters.W
 	return w
 }
 
-// TestFirstGradients holds each module's gradient on the device under test against the CPU's in float32: the same direction and size.
+// TestFirstGradients holds each module's gradient on the device under test against the CPU's in float32: the same direction and size. In bfloat16 the
+// forward's rounding turns them, more so where B is random than at the golden runs' B of zeros: eight such starts have worst cosines of 0.9987 to 0.9996 in the
+// emulation of kernels/BENCHMARKS.md, and PEFT in bfloat16 of 0.9970 to 0.9981.
 func TestFirstGradients(t *testing.T) {
 	if devicetest.OnCPU() && !rounds() {
 		t.Skip("it would be held against itself")
@@ -173,6 +175,10 @@ func TestFirstGradients(t *testing.T) {
 		least, size = 0.999, 3e-2
 	}
 	for _, start := range []*adapters.Weights{nil, randomStart(3, got.Geometry, g.Rank, g.Alpha, 0.02)} {
+		least := least
+		if start != nil && rounds() {
+			least = 0.998
+		}
 		a, b := firstGradients(t, got, g, start), firstGradients(t, want, g, start)
 		worst := 1.0
 		for layer := range a.Geometry.Layers {

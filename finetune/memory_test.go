@@ -237,7 +237,7 @@ func (f *flow) Attention(_ kernels.Stream, a kernels.AttentionArgs, _ kernels.St
 	f.op("attention", list{a.Q, at(a.Cache)}, a.Out, a.LSE)
 }
 func (f *flow) ResidualNorm(_ kernels.Stream, a kernels.ResidualNormArgs, _ kernels.Step) {
-	f.op("residual", list{a.X, a.YZ}, a.Out, a.Normed, a.Rstd)
+	f.op("residual", list{a.X, a.YZ, a.Carry}, a.Out, a.Normed, a.Rstd, a.Carry)
 }
 func (f *flow) MLP(_ kernels.Stream, a kernels.MLPArgs, _ kernels.Step) {
 	f.op("mlp", list{a.YZ}, a.Act, a.GateUp)

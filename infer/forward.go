@@ -24,6 +24,9 @@ func (m *Model) EmbedTokens(s kernels.Stream, st *State, sc StepContext, save *S
 	x, rstd := st.X, kernels.Tensor{}
 	if save != nil {
 		x, rstd = save.Layers[0].SumIn, save.Layers[0].RstdIn
+		if save.Carry.Present() {
+			m.Backend.Zero(s, save.Carry)
+		}
 	}
 	m.Backend.Embed(s, x, m.Embed, sc.Previous, sc.Step)
 	m.Backend.RMSNorm(s, st.Normed, x, m.Layers[0].AttnNorm, rstd, m.eps(), sc.Step)
@@ -70,7 +73,7 @@ func (m *Model) Recompute(s kernels.Stream, st *State, sc StepContext, l int, pa
 	switch {
 	case part == PartAttend:
 		norm(s, st.Normed, v.SumIn, w.AttnNorm, kernels.Tensor{}, m.eps(), sc.Step)
-		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, nil)
+		m.attend(s, st, sc, l, v, v.SumIn, v.SumMid, kernels.Tensor{}, nil)
 	case save.Plan == RecomputeMLP:
 		norm(s, st.Normed, v.SumMid, w.MLPNorm, kernels.Tensor{}, m.eps(), sc.Step)
 		m.gateUp(s, st, sc, l, v, nil)
@@ -94,12 +97,13 @@ func (m *Model) forwardPart(s kernels.Stream, st *State, sc StepContext, l int, 
 		v            SaveLayer // zero: nothing is saved
 		in, mid, out = st.X, st.X, st.X
 		norm, rstd   = m.FinalNorm, kernels.Tensor{}
+		carry        kernels.Tensor
 	)
 	if l+1 < len(m.Layers) {
 		norm = m.Layers[l+1].AttnNorm
 	}
 	if save != nil {
-		v = save.kept(l)
+		v, carry = save.kept(l), save.Carry
 		in, mid, out, rstd = v.SumIn, v.SumMid, save.SumOut, save.RstdOut
 		if l+1 < len(m.Layers) {
 			out, rstd = save.Layers[l+1].SumIn, save.Layers[l+1].RstdIn
@@ -107,18 +111,19 @@ func (m *Model) forwardPart(s kernels.Stream, st *State, sc StepContext, l int, 
 	}
 	switch part {
 	case PartAttend:
-		m.attend(s, st, sc, l, v, in, mid, tap)
+		m.attend(s, st, sc, l, v, in, mid, carry, tap)
 	case PartGateUp:
 		m.gateUp(s, st, sc, l, v, tap)
 	case PartDown:
 		yz := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
 		m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
-			Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd}, sc.Step)
+			Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd, Carry: carry, Fold: true}, sc.Step)
 	}
 }
 
-// attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed.
-func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, in, mid kernels.Tensor, tap tap) {
+// attend is a layer's first half: from its normed input in st.Normed and the residual in to the residual mid and its norm in st.Normed. The carry
+// gets what mid's rounding takes and gives nothing: so Recompute, which has none, makes the same mid.
+func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v SaveLayer, in, mid, carry kernels.Tensor, tap tap) {
 	be, w, eps, step, layer := m.Backend, &m.Layers[l], m.eps(), sc.Step, sc.CacheLayer(l)
 	q, o := st.Q, st.O
 	if v.Q.Present() {
@@ -130,7 +135,7 @@ func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v Sav
 	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: layer, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
 	yz = m.linear(s, st.YZ[adapters.AttnOut], sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
-		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid}, step)
+		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid, Carry: carry}, step)
 }
 
 // gateUp takes a layer's second normed input in st.Normed to the product of gate and up in st.Act.

@@ -28,6 +28,10 @@ type Save struct {
 
 	SumOut  kernels.Tensor // [T, H]: the residual after the last layer
 	RstdOut kernels.Tensor // F32 [1, T]: of the final norm
+
+	// Carry, [T, H], is what the residual stream lacks for being stored rounded, during the forward pass; absent where
+	// activations are float32. It keeps the rounding of 2·L sums from adding up: what of bfloat16 costs most (kernels/BENCHMARKS.md).
+	Carry kernels.Tensor
 }
 
 // kept is the part of a layer that the forward pass writes: not what only its backward reads, where that is computed again.

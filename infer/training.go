@@ -170,6 +170,9 @@ func layTraining(m *Model, c TrainingConfig) (*Training, *layout) {
 	}
 	l.add(&t.Save.SumOut, act, n, cc.Hidden, during(opMLPResidual, opLossNorm))
 	l.add(&t.Save.RstdOut, kernels.F32, 1, n, during(opMLPResidual, opLossNorm))
+	if act != kernels.F32 {
+		l.add(&t.Save.Carry, act, n, cc.Hidden, during(opEmbed, opMLPResidual))
+	}
 
 	st := t.State
 	l.add(&st.Normed, act, n, cc.Hidden, during(opAttnNorm, opAttnIn)|during(opAttnResidual, opMLPIn)|during(opMLPResidual, opLossNorm)|

@@ -154,6 +154,10 @@ type ResidualNormArgs struct {
 	Eps         float32
 	B           BRef
 	Rstd        Tensor // optional save, F32 [1, T]
+	// Carry, [T, H], optional: what the stream lacks for being stored rounded. Out's rounding is added to it; with Fold it is added to the sum first,
+	// and begins anew. The norm is of Out as it is stored.
+	Carry Tensor
+	Fold  bool
 }
 
 // MLPArgs are the arguments of MLP.

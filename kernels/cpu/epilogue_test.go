@@ -122,6 +122,30 @@ func TestResidualNorm(t *testing.T) {
 	})
 }
 
+// TestResidualCarry: with fold a carry is added to the sum and is over; without, nothing of float32 is rounded and it stays.
+func TestResidualCarry(t *testing.T) {
+	r := newRig(t, Config{Threads: 2})
+	const h = 37
+	b := r.step(9, seq{n: 3, adapter: -1, lane: -1})
+	m := b.step.Bucket.Tokens
+	x, y, carry := r.random(m, h, 1), r.random(m, h, 1), r.random(m, h, 1e-3)
+	before := append([]float32(nil), values(carry)...)
+	for _, fold := range []bool{false, true} {
+		out := r.garbage(m, h)
+		r.ResidualNorm(r.s, kernels.ResidualNormArgs{Out: out, Normed: r.garbage(m, h), X: x, YZ: y, Norm: r.random(1, h, 1), Eps: 1e-5, Carry: carry, Fold: fold}, b.step)
+		for i := range b.tokens() * h {
+			want, left := float64(values(x)[i])+float64(values(y)[i]), before[i]
+			if fold {
+				want, left = want+float64(left), 0
+			}
+			near(r, "out", values(out)[i:], []float64{want}, tol)
+			if got := values(carry)[i]; got != left {
+				t.Fatalf("fold %v: carry %d is %v, want %v", fold, i, got, left)
+			}
+		}
+	}
+}
+
 func TestMLP(t *testing.T) {
 	mixes(t, func(r *rig, seqs []seq) {
 		const f = 53

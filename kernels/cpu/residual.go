@@ -9,6 +9,7 @@ import (
 type residualTask struct {
 	b                  *Backend
 	out, normed, x, yz mat
+	carry              mat // present only with fold: float32 is not rounded
 	bias, norm, rstd   []float32
 	eps                float32
 	ref                kernels.BRef
@@ -26,6 +27,9 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 		x: matrix(a.X, m, h, "residual: x"), yz: matrix(a.YZ, m, max(h, a.YZ.Cols), "residual: yz"),
 		bias: optionalVector(a.Bias, h, "residual: bias"), norm: vector(a.Norm, h, "residual: norm"),
 		rstd: optionalVector(a.Rstd, m, "residual: rstd"), eps: a.Eps, ref: a.B}
+	if a.Fold {
+		t.carry = optional(a.Carry, m, h, "residual: carry")
+	}
 	if g := recording(s); g != nil {
 		t := t
 		g.add(func() { b.runResidual(&t, step) })
@@ -58,6 +62,10 @@ func (t *residualTask) part(_, i int) {
 		out := t.out.row(at)
 		copy(out, t.x.row(at))
 		t.b.k.Add(out, y.row(at))
+		if t.carry.at != nil {
+			t.b.k.Add(out, t.carry.row(at))
+			clear(t.carry.row(at))
+		}
 		r := t.b.rms(out, t.eps)
 		t.b.k.ScaleMul(t.normed.row(at), out, r, t.norm)
 		if t.rstd != nil {

@@ -222,9 +222,14 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 	na, ns := matrix(a.Normed, dt, m, h, "residual: normed")
 	xa, xs := matrix(a.X, dt, m, h, "residual: x")
 	ya, ys := matrix(a.YZ, dt, m, h+z, "residual: yz")
+	ca, cs := optional(a.Carry, dt, m, h, "residual: carry")
+	fold := uint64(0)
+	if a.Fold {
+		fold = 1
+	}
 	table, offset := tableOf(a.B, h, "residual")
 	name, blocks, threads := "residual", m, rowThreads(h)
-	switch eights := dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys)%8 == 0 && (oa|na|xa|ya)%16 == 0; {
+	switch eights := dt == kernels.BF16 && h%8 == 0 && h <= 8*1024 && (os|ns|xs|ys|cs)%8 == 0 && (oa|na|xa|ya|ca)%16 == 0; {
 	case eights && b.hopper && (slicesOf(step) > 1 || b.config.BatchInvariant): // clusters start late: a few tokens don't gain that back
 		name, blocks, threads = "residual_cluster", 8*parts(m, 8), 128*parts(h, 2048)
 	case eights && h <= 8*512:
@@ -236,7 +241,7 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 	}
 	b.launch(s, name+b.suffix(), blocks, 1, 1, threads, 4*((z+3)&^3),
 		oa, os, na, ns, xa, xs, ya, ys, vector(a.Bias, h, "residual: bias"), vector(a.Norm, h, "residual: norm"), vector(a.Rstd, m, "residual: rstd"),
-		uint64(h), uint64(z), float(float64(a.Eps)), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead))
+		uint64(h), uint64(z), float(float64(a.Eps)), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead), ca, cs, fold)
 }
 
 // MLP: with [g, u] = y + bias + B·z: act[t] = silu(g)·u.

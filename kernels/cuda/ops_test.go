@@ -97,6 +97,34 @@ func (p *pair) sameRows(name string, t both, n int, tol float64) {
 	p.same(name, both{t.gpu.RowRange(0, n), t.cpu.RowRange(0, n)}, n, tol)
 }
 
+// carry runs a ResidualNorm with a carry: out is rounded, what that took is in the carry, and together they are far nearer to the sum than out is.
+func (p *pair) carry(b *batch, name string, h, r int, a kernels.ResidualNormArgs, fold bool) {
+	p.Helper()
+	m := b.gpu.Bucket.Tokens
+	x, y, c := p.normal(m*h, 1), p.normal(m*(h+r), 1), p.normal(m*h, 1e-3)
+	out, norm, carry := p.garbage(m, h), p.garbage(m, h), p.act(m, h, c)
+	a.X, a.YZ, a.B = p.gpu.tensor(p.dt, m, h, x), p.gpu.tensor(p.dt, m, h+r, y), kernels.BRef{}
+	a.Out, a.Normed, a.Rstd, a.Carry, a.Fold = out.gpu, norm.gpu, kernels.Tensor{}, carry.gpu, fold
+	p.gpu.ResidualNorm(p.gpu.s, a, b.gpu)
+	bias := p.gpu.values(a.Bias)
+	got, left := p.gpu.values(out.gpu), p.gpu.values(carry.gpu)
+	for t := range b.tokens() {
+		for i := range h {
+			sum := x[t*h+i] + y[t*(h+r)+i] + bias[i]
+			all, o, l := float64(sum)+float64(c[t*h+i]), got[t*h+i], left[t*h+i]
+			if want := round(sum, p.dt); !fold && p.dt == kernels.BF16 && o != want {
+				p.Fatalf("%s: out [%d, %d] is %v, want %v", name, t, i, o, want)
+			}
+			if d := math.Abs(float64(o) + float64(l) - all); d > 3e-5*(1+math.Abs(all)) {
+				p.Fatalf("%s: [%d, %d] is %v and %v, together %v off %v", name, t, i, o, l, d, all)
+			}
+			if d := math.Abs(float64(o) - all); fold && d > (math.Abs(all)+1e-3)/256 {
+				p.Fatalf("%s: out [%d, %d] is %v, %v off %v", name, t, i, o, d, all)
+			}
+		}
+	}
+}
+
 func TestEpilogues(t *testing.T) {
 	mixes(t, func(p *pair, seqs []seq) {
 		b := p.step(9, seqs...)
@@ -124,6 +152,9 @@ func TestEpilogues(t *testing.T) {
 				ga.Out, ga.Normed, ga.Rstd = other.gpu, norm.gpu, kernels.Tensor{}
 				be.hopper, be.config.BatchInvariant = way.hopper, way.invariant
 				p.gpu.ResidualNorm(p.gpu.s, ga, b.gpu)
+				for _, fold := range []bool{false, true} {
+					p.carry(b, fmt.Sprintf("residual by %s with a carry, fold %v", way.name, fold), h, testR, ga, fold)
+				}
 				be.hopper, be.config.BatchInvariant = hopper, invariant
 				p.same("residual by "+way.name, both{other.gpu, out.cpu}, b.tokens(), p.tol())
 				p.same("normed by "+way.name, both{norm.gpu, normed.cpu}, b.tokens(), p.tol())

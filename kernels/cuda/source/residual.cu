@@ -1,6 +1,7 @@
 // ResidualNorm: out[t] = x[t] + y[t] + bias + B·z[t]; normed[t] = out[t]·rstd[t]·w. The norm is of the sum as it is stored.
-//   out, normed, x [T, H]; yz [T, H+R]; bias, w F32 [H]; rstd F32 [T], optional.
-//   grid ⌈T/TT⌉ blocks; a thread owns the columns threadIdx + i·threads, at most 16 of them. moves 4·T·H elements and B's.
+//   out, normed, x [T, H]; yz [T, H+R]; bias, w F32 [H]; rstd F32 [T], optional. carry [T, H], optional: what out's rounding takes is added to it;
+//   with fold the sum begins with it, and it begins anew.
+//   grid ⌈T/TT⌉ blocks; a thread owns the columns threadIdx + i·threads, at most 16 of them. moves 4·T·H elements (6 with carry) and B's.
 //   Oracle: kernels/cpu ResidualNorm.
 #include "expand.cuh"
 #include "hopper.cuh"
@@ -15,7 +16,22 @@ struct ResidualArgs {
     ll h, r; double eps;
     B b;
     const int *adapter, *head;
+    void* carry; ll cs; ll fold;
 };
+// stored is a sum as it is stored, and carry what the stream then lacks.
+template <class T> __device__ __forceinline__ float stored(float sum, float& carry, bool fold) {
+    const float all = sum + carry, s = f(to<T>(fold ? all : sum));
+    carry = all - s;
+    return s;
+}
+// stored8 does that for 8 columns, whose carry lies at at.
+__device__ __forceinline__ void stored8(float* v, bf16* at, bool fold) {
+    float carry[8];
+    widen8(*(const uint4*)at, carry);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = stored<bf16>(v[i], carry[i], fold);
+    *(uint4*)at = pack8(carry);
+}
 template <class T, int TT, int COLS> __device__ void residual(const ResidualArgs& a) {
     extern __shared__ float z[];
     __shared__ float shared[33];
@@ -41,7 +57,15 @@ template <class T, int TT, int COLS> __device__ void residual(const ResidualArgs
             }
             if (a.b.table) expand_tile<T, TT>(v[i], own, same, a.b.offset, c, z, ldz, m);
 #pragma unroll
-            for (int t = 0; t < TT; t++) v[i][t] = f(to<T>(v[i][t])), sum[t] = fmaf(v[i][t], v[i][t], sum[t]);
+            for (int t = 0; t < TT; t++) {
+                if (a.carry && t < m) {
+                    T* at = (T*)a.carry + (t0 + t) * a.cs + c;
+                    float carry = f(*at);
+                    v[i][t] = stored<T>(v[i][t], carry, a.fold);
+                    *at = to<T>(carry);
+                }
+                v[i][t] = f(to<T>(v[i][t])), sum[t] = fmaf(v[i][t], v[i][t], sum[t]);
+            }
         }
     }
 #pragma unroll
@@ -101,7 +125,12 @@ __device__ __forceinline__ void residual8(const ResidualArgs& a) {
         for (int i = 0; i < 8; i++) {
             v[i] += q[i];
             if (a.bias) v[i] += a.bias[c + i];
-            v[i] = f(to<bf16>(v[i] + more[i])); // as it is stored
+            v[i] += more[i];
+        }
+        if (a.carry) stored8(v, (bf16*)a.carry + t * a.cs + c, a.fold);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[i] = f(to<bf16>(v[i])); // as it is stored
             sum = fmaf(v[i], v[i], sum);
         }
     }
@@ -158,7 +187,12 @@ __device__ __forceinline__ void residual_cluster(const ResidualArgs& a) {
         for (int i = 0; i < 8; i++) {
             v[s][i] += q[i];
             if (a.bias && on) v[s][i] += a.bias[c + i];
-            v[s][i] = f(to<bf16>(v[s][i] + e.sum[i >> 1][s + 2 * (i & 1)])); // as it is stored
+            v[s][i] += e.sum[i >> 1][s + 2 * (i & 1)];
+        }
+        if (a.carry && on && 2 * t + s < m) stored8(v[s], (bf16*)a.carry + (t0 + 2 * t + s) * a.cs + c, a.fold);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            v[s][i] = f(to<bf16>(v[s][i])); // as it is stored
             sum = fmaf(v[s][i], v[s][i], sum);
         }
         part[warp * 8 + g][2 * t + s] = on && 2 * t + s < m ? sum : 0.f;
