@@ -71,6 +71,7 @@ type Pool struct {
 	hostBytes   int64 // of data held or reserved by fetches
 	deviceBytes int64
 	leases      int
+	stagings    uint64 // B's ever staged
 
 	hits, hostHits, misses, evictions, failures uint64
 }

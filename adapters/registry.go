@@ -1,12 +1,10 @@
 package adapters
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +41,7 @@ func (t Target) Key() string {
 type Registry struct {
 	Store
 	onChange func(Change)
+	pool     *Pool // may be nil
 
 	mu         sync.Mutex
 	following  bool      // Run sees all changes, so what is remembered is true
@@ -63,6 +62,10 @@ type remembered struct {
 func NewRegistry(s Store, onChange func(Change)) *Registry {
 	return &Registry{Store: s, onChange: onChange, names: map[nameKey]*remembered{}}
 }
+
+// StageIn has every B that Save publishes put into the pool's host memory while it is being made durable, so that the first request for it
+// waits for no load. It is called before any other method.
+func (r *Registry) StageIn(p *Pool) { r.pool = p }
 
 const (
 	retryFeed  = time.Second
@@ -255,27 +258,43 @@ func (r *Registry) Delete(ctx context.Context, tenant, name string, number int) 
 	return err
 }
 
-// Save is a whole publication: it encodes w, stores the blob, checks its hash and publishes it under v.Name. Of v
-// the caller gives Name, BasisDigest, BaseHash, Parent and Training; the rest comes from w and the store.
+// Save is a whole publication: it encodes w, stores the blob and publishes it under v.Name, with the hash that the store computed of what it
+// wrote. Of v the caller gives Name, BasisDigest, BaseHash, Parent and Training; the rest comes from w and the store.
 func (r *Registry) Save(ctx context.Context, tenant string, v Version, w *Weights, o PublishOptions) (Version, error) {
-	pr, pw := io.Pipe()
-	sum := sha256.New()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		pw.CloseWithError(EncodeBlob(io.MultiWriter(sum, pw), w, v.BasisDigest, v.BaseHash))
-	}()
-	blob, err := r.Store.PutBlob(ctx, tenant, pr)
-	pr.CloseWithError(io.ErrClosedPipe) // lets the encoder go where PutBlob gave up early
-	<-done
+	b, err := encodeBlob(w, v.BasisDigest, v.BaseHash)
 	if err != nil {
 		return Version{}, fmt.Errorf("saving %s: %w", v.Name, err)
 	}
-	if want := hex.EncodeToString(sum.Sum(nil)); blob.SHA256 != want {
-		return Version{}, fmt.Errorf("saving %s: %w: the store has %s of %s", v.Name, ErrCorrupt, blob.SHA256, want)
+	var s staged
+	packed := make(chan struct{})
+	go func() {
+		defer close(packed)
+		if r.pool != nil {
+			s = r.pool.stage(b)
+		}
+	}()
+	v.Rank, v.Alpha, v.Scaling = w.Rank, w.Alpha, w.Scaling
+	v, err = r.putAndPublish(ctx, tenant, v, b.file, o)
+	<-packed
+	if err != nil {
+		s.drop()
+		return v, err
 	}
-	v.Rank, v.Alpha, v.Scaling, v.SHA256, v.Bytes = w.Rank, w.Alpha, w.Scaling, blob.SHA256, blob.Bytes
-	return r.Publish(ctx, tenant, v, o)
+	s.publish(v)
+	r.forget(tenant, v.Name)
+	return v, nil
+}
+
+func (r *Registry) putAndPublish(ctx context.Context, tenant string, v Version, blob []byte, o PublishOptions) (Version, error) {
+	if p, ok := r.Store.(BlobPublisher); ok {
+		return p.PublishBlob(ctx, tenant, bytes.NewReader(blob), v, o)
+	}
+	info, err := r.Store.PutBlob(ctx, tenant, bytes.NewReader(blob))
+	if err != nil {
+		return Version{}, fmt.Errorf("saving %s: %w", v.Name, err)
+	}
+	v.SHA256, v.Bytes = info.SHA256, info.Bytes
+	return r.Store.Publish(ctx, tenant, v, o)
 }
 
 // Load reads a version's B back from the store and verifies its hash.

@@ -89,6 +89,12 @@ type Store interface {
 	Close() error
 }
 
+// BlobPublisher is what a Store may offer besides: PutBlob and then Publish of that blob, in one transaction.
+type BlobPublisher interface {
+	// PublishBlob fills in the version's SHA256 too.
+	PublishBlob(ctx context.Context, tenant string, r io.Reader, v Version, o PublishOptions) (Version, error)
+}
+
 // AnyRev makes PutValue overwrite.
 const AnyRev = -1
 

@@ -3,7 +3,6 @@ package local
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -62,74 +61,68 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// hooked is a file whose writes are write points.
-type hooked struct {
-	w io.Writer
-	s *Store
-}
-
-func (h hooked) Write(p []byte) (int, error) {
-	half := len(p) / 2
-	if n, err := h.w.Write(p[:half]); err != nil {
-		return n, err
-	}
-	if err := h.s.hook("blob half written"); err != nil {
-		return half, err
-	}
-	n, err := h.w.Write(p[half:])
-	return half + n, err
-}
-
 // PutBlob is Store.PutBlob.
-func (s *Store) PutBlob(ctx context.Context, tenant string, r io.Reader) (adapters.BlobInfo, error) {
+func (s *Store) PutBlob(ctx context.Context, tenant string, r io.Reader) (info adapters.BlobInfo, err error) {
+	err = s.putBlob(ctx, tenant, r, func(i adapters.BlobInfo) error {
+		info = i
+		return s.update(ctx, "recording it", func(tx *bbolt.Tx) error { return recordBlob(tx, owner(tenant), info) })
+	})
+	if err != nil {
+		err = fmt.Errorf("storing a blob: %w", err)
+	}
+	return info, err
+}
+
+func recordBlob(tx *bbolt.Tx, tenant string, info adapters.BlobInfo) error {
+	return save(tx, bucketBlobs, key(tenant, info.SHA256), blobRecord{info.Bytes, now()})
+}
+
+// putBlob makes what r yields a durable file in its place, and has it recorded before GC can meet it.
+func (s *Store) putBlob(ctx context.Context, tenant string, r io.Reader, record func(adapters.BlobInfo) error) error {
 	if err := checkNames(tenant); err != nil {
-		return adapters.BlobInfo{}, fmt.Errorf("storing a blob: %w", err)
+		return err
 	}
 	select {
 	case <-s.done:
-		return adapters.BlobInfo{}, fmt.Errorf("storing a blob: %w", adapters.ErrClosed)
+		return adapters.ErrClosed
 	default:
 	}
 	src := &source{ctx: ctx, r: r}
-	info, err := s.putBlob(ctx, owner(tenant), src)
+	f, info, err := s.write(src)
+	if f != nil {
+		defer func() { _ = f.Cleanup() }() // after the rename it does nothing
+	}
 	if src.err != nil {
-		return info, fmt.Errorf("storing a blob: reading its content: %w", src.err)
+		return fmt.Errorf("reading its content: %w", src.err)
 	}
 	if err != nil {
-		return info, fmt.Errorf("storing a blob: %w", classify(err))
-	}
-	return info, nil
-}
-
-func (s *Store) putBlob(ctx context.Context, tenant string, r io.Reader) (adapters.BlobInfo, error) {
-	var info adapters.BlobInfo
-	f, err := renameio.NewPendingFile(filepath.Join(s.tmpDir(), "blob"), renameio.WithTempDir(s.tmpDir()), renameio.WithPermissions(0o600))
-	if err != nil {
-		return info, err
-	}
-	defer func() { _ = f.Cleanup() }() // after the rename it does nothing
-	if err := s.hook("blob created"); err != nil {
-		return info, err
-	}
-	sum := sha256.New()
-	if info.Bytes, err = io.Copy(io.MultiWriter(hooked{f, s}, sum), r); err != nil {
-		return info, err
-	}
-	info.SHA256 = hex.EncodeToString(sum.Sum(nil))
-	if err := f.Sync(); err != nil {
-		return info, err
-	}
-	if err := s.hook("blob synced"); err != nil {
-		return info, err
+		return classify(err)
 	}
 	s.blobMu.RLock()
 	defer s.blobMu.RUnlock()
 	if err := s.place(f, info); err != nil {
-		return info, err
+		return classify(err)
 	}
-	return info, s.update(ctx, "recording it", func(tx *bbolt.Tx) error {
-		return save(tx, bucketBlobs, key(tenant, info.SHA256), blobRecord{info.Bytes, now()})
-	})
+	return record(info)
+}
+
+// write makes a synced temporary file of what r yields. The file, where there is one, is the caller's to clean up.
+func (s *Store) write(r io.Reader) (*renameio.PendingFile, adapters.BlobInfo, error) {
+	f, err := renameio.NewPendingFile(filepath.Join(s.tmpDir(), "blob"), renameio.WithTempDir(s.tmpDir()), renameio.WithPermissions(0o600))
+	if err != nil {
+		return nil, adapters.BlobInfo{}, err
+	}
+	if err := s.hook("blob created"); err != nil {
+		return f, adapters.BlobInfo{}, err
+	}
+	k := &sink{f: f.File, s: s}
+	if err := k.copyFrom(r); err != nil {
+		return f, k.info, err
+	}
+	if err := f.Sync(); err != nil {
+		return f, k.info, err
+	}
+	return f, k.info, s.hook("blob synced")
 }
 
 // place renames a synced temporary file to the blob's place and makes the name durable.
@@ -138,13 +131,7 @@ func (s *Store) place(f *renameio.PendingFile, info adapters.BlobInfo) error {
 	if st, err := os.Stat(path); err == nil && st.Size() == info.Bytes {
 		return syncDir(filepath.Dir(path)) // the same content came before, perhaps just before a crash
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	if err := syncDir(s.blobDir()); err != nil {
-		return err
-	}
-	if err := s.hook("blob directory made"); err != nil {
+	if err := s.makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	if err := f.Chmod(0o600); err != nil {
@@ -160,6 +147,21 @@ func (s *Store) place(f *renameio.PendingFile, info adapters.BlobInfo) error {
 		return err
 	}
 	return s.hook("blob directory synced")
+}
+
+// makeDir makes a directory of blobs and its name durable; one that this process has made durable is only remembered.
+func (s *Store) makeDir(dir string) error {
+	if _, ok := s.dirs.Load(dir); ok {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := syncDir(s.blobDir()); err != nil {
+		return err
+	}
+	s.dirs.Store(dir, struct{}{})
+	return s.hook("blob directory made")
 }
 
 type blobReader struct {

@@ -39,6 +39,7 @@ type Store struct {
 	closeErr  error
 
 	blobMu sync.RWMutex // see doc.go
+	dirs   sync.Map     // directories of blobs whose names are durable
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced after every change of the feed
@@ -99,6 +100,13 @@ func (s *Store) prepare() error {
 		if err := syncDir(d); err != nil {
 			return err
 		}
+	}
+	dirs, err := filepath.Glob(filepath.Join(s.blobDir(), "??"))
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		s.dirs.Store(d, struct{}{})
 	}
 	left, err := os.ReadDir(s.tmpDir())
 	if err != nil {

@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
@@ -29,46 +30,70 @@ func loadName(tx *bbolt.Tx, tenant, name string) (nameRecord, error) {
 
 // Publish is Store.Publish.
 func (s *Store) Publish(ctx context.Context, tenant string, v adapters.Version, o adapters.PublishOptions) (adapters.Version, error) {
-	doing := fmt.Sprintf("publishing %q", v.Name)
 	if err := checkNames(tenant, v.Name); err != nil {
 		return v, fmt.Errorf("publishing: %w", err)
 	}
-	err := s.update(ctx, doing, func(tx *bbolt.Tx) error {
-		v.Tenant = owner(tenant)
-		size, err := blobOf(tx, v.Tenant, v.SHA256)
-		if err != nil {
-			return err
-		}
-		n, _ := load[nameRecord](tx, bucketNames, key(v.Tenant, v.Name))
-		if o.CheckLive && n.Live != o.ExpectLive {
-			if o.ExpectLive == 0 {
-				return adapters.ErrExists
-			}
-			return fmt.Errorf("%w: version %d is live, not %d", adapters.ErrConflict, n.Live, o.ExpectLive)
-		}
-		v.CreatedAt = now()
-		if n.Live == 0 {
-			n.CreatedAt = v.CreatedAt
-		}
-		n.Last++
-		n.Live, n.UpdatedAt = n.Last, v.CreatedAt
-		v.Number, v.Bytes = n.Last, size
-		if err := save(tx, bucketVersions, numbered(uint64(v.Number), v.Tenant, v.Name), v); err != nil {
-			return err
-		}
-		if err := save(tx, bucketNames, key(v.Tenant, v.Name), n); err != nil {
-			return err
-		}
-		if o.Job != nil {
-			j := *o.Job
-			j.Published = fmt.Sprintf("%s@%d", v.Name, v.Number)
-			if _, err := updateJob(tx, v.Tenant, j, o.Events); err != nil {
+	err := s.update(ctx, fmt.Sprintf("publishing %q", v.Name), func(tx *bbolt.Tx) error { return s.publish(tx, owner(tenant), &v, o) })
+	return v, err
+}
+
+// PublishBlob is adapters.BlobPublisher's. What is refused leaves a file without a record.
+func (s *Store) PublishBlob(ctx context.Context, tenant string, r io.Reader, v adapters.Version, o adapters.PublishOptions) (adapters.Version, error) {
+	if err := checkNames(tenant, v.Name); err != nil {
+		return v, fmt.Errorf("publishing: %w", err)
+	}
+	doing := fmt.Sprintf("publishing %q", v.Name)
+	recording := false
+	err := s.putBlob(ctx, tenant, r, func(info adapters.BlobInfo) error {
+		recording = true
+		return s.update(ctx, doing, func(tx *bbolt.Tx) error {
+			v.SHA256 = info.SHA256
+			if err := recordBlob(tx, owner(tenant), info); err != nil {
 				return err
 			}
-		}
-		return s.announce(tx, adapters.Published, v.Tenant, v.Name, v.Number)
+			return s.publish(tx, owner(tenant), &v, o)
+		})
 	})
+	if err != nil && !recording {
+		err = fmt.Errorf("%s: storing a blob: %w", doing, err)
+	}
 	return v, err
+}
+
+func (s *Store) publish(tx *bbolt.Tx, tenant string, v *adapters.Version, o adapters.PublishOptions) error {
+	v.Tenant = tenant
+	size, err := blobOf(tx, v.Tenant, v.SHA256)
+	if err != nil {
+		return err
+	}
+	n, _ := load[nameRecord](tx, bucketNames, key(v.Tenant, v.Name))
+	if o.CheckLive && n.Live != o.ExpectLive {
+		if o.ExpectLive == 0 {
+			return adapters.ErrExists
+		}
+		return fmt.Errorf("%w: version %d is live, not %d", adapters.ErrConflict, n.Live, o.ExpectLive)
+	}
+	v.CreatedAt = now()
+	if n.Live == 0 {
+		n.CreatedAt = v.CreatedAt
+	}
+	n.Last++
+	n.Live, n.UpdatedAt = n.Last, v.CreatedAt
+	v.Number, v.Bytes = n.Last, size
+	if err := save(tx, bucketVersions, numbered(uint64(v.Number), v.Tenant, v.Name), v); err != nil {
+		return err
+	}
+	if err := save(tx, bucketNames, key(v.Tenant, v.Name), n); err != nil {
+		return err
+	}
+	if o.Job != nil {
+		j := *o.Job
+		j.Published = fmt.Sprintf("%s@%d", v.Name, v.Number)
+		if _, err := updateJob(tx, v.Tenant, j, o.Events); err != nil {
+			return err
+		}
+	}
+	return s.announce(tx, adapters.Published, v.Tenant, v.Name, v.Number)
 }
 
 // Get is Store.Get.

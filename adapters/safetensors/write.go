@@ -51,16 +51,48 @@ func Write(w io.Writer, tensors []Tensor, metadata map[string]string) error {
 	return nil
 }
 
+// Lay makes a file in memory whose values are still to be written: values[i] is the part of it that is tensors[i]'s, whose Data and From are not
+// looked at. ErrTensor as Write's.
+func Lay(tensors []Tensor, metadata map[string]string) (file []byte, values [][]byte, err error) {
+	laid := slices.Clone(tensors)
+	for i := range laid {
+		laid[i].Data, laid[i].From = nil, strings.NewReader("")
+	}
+	order := make([]int, len(laid))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return laid[i].compare(laid[j]) })
+	head, sizes, err := header(ordered(laid), metadata)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrTensor, err)
+	}
+	at := int64(len(head))
+	size := at
+	for _, n := range sizes {
+		size += n
+	}
+	file, values = make([]byte, size), make([][]byte, len(laid))
+	copy(file, head)
+	for i, of := range order {
+		values[of] = file[at : at+sizes[i] : at+sizes[i]]
+		at += sizes[i]
+	}
+	return file, values, nil
+}
+
 // ordered are the tensors as they lie in a file.
 func ordered(tensors []Tensor) []Tensor {
 	order := slices.Clone(tensors)
-	slices.SortStableFunc(order, func(a, b Tensor) int {
-		if a.DType != b.DType {
-			return b.DType.order() - a.DType.order()
-		}
-		return strings.Compare(a.Name, b.Name)
-	})
+	slices.SortStableFunc(order, Tensor.compare)
 	return order
+}
+
+func (t Tensor) compare(o Tensor) int {
+	if t.DType != o.DType {
+		return o.DType.order() - t.DType.order()
+	}
+	return strings.Compare(t.Name, o.Name)
 }
 
 // header is the length word and the padded header for the tensors in this order, with their byte counts.

@@ -29,7 +29,13 @@ func Script(s adapters.Store, done func(step int)) error {
 		return nil
 	}
 	for round := 1; round <= scriptRounds; round++ {
-		b, err := s.PutBlob(ctx, "", strings.NewReader(scriptBlob(round)))
+		whole, ok := s.(adapters.BlobPublisher)
+		ok = ok && round == 2 // this one puts and publishes in one
+		content := scriptBlob(round)
+		if ok {
+			content = "another"
+		}
+		b, err := s.PutBlob(ctx, "", strings.NewReader(content))
 		if err := ack(err); err != nil {
 			return err
 		}
@@ -38,7 +44,12 @@ func Script(s adapters.Store, done func(step int)) error {
 			return err
 		}
 		j.State = "succeeded"
-		_, err = s.Publish(ctx, "", adapters.Version{Name: "a", SHA256: b.SHA256}, adapters.PublishOptions{Job: &j, Events: []json.RawMessage{json.RawMessage(`"done"`)}})
+		o := adapters.PublishOptions{Job: &j, Events: []json.RawMessage{json.RawMessage(`"done"`)}}
+		if ok {
+			_, err = whole.PublishBlob(ctx, "", strings.NewReader(scriptBlob(round)), adapters.Version{Name: "a"}, o)
+		} else {
+			_, err = s.Publish(ctx, "", adapters.Version{Name: "a", SHA256: b.SHA256}, o)
+		}
 		if err := ack(err); err != nil {
 			return err
 		}

@@ -2,11 +2,15 @@ package storetest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -21,6 +25,37 @@ func publish(t testing.TB, s adapters.Store, tenant, name, content string) adapt
 		t.Fatal(err)
 	}
 	return v
+}
+
+// testPublishBlob holds a store that puts and publishes in one to what Publish does, and to leaving nothing where it is refused.
+func testPublishBlob(t *testing.T, s adapters.Store) {
+	p, ok := s.(adapters.BlobPublisher)
+	if !ok {
+		return
+	}
+	content := strings.Repeat("a whole B. ", 100<<10) // of several pieces
+	v := adapters.Version{Name: "whole", Rank: 8, Alpha: 16, Scaling: 2}
+	got := must(p.PublishBlob(ctx, "other", strings.NewReader(content), v, adapters.PublishOptions{CheckLive: true}))
+	if sum := sha256.Sum256([]byte(content)); got.SHA256 != hex.EncodeToString(sum[:]) || got.Number != 1 || got.Tenant != "other" || got.Bytes != int64(len(content)) || got.CreatedAt.IsZero() {
+		t.Errorf("published in one: %+v", got)
+	}
+	if read, err := readBlob(s, "other", got.SHA256); err != nil || read != content {
+		t.Errorf("published in one: %d bytes, %v", len(read), err)
+	}
+	if live := must(s.Get(ctx, "other", "whole", 0)); !cmp.Equal(live, got) {
+		t.Error(cmp.Diff(got, live))
+	}
+	_, err := p.PublishBlob(ctx, "other", strings.NewReader("refused"), v, adapters.PublishOptions{CheckLive: true})
+	want(t, err, adapters.ErrExists, "publishing in one under a name that is taken")
+	sum := sha256.Sum256([]byte("refused"))
+	_, err = s.OpenBlob(ctx, "other", hex.EncodeToString(sum[:]))
+	want(t, err, adapters.ErrNotFound, "the blob of what was refused")
+	_, err = p.PublishBlob(ctx, "no/tenant", strings.NewReader("x"), v, adapters.PublishOptions{})
+	want(t, err, adapters.ErrInvalidName, "publishing in one for no tenant")
+	broken := errors.New("the content ends early")
+	_, err = p.PublishBlob(ctx, "other", io.MultiReader(strings.NewReader(content), iotest.ErrReader(broken)), v, adapters.PublishOptions{})
+	want(t, err, broken, "publishing in one what cannot be read")
+	want(t, s.Delete(ctx, "other", "whole", 0), nil, "deleting what was published in one")
 }
 
 func testVersions(t *testing.T, s adapters.Store) {
@@ -53,6 +88,7 @@ func testVersions(t *testing.T, s adapters.Store) {
 	if got := must(s.Publish(ctx, "", v, adapters.PublishOptions{CheckLive: true})); got.Number != 1 {
 		t.Errorf("b: %+v", got)
 	}
+	testPublishBlob(t, s)
 	// Rollback.
 	if got := must(s.SetLive(ctx, "", "a", 1)); !cmp.Equal(got, one) {
 		t.Error(cmp.Diff(one, got))
