@@ -20,6 +20,18 @@ func TestPoolModel(t *testing.T) {
 	for i := range 6 {
 		versions = append(versions, blobs.add(t, fmt.Sprintf("a%d", i), i+1, 1+i%3))
 	}
+	var encodings []*encoded
+	for _, v := range versions {
+		w, _, err := loadVersion(context.Background(), blobs, v, small)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := encodeBlob(w, v.BasisDigest, v.BaseHash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		encodings = append(encodings, b)
+	}
 	content := map[string][]byte{}
 	var targets []Target
 	for _, v := range versions {
@@ -56,6 +68,11 @@ func TestPoolModel(t *testing.T) {
 		}
 		var leases []*held
 		pins := map[int]int{}
+		type stage struct {
+			s       staged
+			version int
+		}
+		var stages []stage
 		check := func() {
 			s := p.Stats()
 			if s.DeviceBytes > c.DeviceBytes || s.HostBytes > c.HostBytes || s.DeviceBytes != dev.used || s.SlotsUsed > c.Slots || s.Leased != len(leases) {
@@ -94,6 +111,22 @@ func TestPoolModel(t *testing.T) {
 				i := rapid.IntRange(0, len(leases)-1).Draw(t, "lease")
 				leases[i].l.Release()
 				leases = slices.Delete(leases, i, i+1)
+			},
+			"stage": func(t *rapid.T) {
+				i := rapid.IntRange(0, len(versions)-1).Draw(t, "version")
+				stages = append(stages, stage{p.stage(encodings[i]), i})
+			},
+			"unstage": func(t *rapid.T) {
+				if len(stages) == 0 {
+					t.Skip()
+				}
+				i := rapid.IntRange(0, len(stages)-1).Draw(t, "stage")
+				if s := stages[i]; rapid.Bool().Draw(t, "published") {
+					s.s.publish(versions[s.version])
+				} else {
+					s.s.drop()
+				}
+				stages = slices.Delete(stages, i, i+1)
 			},
 			"pump":  func(*rapid.T) { p.Pump() },
 			"pump2": func(*rapid.T) { time.Sleep(20 * time.Microsecond); p.Pump() },
