@@ -95,6 +95,7 @@ func (m *Manager) Enqueue(after kernels.Event) kernels.Event {
 
 func (d *device) fail(m *Manager, err error) {
 	d.failed = err
+	d.trainer.failCopies()
 	m.post(func() { m.failAll(err) })
 }
 
@@ -168,14 +169,15 @@ func (m *Manager) others(j *job) bool {
 	return false
 }
 
-// leave takes a job off the device; then gets its state.
+// leave takes a job off the device; then gets its state, or nil where the device has failed.
 func (m *Manager) leave(j *job, then func(*Checkpoint)) {
 	lane := j.lane
 	j.lane = nil
 	m.device.command(m, func() {
-		c := lane.Checkpoint()
-		m.device.remove(lane)
-		m.post(func() { then(c) })
+		lane.checkpoint(func(c *Checkpoint, _ error) {
+			m.device.command(m, func() { m.device.remove(lane) })
+			m.post(func() { then(c) })
+		})
 	})
 }
 
@@ -275,7 +277,7 @@ func (r *runner) sample(step int, then func()) {
 func (r *runner) complete() {
 	r.m.device.command(r.m, func() {
 		best := r.p.options.KeepBest && r.lane.pos.HasBest
-		result := completion{weights: r.lane.Weights(best), step: r.lane.pos.Step}
+		result := completion{step: r.lane.pos.Step}
 		if best {
 			result.step = r.lane.pos.BestStep
 		}
@@ -286,8 +288,14 @@ func (r *runner) complete() {
 			}
 			result.loss = &loss
 		}
-		r.m.device.remove(r.lane)
-		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
+		r.lane.weights(best, func(w *adapters.Weights, err error) {
+			r.m.post(func() {
+				if result.weights = w; err == nil { // else the device's failure ends the job
+					r.m.complete(r.ctx, r.j, result)
+				}
+			})
+			r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
+		})
 	})
 }
 

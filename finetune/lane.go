@@ -243,7 +243,11 @@ func (l *Lane) finishEval() {
 	if better {
 		l.pos.HasBest, l.pos.BestLoss, l.pos.BestStep = true, loss, l.pos.Step
 		if l.o.KeepBest {
-			l.best = l.t.downloadFloats(l.master)
+			l.t.copyOut(l, func(x [][]float32, err error) {
+				if err == nil {
+					l.best = x[0]
+				}
+			}, l.master)
 		}
 	}
 	l.complete = l.pos.Step >= l.o.Schedule.Steps
@@ -301,20 +305,32 @@ func (l *Lane) report(r Report) {
 	}
 }
 
-// Checkpoint copies the lane's state as it was after its last optimizer step; what it has of the next is not in it.
-func (l *Lane) Checkpoint() *Checkpoint {
-	l.t.settle()
-	return &Checkpoint{position: l.pos, B: l.t.downloadFloats(l.master), M: l.t.downloadFloats(l.m), V: l.t.downloadFloats(l.v), Best: l.best}
+// checkpoint gives done the lane's state as it was after its last optimizer step; what it has of the next is not in it.
+func (l *Lane) checkpoint(done func(*Checkpoint, error)) {
+	l.t.copyOut(l, func(x [][]float32, err error) {
+		if err != nil {
+			done(nil, err)
+			return
+		}
+		done(&Checkpoint{position: l.pos, B: x[0], M: x[1], V: x[2], Best: l.best}, nil)
+	}, l.master, l.m, l.v)
 }
 
-// Weights is the lane's B, or with best that of its best evaluation.
-func (l *Lane) Weights(best bool) *adapters.Weights {
-	w := adapters.NewWeights(l.t.m.Geometry, l.o.Rank, l.o.Alpha)
-	if best && l.best != nil {
-		copy(w.Data, l.best)
-	} else {
-		l.t.m.Backend.Download(l.t.stream, floatBytes(w.Data), l.master)
-		l.t.sync()
+// weights gives done the lane's B, or with best that of its best evaluation.
+func (l *Lane) weights(best bool, done func(*adapters.Weights, error)) {
+	from := []kernels.Tensor{l.master}
+	if best = best && l.pos.HasBest; best {
+		from = nil
 	}
-	return w
+	l.t.copyOut(l, func(x [][]float32, err error) {
+		if err != nil {
+			done(nil, err)
+			return
+		}
+		w := &adapters.Weights{Geometry: l.t.m.Geometry, Rank: l.o.Rank, Alpha: l.o.Alpha, Scaling: l.scale, Data: l.best}
+		if !best {
+			w.Data = x[0]
+		}
+		done(w, nil)
+	}, from...)
 }

@@ -214,15 +214,16 @@ func (m *Manager) tick(ctx context.Context, now time.Time) {
 			j.saving = true
 			lane := j.lane
 			m.device.command(m, func() {
-				c := lane.Checkpoint()
-				m.post(func() {
-					j.saving = false
-					if j.public.State != Running {
-						return
-					}
-					if err := m.saveCheckpoint(ctx, j, c); err != nil {
-						m.log.Warn("writing a checkpoint", "job", j.public.ID, "error", err)
-					}
+				lane.checkpoint(func(c *Checkpoint, err error) {
+					m.post(func() {
+						j.saving = false
+						if j.public.State != Running || err != nil { // the device's failure ends the job
+							return
+						}
+						if err := m.saveCheckpoint(ctx, j, c); err != nil {
+							m.log.Warn("writing a checkpoint", "job", j.public.ID, "error", err)
+						}
+					})
 				})
 			})
 		} else if err := m.save(ctx, j); err != nil {
@@ -243,6 +244,9 @@ func (m *Manager) shutdown() {
 		left++
 		m.leave(j, func(c *Checkpoint) {
 			left--
+			if c == nil {
+				return
+			}
 			if err := m.saveCheckpoint(ctx, j, c); err != nil {
 				m.log.Error("writing the last checkpoint", "job", j.public.ID, "error", err)
 			}

@@ -66,6 +66,7 @@ type Trainer struct {
 	turn    int             // the lane that comes first in the next pass
 	pass    *pass           // under way
 	samples []*sampling     // in order
+	copies  []*copying      // in order; they go before everything else
 	ends    []kernels.Event // of the units enqueued last, in order
 	err     error           // of the device; final
 
@@ -76,6 +77,8 @@ type Trainer struct {
 	losses  []float32 // of a pass, by token
 	squares []float32 // of gradient norms, by lane
 	drawn   []int32   // of a sample, by row
+	buffers []*copyBuffer
+	buffer  int // that is filled next
 	pinned  [][]byte
 }
 
@@ -136,6 +139,9 @@ func NewTrainer(m *infer.Model, c TrainerConfig) (_ *Trainer, err error) {
 	if t.drawn, err = hostWords[int32](t, t.mem.Sample.Rows); err != nil {
 		return nil, err
 	}
+	if err = t.openBuffers(); err != nil {
+		return nil, err
+	}
 	for range m.Layers {
 		for site := range adapters.NumSites {
 			t.sites = append(t.sites, kernels.SiteRows{Rows: m.SiteOut(site)})
@@ -176,6 +182,7 @@ func (t *Trainer) Close() {
 	if t.stream != nil {
 		t.sync()
 	}
+	t.closeBuffers()
 	for i, l := range t.active {
 		if l != nil {
 			l.close()
@@ -245,6 +252,7 @@ func (t *Trainer) Remove(l *Lane) {
 	if t.active[l.index] != l {
 		return
 	}
+	t.endCopies(l)
 	if t.pass != nil {
 		t.sync()
 		t.pass.drop(t, l)
@@ -256,7 +264,7 @@ func (t *Trainer) Remove(l *Lane) {
 
 // Ready reports whether Unit has something to do.
 func (t *Trainer) Ready() bool {
-	if t.pass != nil || len(t.samples) > 0 {
+	if t.pass != nil || len(t.samples) > 0 || len(t.copies) > 0 {
 		return true
 	}
 	for _, l := range t.active {
@@ -304,13 +312,6 @@ func (t *Trainer) sync() {
 	if err := t.stream.Sync(); err != nil && t.err == nil {
 		t.err = fmt.Errorf("training: %w", err)
 	}
-}
-
-func (t *Trainer) downloadFloats(x kernels.Tensor) []float32 {
-	out := make([]float32, x.Elements())
-	t.m.Backend.Download(t.stream, floatBytes(out), x)
-	t.sync()
-	return out
 }
 
 // floatBytes is the memory of a slice as the device copies it.
