@@ -1,14 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"bhive/adapters"
@@ -63,7 +68,9 @@ func (c *benchGPUCmd) publishRows(ctx context.Context, l *loaded) (err error) {
 		return err
 	}
 	defer engine.Close()
-	registry := adapters.NewRegistry(store, nil)
+	timed := &timedStore{Store: store}
+	registry := adapters.NewRegistry(timed, nil)
+	registry.StageIn(pool)
 	jobs, err := finetune.New(finetune.Config{}, finetune.Deps{Model: l.model, Registry: registry, Encoder: finetune.NewEncoder(l.tokenizer, l.template, engine.Config().EOS),
 		Wake: engine.Wake, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -80,14 +87,14 @@ func (c *benchGPUCmd) publishRows(ctx context.Context, l *loaded) (err error) {
 		defer stopEngine()
 		return jobs.Run(run)
 	})
-	p := publishing{c: c, engine: engine, jobs: jobs, registry: registry}
-	var took, durable []time.Duration
+	p := publishing{c: c, engine: engine, jobs: jobs, registry: registry, store: timed}
+	var times []published
 	for range c.sizes.versions + 1 { // the first warms up
-		var all, until time.Duration
-		if all, until, err = p.version(ctx); err != nil {
+		var t published
+		if t, err = p.version(ctx); err != nil {
 			break
 		}
-		took, durable = append(took, all), append(durable, until)
+		times = append(times, t)
 	}
 	stop()
 	if e := parts.Wait(); e != nil && !errors.Is(e, context.Canceled) {
@@ -96,13 +103,90 @@ func (c *benchGPUCmd) publishRows(ctx context.Context, l *loaded) (err error) {
 	if err = errors.Join(err, jobs.Close()); err != nil {
 		return err
 	}
-	took, durable = took[1:], durable[1:]
-	worst := slices.Max(took)
-	c.add(benchRow{Name: fmt.Sprintf("last optimizer step to first token with the new B, rank %d (p50)", c.Rank), Kind: rowPublish, Rank: c.Rank, R: l.model.R(), Milliseconds: ms(median(took)),
-		More: map[string]float64{"worst_ms": ms(worst), "published_ms": ms(median(durable)), "versions": float64(len(took)), "adapter_bytes": float64(each)},
-		Note: fmt.Sprintf("%.1f ms until it is durable and live; worst %.1f ms of %d; %.1f MiB", ms(median(durable)), ms(worst), len(took), float64(each)/(1<<20))})
+	floor, err := publishFloors(dir, l.model.Geometry, c.Rank)
+	if err != nil {
+		return err
+	}
+	var host, stored, known, first, all []time.Duration
+	for _, t := range times[1:] {
+		host, stored, known = append(host, t.stores.Sub(t.stepped)), append(stored, t.stored.Sub(t.stores)), append(known, t.known.Sub(t.stored))
+		first, all = append(first, t.answered.Sub(t.known)), append(all, t.answered.Sub(t.stepped))
+	}
+	worst, part := slices.Max(all), func(d []time.Duration) float64 { return ms(median(d)) }
+	c.add(benchRow{Name: fmt.Sprintf("last optimizer step to first token with the new B, rank %d (p50)", c.Rank), Kind: rowPublish, Rank: c.Rank, R: l.model.R(), Milliseconds: part(all),
+		FloorMS: ms(floor.disk), More: map[string]float64{"worst_ms": ms(worst), "encoded_ms": part(host), "stored_ms": part(stored), "known_ms": part(known), "answered_ms": part(first),
+			"versions": float64(len(all)), "adapter_bytes": float64(each), "from_memory": float64(pool.Stats().HostHits), "from_store": float64(pool.Stats().Misses),
+			"encode_alone_ms": ms(floor.encode), "hash_alone_ms": ms(floor.hash), "disk_alone_ms": ms(floor.disk), "sync_alone_ms": ms(floor.sync)},
+		Note: fmt.Sprintf("%.1f ms until it is on the host and encoded (encoding alone %.1f), %.1f until durable and live (hashing alone %.1f, writing and syncing alone %.1f, a small sync %.2f), "+
+			"%.1f until the job says so, %.1f until the first token; worst %.1f of %d; %.1f MiB; %d of %d first requests found it in host memory", part(host), ms(floor.encode), part(stored),
+			ms(floor.hash), ms(floor.disk), ms(floor.sync), part(known), part(first), ms(worst), len(all), float64(each)/(1<<20), pool.Stats().HostHits, len(times))})
 	return nil
 }
+
+// floors are what parts of a publication take at the least, alone, at the same place.
+type floors struct{ encode, hash, disk, sync time.Duration }
+
+// publishFloors measures them: encoding and hashing a B of random numbers, writing its blob to a new file and syncing that, and syncing a page.
+func publishFloors(dir string, g adapters.Geometry, rank int) (floors, error) {
+	w := adapters.NewWeights(g, rank, float64(2*rank))
+	r := rand.New(rand.NewPCG(1, 9))
+	for i := range w.Data {
+		w.Data[i] = r.Float32() - 0.5
+	}
+	var blob bytes.Buffer
+	if err := adapters.EncodeBlob(&blob, w, "", ""); err != nil {
+		return floors{}, err
+	}
+	write := func(b []byte) error {
+		f, err := os.Create(filepath.Join(dir, "floor"))
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(b)
+		return errors.Join(err, f.Sync(), f.Close())
+	}
+	var out floors
+	for _, m := range []struct {
+		to *time.Duration
+		f  func() error
+	}{
+		{&out.encode, func() error { return adapters.EncodeBlob(io.Discard, w, "", "") }},
+		{&out.hash, func() error { sha256.Sum256(blob.Bytes()); return nil }},
+		{&out.disk, func() error { return write(blob.Bytes()) }},
+		{&out.sync, func() error { return write(make([]byte, 4096)) }},
+	} {
+		var took []time.Duration
+		for range 5 {
+			start := time.Now()
+			if err := m.f(); err != nil {
+				return floors{}, fmt.Errorf("measuring the floor of a publication: %w", err)
+			}
+			took = append(took, time.Since(start))
+		}
+		*m.to = median(took)
+	}
+	return out, nil
+}
+
+// timedStore remembers when the last version was given to the store, and when it was durable and live.
+type timedStore struct {
+	*local.Store
+	mu           sync.Mutex
+	begun, ended time.Time
+}
+
+func (s *timedStore) PublishBlob(ctx context.Context, tenant string, r io.Reader, v adapters.Version, o adapters.PublishOptions) (adapters.Version, error) {
+	begun := time.Now()
+	v, err := s.Store.PublishBlob(ctx, tenant, r, v, o)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun, s.ended = begun, time.Now()
+	return v, err
+}
+
+// published is when a version's last step had ended, its B was encoded and given to the store, it was durable and live, the job said so, and the first
+// token came.
+type published struct{ stepped, stores, stored, known, answered time.Time }
 
 // publishing trains one version after the other of an adapter.
 type publishing struct {
@@ -110,62 +194,65 @@ type publishing struct {
 	engine   *infer.Engine
 	jobs     *finetune.Manager
 	registry *adapters.Registry
+	store    *timedStore
 	parent   string
 }
 
-// version trains one and asks it: the time from the last step to its first token, and of that until it was known as published.
-func (p *publishing) version(ctx context.Context) (all, durable time.Duration, err error) {
+// version trains one and asks it.
+func (p *publishing) version(ctx context.Context) (t published, err error) {
 	examples := strings.Repeat(`{"text": "`+strings.Repeat("The hive is full of bees. ", 6)+`"}`+"\n", 4)
 	job, err := p.jobs.Submit(ctx, finetune.JobSpec{Name: publishName, Parent: p.parent, Training: strings.NewReader(examples), Rank: p.c.Rank, MaxSteps: publishSteps, BatchSize: 4, Raw: true,
 		LearningRate: finetune.LearningRate{Value: 1e-4}})
 	if err != nil {
-		return 0, 0, err
+		return t, err
 	}
 	p.parent = publishName
-	var last time.Time
 	for e, err := range p.jobs.Events(ctx, "", job.ID, 0) {
 		if err != nil {
-			return 0, 0, err
+			return t, err
 		}
 		switch {
 		case e.Error != nil:
-			return 0, 0, fmt.Errorf("benchmark: the job failed: %s", e.Error.Message)
+			return t, fmt.Errorf("benchmark: the job failed: %s", e.Error.Message)
 		case e.Type == finetune.EventProgress:
-			last = e.Time
+			t.stepped = e.Time
 		}
 		if e.Type == finetune.EventPublished {
 			break
 		}
 	}
-	if last.IsZero() {
-		return 0, 0, errors.New("benchmark: a job that tells of no step")
+	if t.stepped.IsZero() {
+		return t, errors.New("benchmark: a job that tells of no step")
 	}
-	durable = time.Since(last)
+	t.known = time.Now()
+	p.store.mu.Lock()
+	t.stores, t.stored = p.store.begun, p.store.ended
+	p.store.mu.Unlock()
 	ref, err := adapters.ParseRef(publishName)
 	if err != nil {
-		return 0, 0, err
+		return t, err
 	}
 	target, err := p.registry.Resolve(ctx, "", ref, false)
 	if err != nil {
-		return 0, 0, err
+		return t, err
 	}
 	q := infer.Request{Prompt: []int{1, 2, 3, 4, 5, 6, 7, 8}, Adapter: target, Params: infer.DefaultParams()}
 	q.Params.Temperature, q.Params.MaxTokens, q.Params.IgnoreEOS = 0, 1, true
 	g, err := p.engine.Submit(ctx, q)
 	if err != nil {
-		return 0, 0, err
+		return t, err
 	}
 	defer g.Close()
 	for {
 		d, err := g.Next(ctx)
-		if len(d.Tokens) > 0 && all == 0 {
-			all = time.Since(last)
+		if len(d.Tokens) > 0 && t.answered.IsZero() {
+			t.answered = time.Now()
 		}
 		if errors.Is(err, io.EOF) {
-			return all, durable, nil
+			return t, nil
 		}
 		if err != nil {
-			return 0, 0, err
+			return t, err
 		}
 	}
 }

@@ -174,6 +174,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 			pool.Forget(ch.Tenant, ch.Name, ch.Number)
 		}
 	})
+	registry.StageIn(pool)
 	metrics := server.NewMetrics()
 	engine, err = infer.New(infer.Config{MaxSeqs: c.MaxSeqs, MaxTokens: c.MaxTokens, MaxContext: c.MaxContext, BlockTokens: c.BlockTokens, KVBytes: memory.kv, MemoryUtilization: memory.utilization, Reserve: memory.later,
 		QueueLimit: c.QueueLimit, NoPrefixCache: !c.PrefixCache, TPOTTarget: c.TPOTTarget, TrainSlice: c.TrainSlice, Observer: metrics,

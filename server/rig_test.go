@@ -116,6 +116,7 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 			pool.Forget(ch.Tenant, ch.Name, ch.Number)
 		}
 	})
+	registry.StageIn(pool)
 	metrics := NewMetrics()
 	if c.engine.KVBytes == 0 {
 		c.engine.KVBytes = 32 << 20
