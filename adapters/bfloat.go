@@ -14,6 +14,28 @@ func toBF16(f float32) uint16 {
 	return uint16((u + 0x7fff + u>>16&1) >> 16)
 }
 
+// roundBF16 writes toBF16 of each value, little-endian, up to the first that is not finite in bfloat16: it returns that one's index, or −1.
+func roundBF16(to []byte, values []float32) int {
+	const least = 0x7f7f8000 // rounds to infinity
+	from := values
+	for ; len(from) >= 4 && len(to) >= 8; from, to = from[4:], to[8:] {
+		a, b, c, d := math.Float32bits(from[0]), math.Float32bits(from[1]), math.Float32bits(from[2]), math.Float32bits(from[3])
+		if max(a&0x7fffffff, b&0x7fffffff, c&0x7fffffff, d&0x7fffffff) >= least {
+			break
+		}
+		a, b, c, d = a+0x7fff+a>>16&1, b+0x7fff+b>>16&1, c+0x7fff+c>>16&1, d+0x7fff+d>>16&1
+		binary.LittleEndian.PutUint64(to, uint64(a>>16|b&0xffff0000)|uint64(c>>16|d&0xffff0000)<<32)
+	}
+	for i, v := range from {
+		h := toBF16(v)
+		if h&0x7f80 == 0x7f80 {
+			return len(values) - len(from) + i
+		}
+		binary.LittleEndian.PutUint16(to[2*i:], h)
+	}
+	return -1
+}
+
 func fromBF16(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
 
 func finite(f float32) bool { return math.Float32bits(f)&0x7f800000 != 0x7f800000 }

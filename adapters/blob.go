@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"math"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -42,6 +40,9 @@ func blobTensor(layer int, p Proj) string { return fmt.Sprintf("layers.%d.%v.lor
 // metadata. Values that bf16 cannot hold are refused with ErrCorrupt, naming the module.
 func EncodeBlob(w io.Writer, b *Weights, basisDigest, baseHash string) error {
 	e, err := encodeBlob(b, basisDigest, baseHash)
+	if err == nil {
+		err = e.wait()
+	}
 	if err != nil {
 		return err
 	}
@@ -50,80 +51,6 @@ func EncodeBlob(w io.Writer, b *Weights, basisDigest, baseHash string) error {
 	}
 	return nil
 }
-
-// encoded is a blob in memory.
-type encoded struct {
-	of     *Weights
-	file   []byte
-	values [][]byte // of module layer·NumProjs + proj; nil where it has no tensor
-}
-
-func encodeBlob(b *Weights, basisDigest, baseHash string) (*encoded, error) {
-	float := func(v float64) string { return strconv.FormatFloat(v, 'g', -1, 64) }
-	meta := map[string]string{"format": blobFormat, "rank": strconv.Itoa(b.Rank), "alpha": float(b.Alpha),
-		"scaling": float(b.Scaling), "basis": basisDigest, "base": baseHash}
-	b.Geometry.describe(meta)
-	e := &encoded{of: b, values: make([][]byte, b.Geometry.Layers*int(NumProjs))}
-	filled := make([]bool, len(e.values))
-	_ = together(len(filled), func(n int) error {
-		filled[n] = slices.ContainsFunc(b.module(n), func(v float32) bool { return v != 0 })
-		return nil
-	})
-	all := !slices.Contains(filled, true)
-	var tensors []safetensors.Tensor
-	var modules []int
-	for n := range filled {
-		if layer, p := moduleOf(n); all || filled[n] {
-			tensors = append(tensors, safetensors.Tensor{Name: blobTensor(layer, p), DType: safetensors.BF16, Shape: []int{b.Geometry.Out(p), b.Rank}})
-			modules = append(modules, n)
-		}
-	}
-	file, values, err := safetensors.Lay(tensors, meta)
-	if err != nil {
-		return nil, fmt.Errorf("encoding an adapter: %w", err)
-	}
-	e.file = file
-	return e, together(len(modules), func(i int) error {
-		data, m := values[i], b.module(modules[i])
-		e.values[modules[i]] = data
-		for j, v := range m {
-			h := toBF16(v)
-			if !finite(fromBF16(h)) {
-				return fmt.Errorf("encoding an adapter: %w: %s: element [%d, %d] is %v", ErrCorrupt, tensors[i].Name, j/b.Rank, j%b.Rank, v)
-			}
-			binary.LittleEndian.PutUint16(data[2*j:], h)
-		}
-		return nil
-	})
-}
-
-// pack is PackInto of what the blob, once it is read back, decodes to.
-func (e *encoded) pack(out []byte, d DType) {
-	w := e.of
-	s := float32(w.Scaling)
-	_ = together(len(e.values), func(n int) error {
-		layer, p := moduleOf(n)
-		to, from := out[w.Rank*w.Geometry.OutOffset(layer, p)*d.Size():], e.values[n]
-		for i := range w.Rank * w.Geometry.Out(p) {
-			var v float32
-			if from != nil {
-				v = fromBF16(binary.LittleEndian.Uint16(from[2*i:]))
-			}
-			v *= s
-			if d == BF16 {
-				binary.LittleEndian.PutUint16(to[2*i:], toBF16(v))
-			} else {
-				binary.LittleEndian.PutUint32(to[4*i:], math.Float32bits(v))
-			}
-		}
-		return nil
-	})
-}
-
-// moduleOf is a module by its number.
-func moduleOf(n int) (layer int, p Proj) { return n / int(NumProjs), Proj(n % int(NumProjs)) }
-
-func (w *Weights) module(n int) []float32 { return w.Module(moduleOf(n)) }
 
 // DecodeBlob reads a blob and checks each tensor's name, shape, dtype (BF16 or F32) and that its values are
 // finite. Modules without a tensor are zeros; a blob without any tensor is refused. Errors: ErrCorrupt,

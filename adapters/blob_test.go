@@ -193,6 +193,30 @@ func TestHalfTypes(t *testing.T) {
 			}
 		}
 	})
+	rapid.Check(t, func(t *rapid.T) {
+		values := make([]float32, rapid.IntRange(0, 23).Draw(t, "n"))
+		want, first := make([]byte, 2*len(values)), -1
+		for i := range values {
+			bits := rapid.Uint32()
+			if rapid.IntRange(0, 20).Draw(t, "special") > 0 {
+				bits = rapid.Custom(func(t *rapid.T) uint32 {
+					return rapid.Uint32Range(0, 0x7f7f7fff).Draw(t, "size") | uint32(rapid.IntRange(0, 1).Draw(t, "sign"))<<31
+				})
+			} else if rapid.Bool().Draw(t, "edge") {
+				bits = rapid.SampledFrom([]uint32{0x7f7f7fff, 0x7f7f8000, 0x7f7fffff, 0x7f800000, 0x7f800001, 0xff7f8000, 0xffffffff, 1, 0x80000000})
+			}
+			values[i] = math.Float32frombits(bits.Draw(t, "bits"))
+			if h := toBF16(values[i]); first < 0 && !finite(fromBF16(h)) {
+				first = i
+			} else if first < 0 {
+				binary.LittleEndian.PutUint16(want[2*i:], h)
+			}
+		}
+		got := make([]byte, len(want))
+		if at := roundBF16(got, values); at != first || first < 0 && !bytes.Equal(got, want) || first > 0 && !bytes.Equal(got[:2*first], want[:2*first]) {
+			t.Fatalf("%v: %x, first %d, want %x, %d", values, got, at, want, first)
+		}
+	})
 	for h, want := range map[uint16]float32{0x3c00: 1, 0xc000: -2, 0x0001: 0x1p-24, 0x7bff: 65504, 0x0400: 0x1p-14, 0x8000: 0} {
 		if got := fromF16(h); got != want {
 			t.Errorf("float16 %#x is %v, want %v", h, got, want)

@@ -4,7 +4,7 @@
 // # Life of a B
 //
 // A trainer, or a PEFT adapter that a Basis adopts or projects, gives Weights in the flat layout (see Geometry).
-// Registry.Save encodes them to a blob, stores it, compares its hash and publishes a Version: the store assigns the
+// Registry.Save encodes them to a blob, stores it under its hash and publishes a Version: the store assigns the
 // number, moves the live pointer and appends to the change feed in one transaction. A request names a Ref, which
 // Registry.Resolve turns into a Target of immutable versions, for which Pool.Acquire gives a Lease. Basis.Export writes
 // Weights out again as an ordinary LoRA for PEFT.
@@ -16,7 +16,8 @@
 // A fetcher goroutine reads the blob, verifies it, sums a mix, folds scaling in and packs it to the working type; from
 // then on it is in host memory. Pump, on the engine's goroutine, evicts for it, allocates, starts the upload, and once
 // that has ended sets the slot: only then the lease is ready. Evicted from the device, a B stays in host memory as
-// long as there is room. A failed fetch fails its leases and is forgotten: the next Acquire tries again.
+// long as there is room. What Registry.Save publishes enters at host: packed from the blob while that is being stored,
+// under a name that no target has until the version is live. A failed fetch fails its leases and is forgotten: the next Acquire tries again.
 //
 // # Invariants
 //

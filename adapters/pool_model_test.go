@@ -30,6 +30,9 @@ func TestPoolModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if err := b.wait(); err != nil {
+			t.Fatal(err)
+		}
 		encodings = append(encodings, b)
 	}
 	content := map[string][]byte{}

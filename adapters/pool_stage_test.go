@@ -15,6 +15,9 @@ func encodeFor(t *testing.T, name string, w *Weights) (*encoded, Version) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := b.wait(); err != nil {
+		t.Fatal(err)
+	}
 	return b, Version{Tenant: "t", Name: name, Number: 1, Rank: w.Rank, Alpha: w.Alpha, Scaling: w.Scaling, BasisDigest: "rows", BaseHash: "base"}
 }
 

@@ -1,10 +1,10 @@
 package adapters
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -269,12 +269,12 @@ func (r *Registry) Save(ctx context.Context, tenant string, v Version, w *Weight
 	packed := make(chan struct{})
 	go func() {
 		defer close(packed)
-		if r.pool != nil {
+		if err := b.wait(); err == nil && r.pool != nil {
 			s = r.pool.stage(b)
 		}
 	}()
 	v.Rank, v.Alpha, v.Scaling = w.Rank, w.Alpha, w.Scaling
-	v, err = r.putAndPublish(ctx, tenant, v, b.file, o)
+	v, err = r.putAndPublish(ctx, tenant, v, b.reader(), o)
 	<-packed
 	if err != nil {
 		s.drop()
@@ -285,11 +285,11 @@ func (r *Registry) Save(ctx context.Context, tenant string, v Version, w *Weight
 	return v, nil
 }
 
-func (r *Registry) putAndPublish(ctx context.Context, tenant string, v Version, blob []byte, o PublishOptions) (Version, error) {
+func (r *Registry) putAndPublish(ctx context.Context, tenant string, v Version, blob io.Reader, o PublishOptions) (Version, error) {
 	if p, ok := r.Store.(BlobPublisher); ok {
-		return p.PublishBlob(ctx, tenant, bytes.NewReader(blob), v, o)
+		return p.PublishBlob(ctx, tenant, blob, v, o)
 	}
-	info, err := r.Store.PutBlob(ctx, tenant, bytes.NewReader(blob))
+	info, err := r.Store.PutBlob(ctx, tenant, blob)
 	if err != nil {
 		return Version{}, fmt.Errorf("saving %s: %w", v.Name, err)
 	}

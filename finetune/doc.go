@@ -5,8 +5,8 @@
 // [Manager.Submit] checks a spec, stores its examples as a blob and the job as a record of the [adapters.Store]: queued. The goroutine of
 // [Manager.Run] takes it up when a lane is free: validating_files reads and renders the examples with the base's own template.
 // Running, the job holds a [Lane] of the [Trainer]. The engine enqueues units between its steps ([Manager.Next], [Manager.Enqueue]): a third of a layer of
-// one micro-batch forward or backward, the losses of some tokens, a lane's update, or a part of a sample's token. At the end B is rounded to
-// bfloat16 and published in one transaction with the job's last state: succeeded, and the adapter is live.
+// one micro-batch forward or backward, the losses of some tokens, a lane's update, a part of a sample's token, or the copy of a piece of a lane
+// to the host. At the end B is rounded to bfloat16 and published in one transaction with the job's last state: succeeded, and the adapter is live.
 //
 // # Life of a micro-batch
 //
@@ -23,6 +23,7 @@
 //   - A [Checkpoint] is a lane between two optimizer steps. Leaving in mid-step loses that step's part, which is done again; the
 //     end is the same bit for bit.
 //   - A step whose gradient is not finite changes nothing but the schedule's position and the counters of skipped steps.
+//   - A copy of a lane to the host is of one moment: no optimizer step comes between its pieces.
 //   - No sample is begun before the micro-batch under way is through, and none of those before the samples are: they use the same memory.
 //   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
 //   - Nobody sees a job's end before it is durable.

@@ -41,7 +41,8 @@ func (c *client) tuned(id string, state finetune.State) (j tuningJob) {
 }
 
 func TestFineTuningJob(t *testing.T) {
-	c := ownHive(t, hiveConfig{}).serve(t, nil)
+	hive := ownHive(t, hiveConfig{})
+	c := hive.serve(t, nil)
 	file := c.upload("pirates.jsonl", lines(pirates()))
 	held := c.upload("held.jsonl", lines(pirates()[:2]))
 	j := c.tune(object{"model": "demo", "training_file": file.Id, "validation_file": held.Id, "suffix": "pirate", "seed": 7, "metadata": object{"who": "me"},
@@ -58,6 +59,9 @@ func TestFineTuningJob(t *testing.T) {
 	}
 	if got := c.ask("pirate", "What is a fox?"); !strings.HasPrefix(got, "Arr!") {
 		t.Errorf("the model says %q", got)
+	}
+	if s := hive.deps.Pool.Stats(); s.Misses != 0 || s.HostHits != 1 { // it was staged
+		t.Errorf("the first request for what was published: %+v", s)
 	}
 
 	var events, part tuningPage[tuningEvent]
