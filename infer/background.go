@@ -216,7 +216,7 @@ func (e *Engine) openSlice(f *flight) {
 	f.units, f.shared = s.spent > 0, s.shared()
 	s.slice++
 	s.after = f.done
-	s.earn(f.draws())
+	f.lost = s.earn(f.draws())
 }
 
 // stepped learns from a step that has ended.
@@ -231,7 +231,7 @@ func (e *Engine) stepped(f *flight) (took time.Duration) {
 	if f.decodes == 0 || f.err != nil {
 		s.token = time.Time{}
 	} else {
-		d := decoded{decodes: f.decodes, prompts: f.prefill > 0, took: took, units: f.units, shared: f.shared}
+		d := decoded{decodes: f.decodes, prompts: f.prefill > 0, took: took, units: f.units, shared: f.shared, lost: f.lost}
 		if !s.token.IsZero() {
 			d.gap = now.Sub(s.token)
 		}

@@ -42,8 +42,9 @@ type flight struct {
 	keep  [][]byte      // what uploads read
 	err   error         // it could not be enqueued
 
-	units  bool // of background work run just before it
-	shared bool // they were to fit
+	units  bool          // of background work run just before it
+	shared bool          // they were to fit
+	lost   time.Duration // what they could have taken besides
 }
 
 // over reports whether nothing of it is under way.

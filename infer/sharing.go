@@ -23,7 +23,8 @@ type sharing struct {
 
 	units  map[unitKind]time.Duration
 	steps  [64]time.Duration // a step of decodes, by the class of its batch; 0: not known
-	alone  [64]time.Duration // the same with no unit before it, end to end
+	alone  [64]time.Duration // the same with no unit before it
+	seen   [64]int           // so many of these
 	wall   float64           // of the last steps from token to token
 	extra  float64           // of that, what prompts added
 	since  int               // slices since one without units
@@ -46,6 +47,7 @@ const (
 	idleRatio = 1.25
 
 	aloneEvery  = 64  // of so many steps one has no unit before it
+	aloneFirst  = 4   // so many tell what a batch takes: the first may be long
 	lastSteps   = 256 // that the share of prompts is of
 	mostPrompts = 0.75
 
@@ -74,8 +76,8 @@ func (s *sharing) targetOf(class int) time.Duration {
 // idle is the time from token to token without units: of a step, and of the prompts that come meanwhile. 0: not known yet.
 func (s *sharing) idle(class int) float64 {
 	alone := float64(s.alone[class])
-	if s.wall == 0 {
-		return alone
+	if s.seen[class] < aloneFirst {
+		return 0
 	}
 	return alone / (1 - min(s.extra/max(s.wall, aloneEvery*alone), mostPrompts))
 }
@@ -86,8 +88,9 @@ func (s *sharing) predict(u Unit) (time.Duration, bool) {
 	return d, ok
 }
 
-// earn begins the slice before a step of so many decodes; 0: before one that no token waits for, which earns nothing.
-func (s *sharing) earn(decodes int) {
+// earn begins the slice before a step of so many decodes; 0: before one that no token waits for, which earns nothing. It returns what the slice
+// before could have spent and the account does not hold.
+func (s *sharing) earn(decodes int) (lost time.Duration) {
 	if s.since++; s.spent == 0 {
 		s.since = 0
 	}
@@ -102,10 +105,12 @@ func (s *sharing) earn(decodes int) {
 	if s.need > s.earned {
 		most = s.need + max(s.earned, 0) // what is left over is the next unit's
 	}
-	s.credit = max(min(s.credit+s.earned, most), -10*s.bound)
+	lost = max(s.credit+s.earned-most, 0)
+	s.credit = max(s.credit+s.earned-lost, -10*s.bound)
 	if s.target == 0 && s.since >= aloneEvery-1 {
 		s.credit = min(s.credit, 0)
 	}
+	return lost
 }
 
 // admit says whether a unit may be enqueued behind those that run: turnTaken, turnHeld until one of them has ended, or turnServing.
@@ -159,6 +164,7 @@ type decoded struct {
 	gap     time.Duration // since the end of the one before it; 0: that had no tokens
 	units   bool          // some ran between the two
 	shared  bool          // all of those were to fit
+	lost    time.Duration // what they could have taken besides
 }
 
 // decoded learns from a step.
@@ -166,8 +172,9 @@ func (s *sharing) decoded(d decoded) {
 	class := classOf(d.decodes)
 	if !d.prompts {
 		learn(&s.steps[class], d.took)
-		if d.gap > 0 && !d.units {
+		if !d.units {
 			learn(&s.alone[class], d.took)
+			s.seen[class]++
 		}
 	}
 	if alone := s.alone[class]; alone > 0 && d.gap > 0 {
@@ -181,7 +188,7 @@ func (s *sharing) decoded(d decoded) {
 	switch {
 	case target == 0 || s.steps[class] == 0:
 	case d.prompts: // the slice before it was earned for a step without
-		s.credit -= max(d.took-s.steps[class], 0)
+		s.credit -= max(d.took-s.steps[class]-d.lost, 0)
 	case d.shared && d.gap > target:
 		s.margin = min(s.margin+lateMargin, mostMargin)
 	case d.shared && d.gap > 0:
@@ -189,9 +196,9 @@ func (s *sharing) decoded(d decoded) {
 	}
 }
 
-// learn follows the mean of what steps took.
+// learn follows the mean of what steps take.
 func learn(mean *time.Duration, took time.Duration) {
-	if *mean == 0 {
+	if *mean == 0 || took < *mean/2 { // the mean was somebody else's doing
 		*mean = took
 	} else {
 		*mean += (min(took, 2**mean) - *mean) / 8

@@ -43,9 +43,10 @@ func (s *simulated) run(steps int) {
 			gap = s.spend()
 		}
 		gap += step
-		s.decoded(decoded{decodes: 32, prompts: prompts, took: step, gap: gap, units: s.spent > 0, shared: s.shared()})
+		d := decoded{decodes: 32, prompts: prompts, took: step, gap: gap, units: s.spent > 0, shared: s.shared()}
+		d.lost = s.earn(32) // when it is enqueued
+		s.decoded(d)
 		s.gaps, s.served, s.now = append(s.gaps, gap), s.served+step, s.now+gap
-		s.earn(32)
 	}
 	slices.Sort(s.gaps)
 }
@@ -175,6 +176,31 @@ func TestTargetOfIdle(t *testing.T) {
 	}
 }
 
+// TestPromptsOwe: what a prompt adds to a step is taken from what the slice before it left, and then from the next.
+func TestPromptsOwe(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name              string
+		spent, took, owed time.Duration
+	}{
+		{"before any unit", 0, 9 * ms, 0},
+		{"after half of the slice", 10 * ms, 9 * ms, 0},
+		{"after most of the slice", 19 * ms, 9 * ms, 3 * ms},
+		{"a long one before any unit", 0, 45 * ms, 20 * ms},
+	} {
+		s := newSharing(25*ms, 5*ms)
+		s.margin = 0
+		s.decoded(decoded{decodes: 4, took: 5 * ms})
+		s.earn(4)
+		s.credit -= c.spent
+		lost := s.earn(4) // the step with the prompt is enqueued
+		s.decoded(decoded{decodes: 4, prompts: true, took: c.took, gap: c.spent + c.took, units: c.spent > 0, lost: lost})
+		if want := 20*ms - c.owed; s.credit != want {
+			t.Errorf("%s: %v are left for the next slice, want %v", c.name, s.credit, want)
+		}
+	}
+}
+
 // TestTargetFollowsSteps: units between all steps hide nothing: as texts grow, the target grows with what a step takes alone.
 func TestTargetFollowsSteps(t *testing.T) {
 	const ms = time.Millisecond
@@ -197,12 +223,16 @@ func TestTargetWaitsForStep(t *testing.T) {
 	const ms = time.Millisecond
 	s := newSharing(0, 5*ms)
 	s.ended([]sent{{Unit: Unit{Kind: "unit"}}}, ms/2)
-	for i, d := range []decoded{
-		{decodes: 8, took: 5 * ms},                             // nothing ended before it
+	steps := []decoded{
+		{decodes: 8, took: 50 * ms},                            // the first
 		{decodes: 8, took: 5 * ms, gap: 6 * ms, units: true},   // not alone
 		{decodes: 8, took: 9 * ms, gap: 9 * ms, prompts: true}, // a prompt
 		{decodes: 1, took: 4 * ms, gap: 4 * ms},                // another batch
-	} {
+	}
+	for range aloneFirst - 2 {
+		steps = append(steps, decoded{decodes: 8, took: 5 * ms, gap: 5 * ms})
+	}
+	for i, d := range steps {
 		s.decoded(d)
 		s.earn(8)
 		if target := s.targetOf(classOf(8)); target != 0 {
@@ -214,6 +244,9 @@ func TestTargetWaitsForStep(t *testing.T) {
 	}
 	s.decoded(decoded{decodes: 8, took: 5 * ms, gap: 5 * ms})
 	s.earn(8)
+	if got := s.targetOf(classOf(8)); got > 7*ms {
+		t.Errorf("the target is %v", got)
+	}
 	if got := s.admit(Unit{Kind: "unit"}, true, nil); got != turnTaken {
 		t.Errorf("the target is %v and no unit comes", s.targetOf(classOf(8)))
 	}
