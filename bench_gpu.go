@@ -42,7 +42,8 @@ type benchGPUCmd struct {
 	Seconds    float64          `help:"Length of each phase of an S-LoRA or co-serving row." default:"12"`
 	SLoRASeqs  int              `name:"slora-seqs" help:"Sequences that run at once in the S-LoRA rows." default:"128"`
 
-	TPOTTarget []time.Duration `name:"tpot-target" help:"Targets of the co-serving rows, as serve takes them." default:"0s,50ms"`
+	TPOTTarget []time.Duration `name:"tpot-target" help:"Targets of the co-serving rows, as serve takes them." default:"0s,10ms,20ms,50ms"`
+	Arrivals   float64         `help:"Requests a second in the co-serving rows, of all clients together." default:"16"`
 
 	sizes   benchSizes
 	weights float64 // of the model that a step reads
@@ -62,8 +63,9 @@ type benchSizes struct {
 	rounds            int // HTTP
 	shortest, longish int // S-LoRA
 	versions          int // published
-	clients           int // beside training
-	examples, length  int // of it
+	clients, text     int // beside training; tokens, where the target does not cut them
+	light             infer.Arrivals
+	examples, length  int // of training
 }
 
 func (c *benchGPUCmd) wants(part string) bool {
@@ -87,12 +89,12 @@ func (c *benchGPUCmd) add(r benchRow) {
 // Run measures and prints as it goes. What was measured is written also where a later part fails.
 func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	c.sizes = benchSizes{prompts: 16, longest: 2048, context: 512, steps: 128, streams: 64, prompt: 128, tokens: 400, swapHost: 32, perSecond: 100, pairs: 200,
-		rounds: 3, shortest: 8, longish: 512, versions: 7, clients: 32, examples: 4, length: 1024}
+		rounds: 3, shortest: 8, longish: 512, versions: 7, clients: 32, text: 200, light: infer.Arrivals{PerSecond: 4, Tokens: 16}, examples: 4, length: 1024}
 	if c.Quick {
 		c.sizes = benchSizes{prompts: 4, longest: 64, context: 32, steps: 8, streams: 4, prompt: 16, tokens: 40, swapHost: 8, perSecond: 100, pairs: 10,
-			rounds: 1, shortest: 4, longish: 24, versions: 3, clients: 4, examples: 2, length: 16}
+			rounds: 1, shortest: 4, longish: 24, versions: 3, clients: 4, text: 12, light: infer.Arrivals{PerSecond: 20, Tokens: 4}, examples: 2, length: 16}
 		c.Batches, c.Counts, c.Seconds, c.SLoRASeqs, c.Budget = []int{1, 4}, []int{1, 10, 50}, min(c.Seconds, 1), 8, min(c.Budget, 256)
-		c.AdapterGiB, c.HostGiB = min(c.AdapterGiB, 0.25), 0.25
+		c.AdapterGiB, c.HostGiB, c.Arrivals = min(c.AdapterGiB, 0.25), 0.25, 40
 	}
 	c.report = benchReport{Version: version, Date: time.Now().Format(time.DateOnly), Command: "bhive " + strings.Join(os.Args[1:], " "), R: c.Rows}
 	c.last = time.Now()

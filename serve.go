@@ -47,7 +47,7 @@ type serveCmd struct {
 	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9"`
 	QueueLimit   int           `help:"Requests that may wait." default:"1024"`
 	PrefixCache  bool          `help:"Reuse the K and V of common prefixes." default:"true" negatable:""`
-	TPOTTarget   time.Duration `name:"tpot-target" help:"Time from token to token under which training keeps 99 of 100 tokens of running requests; it takes the rest. 0: 1.25 times a step without training." default:"0s"`
+	TPOTTarget   time.Duration `name:"tpot-target" help:"Time from token to token under which training keeps 99 of 100 tokens of running requests; it takes the rest. 0: 1.25 times what a token takes without training." default:"0s"`
 	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"5ms"`
 	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
 	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`

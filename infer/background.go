@@ -33,7 +33,7 @@ type besides struct {
 	after   kernels.Event // the end of the step enqueued last, while no unit stands behind it
 	seen    time.Time     // when the device was last seen to have ended something
 	slice   int           // what is enqueued now belongs to this slice: between two steps, or about a bound of it where there are none
-	token   time.Time     // when the last step was seen to have ended, where it was one of decodes alone
+	token   time.Time     // when the last step was seen to have ended, where it had decodes
 	began   int           // the slice whose end is not seen
 	took    time.Duration // of it so far
 
@@ -213,14 +213,10 @@ func (e *Engine) behind() {
 // openSlice begins the slice after a step that was enqueued.
 func (e *Engine) openSlice(f *flight) {
 	s := &e.besides
-	f.shared = s.shared()
+	f.units, f.shared = s.spent > 0, s.shared()
 	s.slice++
 	s.after = f.done
-	if f.decodesOnly() {
-		s.earn(f.decodes)
-	} else {
-		s.earn(0)
-	}
+	f.lost = s.earn(f.draws())
 }
 
 // stepped learns from a step that has ended.
@@ -232,14 +228,14 @@ func (e *Engine) stepped(f *flight) (took time.Duration) {
 		from = s.seen
 	}
 	took = max(now.Sub(from), 0)
-	if !f.decodesOnly() || f.err != nil {
+	if f.decodes == 0 || f.err != nil {
 		s.token = time.Time{}
 	} else {
-		var gap time.Duration
+		d := decoded{decodes: f.decodes, prompts: f.prefill > 0, took: took, units: f.units, shared: f.shared, lost: f.lost}
 		if !s.token.IsZero() {
-			gap = now.Sub(s.token)
+			d.gap = now.Sub(s.token)
 		}
-		s.decoded(f.decodes, took, gap, f.shared)
+		s.decoded(d)
 		s.token = now
 	}
 	s.seen, s.served = now, s.served+took

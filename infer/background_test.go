@@ -155,8 +155,9 @@ func (q *slow) Enqueue(kernels.Event) kernels.Event {
 }
 
 // TestBound: of units of 2 ms no more than two are under way at once where a request may wait 5 ms, alone and beside a request; and two often are.
+// It runs on the CPU, whichever device the other tests have: the units' ends are on the test's own clock, and a GPU's stream waits for ends on the GPU only.
 func TestBound(t *testing.T) {
-	b := newRig(t, kernels.F32)
+	b := newRigOn(t, openCPU(t, kernels.F32))
 	q := &slow{counted: counted{now: time.Unix(1, 0), took: 2 * time.Millisecond, left: 1 << 30, done: make(chan struct{})}}
 	e, err := New(Config{MaxSeqs: 4, KVBlocks: 128, TPOTTarget: 9 * time.Millisecond, TrainSlice: 5 * time.Millisecond, Overlap: true}, b.model, nil, nil, b.tok)
 	if err != nil {

@@ -9,63 +9,89 @@ import (
 	"sync"
 	"time"
 
+	"bhive/adapters"
+
 	"golang.org/x/sync/errgroup"
 )
 
 // BesideConfig says how EngineBench.Beside is run. All fields are needed.
 type BesideConfig struct {
-	Clients int     // that stream, each with its own adapter
-	Prompt  int     // tokens
-	Tokens  int     // of each text
-	Seconds float64 // of each phase
-	Targets []time.Duration
-
-	Background Background
-	// Rate is the background's tokens a second between two moments.
-	Rate func(from, to time.Time) float64
+	Clients     int // that stream, each with its own adapter
+	Prompt      int // tokens
+	Heavy       Arrivals
+	Light       Arrivals // that leave the device idle between requests
+	Seconds     float64  // of each phase
+	Targets     []time.Duration
+	Background  Background
+	TokensTaken func(from, to time.Time) float64 // a second by the background, between two moments
 }
 
-// BesideResult is what clients and background work are to each other.
-type BesideResult struct {
-	Period  time.Duration // between two requests of a client, in all phases
-	Alone   float64       // the background's tokens a second without requests
-	Without StreamsResult
-	With    []StreamsResult // by target
+// Arrivals are requests that come by the clock, whether or not the ones before have ended.
+type Arrivals struct {
+	PerSecond float64 // of all clients together, who take turns
+	Tokens    int     // of each text
 }
 
-// StreamsResult is one phase of EngineBench.Beside.
+// fits shortens texts to what the clients keep up with when a token takes the target.
+func (a Arrivals) fits(clients int, target time.Duration) Arrivals {
+	if target > 0 {
+		a.Tokens = max(min(a.Tokens, int(besideLoad*float64(clients)/(a.PerSecond*target.Seconds()))), 2)
+	}
+	return a
+}
+
+// at is when a request comes: one in each period, at a moment of its own that is the same in all phases.
+func (a Arrivals) at(i int) time.Duration {
+	moment := rand.New(rand.NewPCG(uint64(i), 15)).Float64()
+	return time.Duration((float64(i) + moment) / a.PerSecond * float64(time.Second))
+}
+
+// StreamsResult is one phase of EngineBench.Beside. Of requests that begin while it is measured: TTFT; of those that end too: TPOT.
 type StreamsResult struct {
-	Requests             int           // begun while it was measured
+	Arrivals
+	Background bool
+	Asked      time.Duration // the target, as Config has it
+
+	Requests, Ended      int           // that began; and ended
+	Waited               int           // of those that began, for their client's last to end
+	Running              float64       // sequences, on average
 	Generated            float64       // tokens a second
 	FirstP50, FirstP99   time.Duration // to the first token
-	TokenP50, TokenP99   time.Duration // of each further token, a text's mean while it was measured
+	TokenP50, TokenP99   time.Duration // of each further token, a text's mean
 	GapP50, GapP99       time.Duration // from one token to the next, of all
-	Target               time.Duration // in force at the end
+	Target               time.Duration // in force, on average
 	Rate                 float64       // of the background, tokens a second
 	Busy                 float64       // share of the time in which steps ran
 	IdleShare            float64       // what the background got of the time in which none did
+	SlackShare           float64       // and of what the target leaves of all time beside the steps
 	LongestSlice, Median time.Duration // of slices
 }
 
 const (
-	besideSlack  = 1.5 // a client's period against what its request takes alone with all others
-	besideSettle = 0.3 // of a phase, before it is measured
-	leastTokens  = 32  // of a text whose mean counts
+	besideLoad   = 0.9 // of the clients, where texts are cut
+	besideSettle = 0.3 // of a phase at most, before it is measured
+	besideGrace  = 250 * time.Millisecond
+	besideLook   = 20 * time.Millisecond
 )
 
-// Beside measures clients that stream at a steady rate without background work, the background work without clients, and both together.
-func (b *EngineBench) Beside(ctx context.Context, c BesideConfig) (s BesideResult, err error) {
+// Beside measures clients that stream without background work, the background work without clients, and both together: at each target, and at
+// the first one also lightly loaded.
+func (b *EngineBench) Beside(ctx context.Context, c BesideConfig, row func(StreamsResult)) error {
+	if c.Clients < 1 || !(c.Heavy.PerSecond > 0) || !(c.Light.PerSecond > 0) {
+		return fmt.Errorf("benchmark: %d clients with %v and %v requests a second", c.Clients, c.Heavy.PerSecond, c.Light.PerSecond)
+	}
 	for i, target := range c.Targets {
-		if err := b.beside(ctx, c, i, target, &s); err != nil {
-			return s, err
+		if err := b.beside(ctx, c, i == 0, target, row); err != nil {
+			return fmt.Errorf("with the target %v: %w", target, err)
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // beside measures one target with an engine of its own, with the first also what does not depend on it.
-func (b *EngineBench) beside(ctx context.Context, c BesideConfig, i int, target time.Duration, s *BesideResult) (err error) {
-	r, err := b.start(Config{MaxSeqs: c.Clients, MaxContext: c.Prompt + c.Tokens + 1, TPOTTarget: target}, int64(c.Clients+1)*b.AdapterBytes())
+func (b *EngineBench) beside(ctx context.Context, c BesideConfig, first bool, target time.Duration, row func(StreamsResult)) (err error) {
+	longest := max(c.Heavy.Tokens, c.Light.Tokens)
+	r, err := b.start(Config{MaxSeqs: c.Clients, MaxContext: c.Prompt + longest + 1, TPOTTarget: target}, int64(c.Clients+1)*b.AdapterBytes())
 	if err != nil {
 		return err
 	}
@@ -73,91 +99,107 @@ func (b *EngineBench) beside(ctx context.Context, c BesideConfig, i int, target 
 	if err := r.bringAll(ctx, 0, c.Clients); err != nil {
 		return err
 	}
-	if i == 0 {
-		own, begin := rand.New(rand.NewPCG(1, 13)), time.Now()
-		var all errgroup.Group
-		for client := range c.Clients {
-			random := rand.New(rand.NewPCG(own.Uint64(), 13))
-			all.Go(func() error {
-				_, err := r.ask(ctx, random, benchTarget(client, b.c.Rank), c.Prompt, c.Tokens)
-				return err
-			})
+	own := func(i int) adapters.Target { return benchTarget(i, b.c.Rank) }
+	if err := r.streams(ctx, c.Clients, c.Prompt, min(longest, 16), own); err != nil {
+		return err
+	}
+	phase := func(a Arrivals, background bool) error {
+		s, err := r.phase(ctx, c, a)
+		if err == nil {
+			s.Background, s.Asked = background, target
+			row(s)
 		}
-		if err := all.Wait(); err != nil {
-			return err
-		}
-		s.Period = time.Duration(besideSlack * float64(time.Since(begin)))
-		if s.Without, err = r.phase(ctx, c, s.Period); err != nil {
+		return err
+	}
+	if first {
+		if err := phase(c.Heavy, false); err != nil {
 			return err
 		}
 	}
 	r.e.SetBackground(c.Background)
 	defer r.e.SetBackground(nil)
-	if i == 0 {
-		seconds := time.Duration(c.Seconds * float64(time.Second))
-		select {
-		case <-time.After(time.Duration(besideSettle * float64(seconds))):
-		case <-ctx.Done():
-			return ctx.Err()
+	if first {
+		settle := time.Duration(besideSettle * c.Seconds * float64(time.Second))
+		from := time.Now().Add(settle)
+		to := from.Add(2 * settle)
+		if err := until(ctx, to); err != nil {
+			return err
 		}
-		from := time.Now()
-		select {
-		case <-time.After(seconds):
-		case <-ctx.Done():
-			return ctx.Err()
+		row(StreamsResult{Background: true, Rate: c.TokensTaken(from, to)})
+		if err := phase(c.Light, true); err != nil {
+			return err
 		}
-		s.Alone = c.Rate(from, time.Now())
 	}
-	with, err := r.phase(ctx, c, s.Period)
-	if err != nil {
-		return fmt.Errorf("with the target %v: %w", target, err)
-	}
-	s.With = append(s.With, with)
-	return nil
+	return phase(c.Heavy.fits(c.Clients, target), true)
 }
 
-// phase lets all clients stream, each beginning a request every period, or when the one before has ended where that is later.
-func (r *benchEngine) phase(ctx context.Context, c BesideConfig, period time.Duration) (s StreamsResult, err error) {
-	length := time.Duration(c.Seconds * float64(time.Second))
-	begin := time.Now()
-	from := begin.Add(max(time.Duration(besideSettle*float64(length)), period))
-	to := from.Add(max(length, period))
-	streaming, halt := context.WithDeadline(ctx, to)
-	defer halt()
-	var mu sync.Mutex
-	var firsts, means, gaps []time.Duration
-	note := func(asked time.Time, t timed) {
-		mu.Lock()
-		defer mu.Unlock()
-		if asked.After(from) && t.first > 0 {
-			firsts = append(firsts, t.first)
-		}
-		at := t.shown
-		for len(at) > 0 && at[0].Before(from) {
-			at = at[1:]
-		}
-		for i := 1; i < len(at); i++ {
-			gaps = append(gaps, at[i].Sub(at[i-1]))
-		}
-		if n := len(at) - 1; n >= min(leastTokens, c.Tokens-1) {
-			means = append(means, at[n].Sub(at[0])/time.Duration(n))
+// until waits for a moment.
+func until(ctx context.Context, at time.Time) error {
+	select {
+	case <-time.After(time.Until(at)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// streaming is what the clients of a phase see while it is measured.
+type streaming struct {
+	from, to time.Time
+
+	mu                  sync.Mutex
+	begun, ended, waits int
+	firsts, means, gaps []time.Duration
+}
+
+// note takes note of a request that began at a moment, after waiting or not, and that ended or was cut off.
+func (s *streaming) note(asked time.Time, waited, ended bool, t timed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := len(t.shown) - 1
+	for i := 1; i <= last; i++ {
+		if !t.shown[i-1].Before(s.from) && !t.shown[i].After(s.to) {
+			s.gaps = append(s.gaps, t.shown[i].Sub(t.shown[i-1]))
 		}
 	}
+	if asked.Before(s.from) || !asked.Before(s.to) {
+		return
+	}
+	s.begun++
+	if waited {
+		s.waits++
+	}
+	if t.first == 0 { // it is longer than that
+		t.first = time.Since(asked)
+	}
+	s.firsts = append(s.firsts, t.first)
+	if ended && last > 0 && !t.shown[last].After(s.to) {
+		s.ended++
+		s.means = append(s.means, t.shown[last].Sub(t.shown[0])/time.Duration(last))
+	}
+}
+
+// phase lets the clients stream.
+func (r *benchEngine) phase(ctx context.Context, c BesideConfig, a Arrivals) (s StreamsResult, err error) {
+	length, begin := time.Duration(c.Seconds*float64(time.Second)), time.Now()
+	from := begin.Add(time.Duration(min(besideSettle*c.Seconds, float64(c.Clients)/a.PerSecond) * float64(time.Second)))
+	seen := streaming{from: from, to: from.Add(length)}
+	cut, halt := context.WithDeadline(ctx, seen.to.Add(besideGrace))
+	defer halt()
 	var all errgroup.Group
 	for client := range c.Clients {
 		all.Go(func() error {
 			random := rand.New(rand.NewPCG(uint64(client), 14))
-			for next := begin.Add(period * time.Duration(client) / time.Duration(c.Clients)); ; next = next.Add(period) {
-				select {
-				case <-time.After(time.Until(next)):
-				case <-streaming.Done():
+			for i := client; ; i += c.Clients {
+				at, free := begin.Add(a.at(i)), time.Now()
+				if err := until(cut, at); err != nil || !at.Before(seen.to) {
 					return ctx.Err()
 				}
 				asked := time.Now()
-				t, err := r.ask(streaming, random, benchTarget(client, r.b.c.Rank), c.Prompt, c.Tokens)
-				note(asked, t)
+				t, err := r.ask(cut, random, benchTarget(client, r.b.c.Rank), c.Prompt, a.Tokens)
+				seen.note(asked, i >= c.Clients && free.After(at), err == nil, t)
 				if err != nil {
-					if streaming.Err() != nil {
+					if cut.Err() != nil {
 						return ctx.Err()
 					}
 					return err
@@ -165,32 +207,37 @@ func (r *benchEngine) phase(ctx context.Context, c BesideConfig, period time.Dur
 			}
 		})
 	}
-	look := func(at time.Time) (Stats, error) {
-		select {
-		case <-time.After(time.Until(at)):
-			return r.e.Stats(), nil
-		case <-ctx.Done():
-			return Stats{}, ctx.Err()
-		}
-	}
-	before, err := look(from)
+	err = until(ctx, from)
+	before, looks := r.e.Stats(), 0
 	r.clock.watchSlices()
-	after, err2 := look(to)
-	slicesTook := r.clock.slices()
-	if err = errors.Join(err, err2, all.Wait()); err != nil {
+	var target time.Duration
+	for now := from; err == nil && now.Before(seen.to); looks++ {
+		now = now.Add(besideLook)
+		err = until(ctx, now)
+		at := r.e.Stats()
+		s.Running += float64(at.Running)
+		target += at.TPOTTarget
+	}
+	after, slicesTook, to := r.e.Stats(), r.clock.slices(), time.Now()
+	if err = errors.Join(err, all.Wait()); err != nil {
 		return s, err
 	}
-	for _, v := range [][]time.Duration{firsts, means, gaps, slicesTook} {
+	for _, v := range [][]time.Duration{seen.firsts, seen.means, seen.gaps, slicesTook} {
 		slices.Sort(v)
 	}
-	wall := to.Sub(from)
-	steps, beside := after.StepTime-before.StepTime, after.BackgroundTime-before.BackgroundTime
-	s = StreamsResult{Requests: len(firsts), Generated: float64(after.GeneratedTokens-before.GeneratedTokens) / wall.Seconds(),
-		FirstP50: quantile(firsts, 0.5), FirstP99: quantile(firsts, 0.99), TokenP50: quantile(means, 0.5), TokenP99: quantile(means, 0.99),
-		GapP50: quantile(gaps, 0.5), GapP99: quantile(gaps, 0.99), Target: after.TPOTTarget, Rate: c.Rate(from, to),
-		Busy: steps.Seconds() / wall.Seconds(), Median: quantile(slicesTook, 0.5), LongestSlice: quantile(slicesTook, 1)}
-	if idle := wall - steps; idle > 0 {
-		s.IdleShare = beside.Seconds() / idle.Seconds()
+	wall := to.Sub(from).Seconds()
+	steps, beside := (after.StepTime - before.StepTime).Seconds(), (after.BackgroundTime - before.BackgroundTime).Seconds()
+	s = StreamsResult{Arrivals: a, Requests: seen.begun, Ended: seen.ended, Waited: seen.waits, Running: s.Running / float64(max(looks, 1)),
+		Generated: float64(after.GeneratedTokens-before.GeneratedTokens) / wall, FirstP50: quantile(seen.firsts, 0.5), FirstP99: quantile(seen.firsts, 0.99),
+		TokenP50: quantile(seen.means, 0.5), TokenP99: quantile(seen.means, 0.99), GapP50: quantile(seen.gaps, 0.5), GapP99: quantile(seen.gaps, 0.99),
+		Target: target / time.Duration(max(looks, 1)), Rate: c.TokensTaken(from, to), Busy: steps / wall, Median: quantile(slicesTook, 0.5), LongestSlice: quantile(slicesTook, 1)}
+	if steps < wall {
+		s.IdleShare = beside / (wall - steps)
+	}
+	if n := after.Steps - before.Steps; n > 0 && s.Target > 0 {
+		if left := 1 - steps/float64(n)/s.Target.Seconds(); left > 0 {
+			s.SlackShare = beside / (wall * left)
+		}
 	}
 	return s, nil
 }

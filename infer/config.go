@@ -33,7 +33,7 @@ type Config struct {
 	Graphs bool
 
 	// TPOTTarget is the time from one token of a sequence to the next under which 99 of 100 stay beside background work: that takes what
-	// steps leave of it, and all of the time when no request runs. Default: 1.25 × a step alone, of each size of batch.
+	// steps leave of it, and all of the time when no request runs. Default: 1.25 × what a token takes without it at the present load.
 	TPOTTarget time.Duration
 	// TrainSlice is the most background work that is enqueued at once, by prediction, and so the most that a request may wait for it. A
 	// piece that alone takes longer runs by itself. Default 5 ms.

@@ -14,22 +14,27 @@ import (
 	"bhive/kernels"
 )
 
-// rig is a demo model on the device under test.
+// rig is a demo model on a device.
 type rig struct {
 	be    kernels.Backend
 	model *Model
 	tok   *tokenizer.Tokenizer
 }
 
+// newRig is one on the device under test.
 func newRig(t testing.TB, working kernels.DType) *rig {
 	t.Helper()
-	be := openDevice(t, working)
+	return newRigOn(t, openDevice(t, working))
+}
+
+func newRigOn(t testing.TB, be kernels.Backend) *rig {
+	t.Helper()
 	cp, err := checkpoint.Open("demo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	format := kernels.FormatF32
-	if working == kernels.BF16 {
+	if be.Info().Working == kernels.BF16 {
 		format = kernels.FormatBF16
 	}
 	m, err := Load(t.Context(), be, cp, nil, LoadConfig{Format: format})

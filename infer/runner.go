@@ -42,14 +42,23 @@ type flight struct {
 	keep  [][]byte      // what uploads read
 	err   error         // it could not be enqueued
 
-	shared bool // background units that were to fit run just before it
+	units  bool          // of background work run just before it
+	shared bool          // they were to fit
+	lost   time.Duration // what they could have taken besides
 }
 
 // over reports whether nothing of it is under way.
 func (f *flight) over() bool { return f.err != nil || f.done.Done() }
 
-// decodesOnly reports whether each of its sequences has one token, drawn from the one before.
-func (f *flight) decodesOnly() bool { return f.prefill == 0 && f.decodes > 0 }
+// draws is how many tokens it draws: the decodes of the next step, where no prompt comes.
+func (f *flight) draws() (n int) {
+	for _, it := range f.items {
+		if it.draw {
+			n++
+		}
+	}
+	return n
+}
 
 // openRunner allocates everything; its config has the size of the KV cache, which comes last and may take what is left. Where it fails
 // nothing stays allocated.

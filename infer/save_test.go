@@ -2,16 +2,19 @@ package infer
 
 import (
 	"bytes"
+	"encoding/binary"
 	"testing"
 
 	"bhive/kernels"
 )
 
-// TestSave: keeping what a backward reads changes nothing of the forward pass, and a recomputed layer is the layer that was not kept.
+// TestSave: keeping what a backward reads changes nothing of the forward pass, and a recomputed layer is the layer that was not kept. Where a saved
+// forward carries the residual stream's rounding, which serving drops, it is the same pass to what bfloat16 explains, and the plans' are one to the bit.
 func TestSave(t *testing.T) {
 	for _, f := range forms {
 		t.Run(f.name, func(t *testing.T) {
-			m := tinyModel(t, "qwen3", f.working, f.format)
+			const name = "qwen3"
+			m := tinyModel(t, name, f.working, f.format)
 			s := newScorer(t, m, ScorerConfig{Tokens: 50})
 			if err := s.SetAdapter(0, randomWeights(m.Geometry, 8, 1)); err != nil {
 				t.Fatal(err)
@@ -26,7 +29,7 @@ func TestSave(t *testing.T) {
 				m.Forward(s.stream, st, sc, 1, len(m.Layers), save)
 				return tensorBytes(s, st.Normed)
 			}
-			plain := forward(s.state, sc, nil)
+			want := forward(s.state, sc, nil)
 			var kept *Training
 			for i := range SavePlans {
 				plan := SavePlan(i)
@@ -37,7 +40,16 @@ func TestSave(t *testing.T) {
 				defer tr.Close()
 				sc := sc
 				sc.Cache = tr.Cache
-				if !bytes.Equal(forward(tr.State, sc, tr.Save), plain) {
+				got := forward(tr.State, sc, tr.Save)
+				if plan == RecomputeNone && tr.Save.Carry.Present() {
+					// Emulated in torch over this model and forty prompts, passes with and without the carry are at most 0.022 apart.
+					most := tinyTolerance(name, m.Config.Layers)
+					if d := worstRow(got, want, m.Config.Hidden); !(d > 0 && d <= most) {
+						t.Errorf("a pass that carries roundings is %.2g of (max − min) off, and may be %.2g", d, most)
+					}
+					want = got
+				}
+				if !bytes.Equal(got, want) {
 					t.Errorf("plan %v changes the forward pass", plan)
 				}
 				if plan == RecomputeNone {
@@ -73,6 +85,23 @@ func TestSave(t *testing.T) {
 			}
 		})
 	}
+}
+
+// worstRow is the largest difference of two tensors in bfloat16, by rows.
+func worstRow(got, want []byte, cols int) (worst float64) {
+	wide := func(b []byte) []float32 {
+		row := make([]float32, cols)
+		bits := make([]uint16, cols)
+		for i := range bits {
+			bits[i] = binary.LittleEndian.Uint16(b[2*i:])
+		}
+		bf16Matrix{1, cols, bits}.Row(0, row)
+		return row
+	}
+	for at := 0; at < len(want); at += 2 * cols {
+		worst = worse(worst, difference(wide(got[at:]), wide(want[at:])))
+	}
+	return worst
 }
 
 // keys is the i-th K or V of a cache's layers, of the first sequence's tokens.

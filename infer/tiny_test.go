@@ -20,17 +20,25 @@ var (
 	invariant = flag.Bool("batch-invariant", true, "with cuda: a token has the same bits in every batch; without, laws hold to a tolerance")
 )
 
-// openDevice is a backend for one test.
+// openDevice is the backend under test, for one test.
 func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
 	t.Helper()
-	var be kernels.Backend
-	var err error
-	switch *device {
-	case "cuda":
-		be, err = cuda.Open(cuda.Config{Working: working, BatchInvariant: *invariant})
-	default:
-		be, err = cpu.Open(cpu.Config{Working: working})
+	if *device == "cuda" {
+		be, err := cuda.Open(cuda.Config{Working: working, BatchInvariant: *invariant})
+		return closing(t, be, err)
 	}
+	return openCPU(t, working)
+}
+
+func openCPU(t testing.TB, working kernels.DType) kernels.Backend {
+	t.Helper()
+	be, err := cpu.Open(cpu.Config{Working: working})
+	return closing(t, be, err)
+}
+
+// closing closes what was opened when the test ends.
+func closing(t testing.TB, be kernels.Backend, err error) kernels.Backend {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,16 +105,38 @@ func readTensors(t testing.TB, path string) *safetensors.File {
 // float32Tolerance is the share of a position's (max − min) by which logits of the float32 path may differ from the reference.
 const float32Tolerance = 1e-3
 
+// tinyBFloat16 is how far the logits of Transformers itself are from the references in bfloat16, as testdata/bfloat16.py measures it: the worst of
+// 61 positions as a share of (max − min), on a CPU, by the worse of its two attentions (Transformers 5.17.0, torch 2.11.0). Of twenty other
+// prompts the worst one is 1.1 to 1.8 times as far, the mean one 0.7 to 1.2 times.
+var tinyBFloat16 = map[string]float64{
+	"llama":             0.0293,
+	"llama-bias":        0.0226,
+	"llama-tied-linear": 0.0309,
+	"llama3-rope":       0.0204,
+	"mistral-window":    0.0184,
+	"qwen2-yarn":        0.0360,
+	"qwen3":             0.0216,
+}
+
+// tinyTolerance is what bfloat16 explains on a tiny checkpoint. A device with bfloat16 activations rounds where Transformers does, but in another
+// order of sums: it may be half as far again. The CPU, which rounds less, keeps to the count of its roundings.
+func tinyTolerance(name string, layers int) float64 {
+	if *device == "cuda" {
+		return 1.5 * tinyBFloat16[name]
+	}
+	return bfloat16Tolerance(layers)
+}
+
 // TestTinyArchitectures holds the float32 path against Transformers' logits at every position.
 func TestTinyArchitectures(t *testing.T) {
-	tinyArchitectures(t, kernels.F32, kernels.FormatF32, func(int) float64 { return float32Tolerance })
+	tinyArchitectures(t, kernels.F32, kernels.FormatF32, func(string, int) float64 { return float32Tolerance })
 }
 
 func TestTinyArchitecturesBFloat16(t *testing.T) {
-	tinyArchitectures(t, kernels.BF16, kernels.FormatBF16, bfloat16Tolerance)
+	tinyArchitectures(t, kernels.BF16, kernels.FormatBF16, tinyTolerance)
 }
 
-func tinyArchitectures(t *testing.T, working kernels.DType, format kernels.Format, tolerance func(layers int) float64) {
+func tinyArchitectures(t *testing.T, working kernels.DType, format kernels.Format, tolerance func(name string, layers int) float64) {
 	dirs, err := filepath.Glob("testdata/tiny/*")
 	if err != nil || len(dirs) != 7 {
 		t.Fatalf("%d directories of tiny checkpoints, %v", len(dirs), err)
@@ -117,7 +147,7 @@ func tinyArchitectures(t *testing.T, working kernels.DType, format kernels.Forma
 			golden := readTensors(t, filepath.Join(dir, "golden.safetensors"))
 			ids, want := int32s(t, golden, "ids"), float32s(t, golden, "logits")
 			m := load(t, be, openCheckpoint(t, dir), nil, format)
-			most := tolerance(m.Config.Layers)
+			most := tolerance(filepath.Base(dir), m.Config.Layers)
 			for _, chunk := range []int{0, 7} {
 				s := newScorer(t, m, ScorerConfig{Chunk: chunk})
 				worst, positions := 0.0, 0

@@ -34,6 +34,7 @@ type options struct {
 	factors          []float64 // of the rate auto, in the table
 	limit            time.Duration
 	only             string
+	earlier          string
 }
 
 func env(name, otherwise string) string {
@@ -61,6 +62,7 @@ func parse() (o options, err error) {
 	ranks := flag.String("ranks", "8,16,32,64", "ranks of the table")
 	flag.DurationVar(&o.limit, "limit", time.Hour, "time after which nothing more is begun, and what runs is dropped")
 	factors := flag.String("factors", "0.5,2", "factors of the rate auto that the table tries with the first seed")
+	flag.StringVar(&o.earlier, "earlier", "", "quality.csv of a run that was cut: its lines are kept, and not trained again")
 	flag.StringVar(&o.only, "only", "export,base,table", "parts to run: export, base, sweep, table")
 	flag.Parse()
 	if o.sweepRanks, err = numbers(*sweepRanks, strconv.Atoi); err != nil {

@@ -1,6 +1,6 @@
 """PEFT's LoRA and LoRA-FA on what `quality -only export` wrote: the same tokens in the same order, the same weights, batch, schedule, clipping and Adam.
 
-usage: peft_gsm8k.py DIR [--device cuda] [--workers 4] [--limit SECONDS] [--seeds 3] [--only lora-r8,lorafa-r16,…] [--steps N] [--test N] [--eager]
+usage: peft_gsm8k.py DIR [--device cuda] [--workers 4] [--limit SECONDS] [--seeds 3] [--only lora-r8,lorafa-r16,…] [--steps N] [--test N] [--earlier FILE] [--eager]
 
 DIR holds data.json and base/. Each method and rank tries a rate and its neighbours on a ladder with the first seed, goes on where the best is at the edge, and trains the other seeds at
 the best: all of them the first three rates first, so that a run that is cut is broad. Processes share the device. Lines are CSV, also in DIR/peft.csv, and are written as they come;
@@ -32,6 +32,21 @@ class Plan:
         self.names, self.seeds = names, seeds
         self.losses = {name: {} for name in names}
         self.begun = set()  # jobs that run, are done or have failed
+
+    def keep(self, line):
+        """Takes a line of an earlier run for done, where it is one."""
+        v = line.split(",")
+        if line.startswith("# check"):
+            self.begun.update(CHECKS)
+        elif v[0] == "base":
+            self.begun.add(("base",))
+        elif (name := "-r".join(v[:2])) in self.losses and len(v) == 8:
+            seed, rate = int(v[2]), float(v[3])
+            self.begun.add((name, seed, rate))
+            self.losses[name][seed, rate] = float(v[4])
+        else:
+            return False
+        return True
 
     def next(self, last):
         """The most urgent job, of the method and rank that a worker had last where there is one; None when nothing is left or what is left waits for others."""
@@ -100,6 +115,7 @@ def main():
     p.add_argument("--steps", type=int, default=1 << 30)
     p.add_argument("--test", type=int, default=1 << 30)
     p.add_argument("--only", default=",".join(FIRST))
+    p.add_argument("--earlier", help="peft.csv of a run that was cut: its lines are kept, and not run again")
     p.add_argument("--eager", action="store_true", help="no CUDA graphs; also what a worker whose graph fails goes on with")
     o = p.parse_args()
     missing = [m for m in ("torch", "transformers", "peft", "accelerate") if importlib.util.find_spec(m) is None]
@@ -114,6 +130,9 @@ def main():
             print(line, file=f, flush=True)
 
         say(HEAD)
+        for line in open(o.earlier).read().splitlines() if o.earlier else []:
+            if plan.keep(line):
+                say(line)
         while time.time() - began < o.limit:
             for w in workers:
                 if w.job is None and (job := plan.next(w.last)):

@@ -6,7 +6,7 @@
 # Both programs are those of `make gpu-bundle`. DATA holds gsm8k_train.jsonl, gsm8k_test.jsonl and HumanEval.jsonl.gz (or .xz of the first two). The trainings here and PEFT's share the
 # GPU, so each's limit is about the time of both; accuracy through the server comes after them. Seconds: LIMIT_HERE 390, LIMIT_PEFT 390, LIMIT_ACCURACY 55; 0 leaves a part out. PYTHON
 # has torch, transformers, accelerate and peft. QUALITY_FLAGS, PEFT_FLAGS and ACCURACY_FLAGS are added. MPS=1 shares the GPU through nvidia-cuda-mps-control where that works. What is
-# small lands in OUT; a run that is cut leaves its lines there.
+# small lands in OUT; EARLIER=FOLDER of a cut run's quality.csv and peft.csv goes on from there; a run that is cut leaves its lines there.
 set -u
 work=$(mktemp -d)
 out=${OUT:-$work/out}
@@ -59,12 +59,12 @@ ours 60 -only export | grep '^#'
 began=$SECONDS
 if [ "$peft" -gt 0 ]; then
 	# shellcheck disable=SC2086
-	PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 timeout -k 5 $((peft + 15)) "$python" bench/quality/peft_gsm8k.py "$work" --device "$device" --limit "$peft" ${PEFT_FLAGS:-} >"$out/peft.log" 2>"$out/peft.err" &
+	PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 timeout -k 5 $((peft + 15)) "$python" bench/quality/peft_gsm8k.py "$work" --device "$device" --limit "$peft" ${EARLIER:+--earlier "$EARLIER/peft.csv"} ${PEFT_FLAGS:-} >"$out/peft.log" 2>"$out/peft.err" &
 	peft_pid=$!
 fi
 if [ "$here" -gt 0 ]; then
 	echo "== here"
-	ours "$here" -only base,table | tee "$out/here.log"
+	ours "$here" -only base,table ${EARLIER:+-earlier "$EARLIER/quality.csv"} | tee "$out/here.log"
 	echo "# here: $((SECONDS - began)) s"
 fi
 if [ -n "$peft_pid" ]; then

@@ -7,6 +7,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"bhive/adapters"
@@ -32,6 +34,7 @@ type study struct {
 	file   *os.File
 	lines  io.Writer
 	losses map[spot]map[float64]float64 // of the table's first seed, by factor
+	done   map[string]string            // lines of an earlier run, by their first six columns
 }
 
 // spot is what the best factor is looked up by.
@@ -51,8 +54,13 @@ type trial struct {
 }
 
 func openStudy(b *base, t task, o options) (*study, error) {
-	s := &study{b: b, t: t, o: o, hash: infer.BaseHash(b.cp), losses: map[spot]map[float64]float64{}}
+	s := &study{b: b, t: t, o: o, hash: infer.BaseHash(b.cp), losses: map[spot]map[float64]float64{}, done: map[string]string{}}
 	var err error
+	if o.earlier != "" {
+		if err = s.readEarlier(o.earlier); err != nil {
+			return nil, err
+		}
+	}
 	if s.file, err = os.Create(filepath.Join(o.out, "quality.csv")); err != nil {
 		return nil, err
 	}
@@ -63,6 +71,56 @@ func openStudy(b *base, t task, o options) (*study, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// readEarlier reads the lines of a run that was cut.
+func (s *study) readEarlier(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
+		if v := strings.Split(line, ","); len(v) == 10 && v[0] != "kind" {
+			s.done[strings.Join(v[:6], ",")] = line
+		}
+	}
+	return nil
+}
+
+// left are the trials that no earlier run has done; the others' lines are written as they are.
+func (s *study) left(method adapters.Method, seed int64, trials []trial) (left []trial, err error) {
+	for _, k := range trials {
+		line, ok := s.done[k.columns(method, seed)]
+		if !ok {
+			left = append(left, k)
+			continue
+		}
+		loss, err := strconv.ParseFloat(strings.Split(line, ",")[7], 64)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", s.o.earlier, line, err)
+		}
+		s.note(k, method, seed, loss)
+		fmt.Fprintln(s.lines, line)
+	}
+	return left, nil
+}
+
+// columns are what a trial's line begins with.
+func (k trial) columns(method adapters.Method, seed int64) string {
+	return fmt.Sprintf("%s,%s,%d,%t,%d,%g", k.kind, method, k.rank, k.correction, seed, k.factor)
+}
+
+// note keeps a loss for the choice of the best factor.
+func (s *study) note(k trial, method adapters.Method, seed int64, loss float64) {
+	if seed != 1 || k.kind != "auto" && k.kind != "factor" {
+		return
+	}
+	at := spot{method, k.rank, k.correction}
+	if s.losses[at] == nil {
+		s.losses[at] = map[float64]float64{}
+	}
+	s.losses[at][k.factor] = loss
 }
 
 func (s *study) close() {
@@ -193,8 +251,9 @@ func (s *study) calibrate(ctx context.Context, plain *infer.Model) (func(int, ad
 
 // group runs trials on one basis, all in one batch.
 func (s *study) group(ctx context.Context, method adapters.Method, seed int64, trials []trial) error {
-	if len(trials) == 0 {
-		return nil
+	trials, err := s.left(method, seed, trials)
+	if err != nil || len(trials) == 0 {
+		return err
 	}
 	m, err := s.model(ctx, method, seed)
 	if err != nil {
@@ -227,13 +286,8 @@ func (s *study) group(ctx context.Context, method adapters.Method, seed int64, t
 				case r.Err == nil:
 					return
 				}
-				if at := (spot{method, k.rank, k.correction}); seed == 1 && (k.kind == "auto" || k.kind == "factor") {
-					if s.losses[at] == nil {
-						s.losses[at] = map[float64]float64{}
-					}
-					s.losses[at][k.factor] = loss
-				}
-				fmt.Fprintf(s.lines, "%s,%s,%d,%t,%d,%g,%.4g,%.4f,%d,%.1f\n", k.kind, method, k.rank, k.correction, seed, k.factor, rate, loss, r.Step, time.Since(begin).Seconds())
+				s.note(k, method, seed, loss)
+				fmt.Fprintf(s.lines, "%s,%.4g,%.4f,%d,%.1f\n", k.columns(method, seed), rate, loss, r.Step, time.Since(begin).Seconds())
 			}})
 		if err != nil {
 			return fmt.Errorf("rank %d: %w", k.rank, err)

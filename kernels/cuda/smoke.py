@@ -193,13 +193,17 @@ def explains():
 
 def squeezes(data):
     """The 8B shape with little memory left: one job fails, the server does not."""
-    flags = ["--basis", "kaiming", "--adapter-mib", "1024", "--adapter-host-mib", "1024", "--max-seqs", "8", "--max-context", "2048", "--train-memory", "layer"]
+    # A KV cache takes no more than twice what its sequences fill: of 256 with 8192 tokens it can fill a card of up to 512 GiB.
+    flags = ["--basis", "kaiming", "--adapter-mib", "1024", "--adapter-host-mib", "1024", "--max-seqs", "256", "--max-context", "8192", "--train-memory", "layer"]
     s = Server(data, "--kv-mib", "2048", *flags, model="random:llama-3-8b")
-    free = s.line("memory")["free_mib"]
+    memory = s.line("memory")
+    free = memory["free_mib"]
     s.check(len(s.text(ignore_eos=True)) > 0, f"the 8B shape serves, {free} MiB are free")
     s.stop()
-    s = Server(data, "--kv-mib", str(2048 + free - 900), *flags, model="random:llama-3-8b")
+    kv = memory["kv_mib"] + free - 900
+    s = Server(data, "--kv-mib", str(kv), *flags, model="random:llama-3-8b")
     left = s.line("memory")["free_mib"]
+    s.check(500 < left < 1000, f"a KV cache of {kv} MiB leaves {left} MiB")
     s.check(s.complete(ignore_eos=True)[0] == 200, f"with {left} MiB free it serves")
     code, out = s.verb("tune", examples, "--name", "big", "--rank", "64", "--max-steps", "1")
     s.check(code != 0 and re.search("memory", out, re.I), f"training does not fit, and says so: {out.strip().splitlines()[-1][:120]}")
