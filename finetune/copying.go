@@ -3,6 +3,7 @@ package finetune
 import (
 	"errors"
 	"math/bits"
+	"slices"
 	"sync"
 
 	"bhive/infer"
@@ -14,6 +15,7 @@ import (
 type copying struct {
 	lane *Lane
 	from []kernels.Tensor         // F32 [1, n]
+	due  bool                     // somebody waits for it
 	done func([][]float32, error) // called on the goroutine of Enqueue
 
 	to         [][]float32
@@ -57,8 +59,8 @@ func (t *Trainer) openBuffers() error {
 }
 
 // copyOut has tensors of a lane copied, as they are after its last optimizer step. done is always called, on the goroutine of Enqueue, with what l.pos
-// then says; it must not remove the lane itself.
-func (t *Trainer) copyOut(l *Lane, done func([][]float32, error), from ...kernels.Tensor) {
+// then says; it must not remove the lane itself. What is not due is held to the time that training may take.
+func (t *Trainer) copyOut(l *Lane, due bool, done func([][]float32, error), from ...kernels.Tensor) {
 	switch {
 	case t.err != nil:
 		done(nil, t.err)
@@ -67,7 +69,7 @@ func (t *Trainer) copyOut(l *Lane, done func([][]float32, error), from ...kernel
 		done(nil, errGone)
 		return
 	}
-	t.copies = append(t.copies, &copying{lane: l, from: from, done: done})
+	t.copies = append(t.copies, &copying{lane: l, from: from, due: due, done: done})
 }
 
 // errGone is for copies of a lane that has left.
@@ -80,10 +82,11 @@ func (t *Trainer) copying() bool {
 
 // next describes the copying's next unit.
 func (c *copying) next(t *Trainer) infer.Unit {
+	due := slices.ContainsFunc(t.copies, func(c *copying) bool { return c.due }) // it waits for those before it
 	if c.tensor == len(c.from) {
-		return infer.Unit{Kind: "copied", Settled: true, Due: true}
+		return infer.Unit{Kind: "copied", Settled: true, Due: due}
 	}
-	return infer.Unit{Kind: "copy", Size: bits.Len(uint(c.piece(t))), Due: true}
+	return infer.Unit{Kind: "copy", Size: bits.Len(uint(c.piece(t))), Due: due}
 }
 
 func (c *copying) piece(t *Trainer) int {
@@ -153,15 +156,7 @@ func (t *Trainer) copied() {
 
 // endCopies brings the copies of a lane, and those before them, to their end at once.
 func (t *Trainer) endCopies(l *Lane) {
-	of := func() bool {
-		for _, c := range t.copies {
-			if c.lane == l {
-				return true
-			}
-		}
-		return false
-	}
-	for of() && t.err == nil {
+	for t.err == nil && slices.ContainsFunc(t.copies, func(c *copying) bool { return c.lane == l }) {
 		t.Enqueue(nil)
 	}
 }

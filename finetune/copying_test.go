@@ -63,6 +63,9 @@ func TestCopies(t *testing.T) {
 		copies := 0
 		for second == nil {
 			u, ok := tr.Next()
+			if ok && u.Kind == "copy" && u.Due != (b == nil) {
+				t.Fatalf("after %d units: a copy is due: %v", at, u.Due)
+			}
 			if !ok {
 				t.Fatal("nothing to do while a copy waits")
 			}

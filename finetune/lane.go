@@ -243,7 +243,7 @@ func (l *Lane) finishEval() {
 	if better {
 		l.pos.HasBest, l.pos.BestLoss, l.pos.BestStep = true, loss, l.pos.Step
 		if l.o.KeepBest {
-			l.t.copyOut(l, func(x [][]float32, err error) {
+			l.t.copyOut(l, false, func(x [][]float32, err error) {
 				if err == nil {
 					l.best = x[0]
 				}
@@ -307,7 +307,7 @@ func (l *Lane) report(r Report) {
 
 // checkpoint gives done the lane's state as it was after its last optimizer step; what it has of the next is not in it.
 func (l *Lane) checkpoint(done func(*Checkpoint, error)) {
-	l.t.copyOut(l, func(x [][]float32, err error) {
+	l.t.copyOut(l, false, func(x [][]float32, err error) {
 		if err != nil {
 			done(nil, err)
 			return
@@ -322,7 +322,7 @@ func (l *Lane) weights(best bool, done func(*adapters.Weights, error)) {
 	if best = best && l.pos.HasBest; best {
 		from = nil
 	}
-	l.t.copyOut(l, func(x [][]float32, err error) {
+	l.t.copyOut(l, true, func(x [][]float32, err error) {
 		if err != nil {
 			done(nil, err)
 			return
