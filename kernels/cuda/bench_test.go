@@ -174,6 +174,91 @@ func BenchmarkAttention(t *testing.B) {
 	}
 }
 
+// BenchmarkLayer has whole layers of a Llama-3-8B shape at decode, 576 tokens of context, by adapters: what the epilogues cost between their linears.
+func BenchmarkLayer(t *testing.B) {
+	const layers, h, ff, heads, kvHeads, d, r, context = 8, 4096, 14336, 32, 8, 128, 64, 576
+	const attn, widest = (heads + 2*kvHeads) * d, (heads+2*kvHeads)*d + 2*h + 2*ff
+	b := newBench(t, Config{})
+	outs, ins := [4]int{attn, h, 2 * ff, h}, [4]int{h, h, h, ff}
+	var weights [layers][4]kernels.Weight
+	bytes := 0.0
+	for i := range weights {
+		for j := range weights[i] {
+			w, err := b.NewWeight(kernels.WeightSpec{Parts: []kernels.Matrix{kernels.Random{R: outs[j], C: ins[j], Seed: uint64(4*i + j), Scale: 0.02}},
+				A: kernels.Random{R: r, C: ins[j], Seed: 99, Scale: 0.02}, Format: kernels.FormatBF16})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { b.FreeWeight(w) })
+			weights[i][j] = w
+			bytes += float64(w.Bytes())
+		}
+	}
+	norm, rope := b.tensor(kernels.F32, 1, h), b.tensor(kernels.F32, context+24, d)
+	for _, rank := range []int{16, 64} {
+		blocks := make([]kernels.Tensor, 64)
+		table, err := b.NewAdapterTable(len(blocks))
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range blocks {
+			if blocks[i], err = b.Alloc(kernels.BF16, 1, rank*widest*layers); err != nil {
+				b.Fatal(err)
+			}
+			b.SetAdapter(b.s, table, i, blocks[i], rank)
+		}
+		for _, n := range []int{1, 8, 64, 128} {
+			kv, err := b.NewKVCache(kernels.KVSpec{Layers: layers, Blocks: n * context / 16, BlockTokens: 16, KVHeads: kvHeads, HeadDim: d})
+			if err != nil {
+				b.Fatal(err)
+			}
+			x, normed, act, q := b.tensor(kernels.BF16, n, h), b.tensor(kernels.BF16, n, h), b.tensor(kernels.BF16, n, ff), b.tensor(kernels.BF16, n, heads*d)
+			qkv, y, gu := b.tensor(kernels.BF16, n, attn+r), b.tensor(kernels.BF16, n, h+r), b.tensor(kernels.BF16, n, 2*ff+r)
+			noise := make([]uint16, n*h)
+			for i := range noise {
+				noise[i] = roundBF16(float32(i%255) - 127)
+			}
+			b.Upload(b.s, x, bytesOf(noise))
+			for _, distinct := range []int{0, 1, 8, 64} {
+				if distinct > n || distinct == 0 && rank > 16 || distinct == 8 && rank > 16 {
+					continue
+				}
+				step := b.step(n, context, func(i int) int {
+					if distinct == 0 {
+						return -1
+					}
+					return i * distinct / n
+				})
+				layer := func(b *bench, i int) {
+					at, w := i*widest, &weights[i]
+					ref := func(out int) kernels.BRef {
+						at += out
+						return kernels.BRef{Table: table, Offset: at - out, Out: out}
+					}
+					b.Linear(b.s, qkv, normed, w[0], step)
+					b.QKV(b.s, kernels.QKVArgs{Q: q, YZ: qkv, Rope: rope, Cache: kv, Layer: i, B: ref(attn)}, step)
+					b.Attention(b.s, kernels.AttentionArgs{Out: normed, Q: q, Cache: kv, Layer: i, Scale: 0.1}, step)
+					b.Linear(b.s, y, normed, w[1], step)
+					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
+					b.Linear(b.s, gu, normed, w[2], step)
+					b.MLP(b.s, kernels.MLPArgs{Act: act, YZ: gu, B: ref(2 * ff)}, step)
+					b.Linear(b.s, y, act, w[3], step)
+					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
+				}
+				t.Run(fmt.Sprintf("%d tokens, %d distinct of rank %d", n, distinct, rank), func(t *testing.B) {
+					b := &bench{t, b.Backend, b.s}
+					b.times(layers, bytes/layers+float64(n*context*4096+2*distinct*rank*widest), func(i int) { layer(b, i) })
+				})
+			}
+			b.FreeKVCache(kv)
+		}
+		b.FreeAdapterTable(table)
+		for _, block := range blocks {
+			b.Free(block)
+		}
+	}
+}
+
 // BenchmarkEpilogue has the epilogues by adapters: GB/s of the activations, and of B read once for each adapter.
 func BenchmarkEpilogue(t *testing.B) {
 	const layers, h, ff, heads, kvHeads, d, r = 4, 4096, 14336, 32, 8, 128, 64
