@@ -162,8 +162,8 @@ func (s *study) table(ctx context.Context) error {
 			}
 		}
 	}
-	for _, f := range s.o.factors {
-		for _, method := range methods {
+	for _, method := range methods {
+		for _, f := range s.o.factors {
 			if err := s.group(ctx, method, 1, s.trials("factor", func(int, bool) float64 { return f })); err != nil {
 				return err
 			}
