@@ -174,7 +174,9 @@ func (c *benchGPUCmd) withModel(ctx context.Context, log *slog.Logger, flags mod
 	if free > 0 && rows {
 		c.report.Bytes = free - l.backend.Info().MemoryFree
 	}
-	c.report.Model, c.report.Device = l.name, l.backend.Info().Device
+	if c.report.Model == "" { // the first is what most rows are of
+		c.report.Model, c.report.Device = l.name, l.backend.Info().Device
+	}
 	return f(l)
 }
 
@@ -205,7 +207,7 @@ func (c *benchGPUCmd) stepRows(ctx context.Context, l *loaded, rows, withA bool)
 	if ceilings.Link, err = b.Link(); err != nil {
 		return err
 	}
-	c.say("%s, bf16, R = %d; %s\nceilings: copy %.0f GB/s, product of many tokens %.1f TFLOP/s, host to device %.1f GB/s", l.name, m.R(), c.report.Device,
+	c.say("%s, bf16, R = %d; %s\nceilings: copy %.0f GB/s, product of many tokens %.1f TFLOP/s, host to device %.1f GB/s", l.name, m.R(), l.backend.Info().Device,
 		ceilings.Copy/1e9, ceilings.Product/1e12, ceilings.Link/1e9)
 	if !rows {
 		return nil

@@ -141,7 +141,7 @@ func (p *process) must(args ...string) string {
 // its text differs from the base's, and it outlives the server.
 func TestTuneWhileServing(t *testing.T) {
 	data := t.TempDir()
-	p := serve(t, data)
+	p := serve(t, data, "--tpot-target", "25ms") // of a step that takes a few: training gets most of the time
 	base := p.must("chat", "-t", "0", "What is a wolf?")
 
 	// Streams in flight over the whole training, each of known length.

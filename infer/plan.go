@@ -24,7 +24,7 @@ const gib = 1 << 30
 // deviceProfiles are the devices that plans know by name.
 var deviceProfiles = []DeviceProfile{
 	{"h100", 79 * gib, 3.0e12, 810e12, 53e9, 35 * time.Microsecond, "H100 80 GB HBM3: copy and product measured by bench gpu, the link PCIe 5 × 16 less a sixth"},
-	{"h200", 139 * gib, 4.3e12, 790e12, 53e9, 35 * time.Microsecond, "H200 141 GB HBM3e: copy and product measured, the link and what a layer takes beyond its bytes as on an H100"},
+	{"h200", 139 * gib, 4.25e12, 795e12, 54.6e9, 35 * time.Microsecond, "H200 141 GB HBM3e: copy, product and link measured (kernels/bench-h200.json), what a layer takes beyond its bytes as on an H100"},
 	{"a100", 79 * gib, 1.83e12, 256e12, 24e9, 45 * time.Microsecond, "A100 80 GB: its data sheet, times what an H100 reaches of its own; not measured"},
 	{"l40s", 45 * gib, 0.77e12, 290e12, 24e9, 45 * time.Microsecond, "L40S 48 GB: its data sheet, times what an H100 reaches of its own; not measured"},
 }
