@@ -124,13 +124,14 @@ func (r *encodedReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// pack is PackInto of what the blob, once it is read back, decodes to. All must be encoded.
-func (e *encoded) pack(out []byte, d DType) {
+// pack is PackInto of what the blob, once it is read back, decodes to, and reports whether all of it is finite. All must be encoded.
+func (e *encoded) pack(out []byte, d DType) bool {
 	w := e.of
 	s := float32(w.Scaling)
-	_ = together(len(e.values), func(n int) error {
+	return together(len(e.values), func(n int) error {
 		layer, p := moduleOf(n)
 		to, from := out[w.Rank*w.Geometry.OutOffset(layer, p)*d.Size():], e.values[n]
+		size := w.Rank * w.Geometry.Out(p) * d.Size()
 		for i := range w.Rank * w.Geometry.Out(p) {
 			var v float32
 			if from != nil {
@@ -143,8 +144,11 @@ func (e *encoded) pack(out []byte, d DType) {
 				binary.LittleEndian.PutUint32(to[4*i:], math.Float32bits(v))
 			}
 		}
+		if !packedFinite(to[:size], d) {
+			return ErrCorrupt
+		}
 		return nil
-	})
+	}) == nil
 }
 
 // moduleOf is a module by its number.

@@ -26,8 +26,7 @@ func (p *Pool) stage(b *encoded) staged {
 	}
 	defer p.wg.Done()
 	packed, lent := p.allocHost(e.bytes)
-	b.pack(packed, p.c.DType)
-	ok = packedFinite(packed, p.c.DType)
+	ok = b.pack(packed, p.c.DType)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !ok || p.closed {
