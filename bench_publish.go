@@ -32,16 +32,11 @@ const (
 // publishRows measures how soon a trained version answers: from the end of its last optimizer step, as the job's own progress tells, to the first
 // token of a request that asks for the adapter as soon as the job says that it is published. The registry is a directory, and everything durable.
 func (c *benchGPUCmd) publishRows(ctx context.Context, l *loaded) (err error) {
-	dir, err := os.MkdirTemp("", "bhive-bench-")
-	if err != nil {
-		return fmt.Errorf("benchmark: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	store, err := local.Open(dir, local.Options{})
+	dir, store, remove, err := benchStore()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	stream := l.backend.NewStream()
 	defer l.backend.FreeStream(stream)
 	device, err := infer.NewDevice(l.backend, stream, 16)

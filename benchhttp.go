@@ -75,18 +75,24 @@ func (b *benchHTTP) run(ctx context.Context) (r httpResult, err error) {
 	return r, err
 }
 
+// benchStore opens a registry in a new directory; remove closes it and takes the directory away.
+func benchStore() (dir string, store *local.Store, remove func() error, err error) {
+	if dir, err = os.MkdirTemp("", "bhive-bench-"); err != nil {
+		return "", nil, nil, fmt.Errorf("benchmark: %w", err)
+	}
+	if store, err = local.Open(dir, local.Options{}); err != nil {
+		return "", nil, nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, store, func() error { return errors.Join(store.Close(), os.RemoveAll(dir)) }, nil
+}
+
 // serve runs the server while f measures.
 func (b *benchHTTP) serve(ctx context.Context, f func(context.Context) error) (err error) {
-	dir, err := os.MkdirTemp("", "bhive-bench-")
-	if err != nil {
-		return fmt.Errorf("benchmark: %w", err)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	store, err := local.Open(dir, local.Options{})
+	_, store, remove, err := benchStore()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
+	defer func() { err = errors.Join(err, remove()) }()
 
 	b.client = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: b.clients}}
 	b.steps = stepTimes{Metrics: server.NewMetrics(), batch: b.clients}

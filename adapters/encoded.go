@@ -131,8 +131,8 @@ func (e *encoded) pack(out []byte, d DType) bool {
 	return together(len(e.values), func(n int) error {
 		layer, p := moduleOf(n)
 		to, from := out[w.Rank*w.Geometry.OutOffset(layer, p)*d.Size():], e.values[n]
-		size := w.Rank * w.Geometry.Out(p) * d.Size()
-		for i := range w.Rank * w.Geometry.Out(p) {
+		n = w.Rank * w.Geometry.Out(p)
+		for i := range n {
 			var v float32
 			if from != nil {
 				v = fromBF16(binary.LittleEndian.Uint16(from[2*i:]))
@@ -144,7 +144,7 @@ func (e *encoded) pack(out []byte, d DType) bool {
 				binary.LittleEndian.PutUint32(to[4*i:], math.Float32bits(v))
 			}
 		}
-		if !packedFinite(to[:size], d) {
+		if !packedFinite(to[:n*d.Size()], d) {
 			return ErrCorrupt
 		}
 		return nil

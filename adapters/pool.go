@@ -238,13 +238,18 @@ func (p *Pool) newEntry(key string, t Target) (*entry, error) {
 		}
 		rank = max(rank, v.Rank)
 	}
-	e := &entry{key: key, target: t, rank: rank, slot: BaseSlot, ready: make(chan struct{}),
-		bytes: int64(rank) * int64(p.c.Geometry.OutTotal()) * int64(p.c.DType.Size())}
+	e := p.entryOf(rank)
+	e.key, e.target = key, t
 	if e.bytes > p.c.DeviceBytes || e.bytes > p.c.HostBytes {
 		return nil, fmt.Errorf("%w: it takes %d bytes, the pool may hold %d on the device and %d on the host",
 			ErrNoMemory, e.bytes, p.c.DeviceBytes, p.c.HostBytes)
 	}
 	return e, nil
+}
+
+// entryOf is an entry of that rank that is nowhere yet.
+func (p *Pool) entryOf(rank int) *entry {
+	return &entry{rank: rank, slot: BaseSlot, ready: make(chan struct{}), bytes: int64(rank) * int64(p.c.Geometry.OutTotal()) * int64(p.c.DType.Size())}
 }
 
 // renew gives an entry that left the device a new ready channel.

@@ -12,8 +12,8 @@ type staged struct {
 // loaded, what it returns holds nothing. The caller ends it by publish or drop.
 func (p *Pool) stage(b *encoded) staged {
 	w := b.of
-	e := &entry{rank: w.Rank, slot: BaseSlot, ready: make(chan struct{}), state: stateHost,
-		bytes: int64(w.Rank) * int64(p.c.Geometry.OutTotal()) * int64(p.c.DType.Size())}
+	e := p.entryOf(w.Rank)
+	e.state = stateHost
 	p.mu.Lock()
 	ok := !p.closed && w.Geometry == p.c.Geometry && p.c.Load == nil && e.bytes <= p.c.DeviceBytes && p.makeHostRoom(e.bytes)
 	if ok {

@@ -6,6 +6,7 @@ import (
 
 	"bhive/adapters"
 	"bhive/kernels"
+	"bhive/kernels/devicetest"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
@@ -86,7 +87,7 @@ func TestReservedAdapters(t *testing.T) {
 	plain, _ := h.start(t, Config{MaxSeqs: 4, KVBlocks: 100}, 4)
 	want := together(t, plain, rs)
 	each := int64(h.weights["one"].Rank) * int64(h.model.Geometry.OutTotal()) * 4
-	if *device == "cpu" {
+	if devicetest.OnCPU() {
 		h.be = apart{h.be}
 	}
 	h.device, h.host = 3*aligned(each), 2*aligned(each)
@@ -104,7 +105,7 @@ func TestReservedAdapters(t *testing.T) {
 // TestReserveFails: memory that is not there is an error, and nothing stays taken.
 func TestReserveFails(t *testing.T) {
 	be := openDevice(t, kernels.F32)
-	if *device == "cpu" {
+	if devicetest.OnCPU() {
 		be = apart{be}
 	}
 	d, err := NewDevice(be, be.NewStream(), 2)

@@ -5,12 +5,13 @@ import (
 
 	"bhive/adapters"
 	"bhive/kernels"
+	"bhive/kernels/devicetest"
 )
 
 // TestEngineBench runs each measurement at its smallest; times are not looked at.
 func TestEngineBench(t *testing.T) {
 	be := openDevice(t, kernels.BF16)
-	if *device == "cpu" {
+	if devicetest.OnCPU() {
 		be = apart{be}
 	}
 	hash := RandomHash("tiny", 1)

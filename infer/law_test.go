@@ -11,6 +11,7 @@ import (
 
 	"bhive/adapters"
 	"bhive/kernels"
+	"bhive/kernels/devicetest"
 )
 
 // tinyModel is one of the tiny checkpoints with an orthonormal basis of 16 rows.
@@ -158,7 +159,7 @@ func TestBatchEqualsMembers(t *testing.T) {
 // TestBatchEqualsMembersOnDevice is the law for SmolLM2's shape, for which a device has faster kernels than for the tiny ones: two layers,
 // six sequences with and without adapters, in prompts and one token after the other.
 func TestBatchEqualsMembersOnDevice(t *testing.T) {
-	if *device == "cpu" {
+	if devicetest.OnCPU() {
 		t.Skip("the CPU has the same kernels for all shapes")
 	}
 	const name = "smollm2-135m:2"

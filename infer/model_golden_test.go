@@ -13,7 +13,9 @@ import (
 	"bhive/adapters"
 	"bhive/infer/checkpoint"
 	"bhive/infer/demo"
+	"bhive/infer/goldentest"
 	"bhive/kernels"
+	"bhive/kernels/devicetest"
 )
 
 // float16Rounding is what storing reference logits in half precision adds, as a share of (max − min): half an ulp of the largest
@@ -28,7 +30,7 @@ const float16Rounding = 1.0 / 2048
 // stream twice, and q.
 func bfloat16Tolerance(layers int) float64 {
 	each := 7
-	if *device == "cuda" {
+	if !devicetest.OnCPU() {
 		each += 11
 	}
 	return math.Sqrt(float64(each*layers+2)) / 512
@@ -216,7 +218,7 @@ func (g goldenModel) checkLogits(t *testing.T, s *Scorer, name string, slot int,
 			worst = worse(worst, float64(got[id]-w.TopLogits[p][k])/span)
 		}
 		if name == "base" && p == len(w.IDs)-1 {
-			last := float16s(t, readTensors(t, filepath.Join(g.dir, "base.last_logits.safetensors")), fmt.Sprintf("prompt%d", i))
+			last := float16s(t, goldentest.OpenTensors(t, filepath.Join(g.dir, "base.last_logits.safetensors")), fmt.Sprintf("prompt%d", i))
 			worstLast = worse(worstLast, difference(got, last))
 		}
 	})

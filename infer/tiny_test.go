@@ -3,29 +3,26 @@ package infer
 import (
 	"context"
 	"flag"
-	"os"
 	"path/filepath"
 	"testing"
 
 	"bhive/adapters"
-	"bhive/adapters/safetensors"
 	"bhive/infer/checkpoint"
+	"bhive/infer/goldentest"
 	"bhive/kernels"
 	"bhive/kernels/cpu"
 	"bhive/kernels/cuda"
+	"bhive/kernels/devicetest"
 )
 
-var (
-	device    = flag.String("device", "cpu", "device that the package's tests run on: cpu or cuda")
-	invariant = flag.Bool("batch-invariant", true, "with cuda: a token has the same bits in every batch; without, laws hold to a tolerance")
-)
+var invariant = flag.Bool("batch-invariant", true, "with cuda: a token has the same bits in every batch; without, laws hold to a tolerance")
 
 // openDevice is the backend under test, for one test.
 func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
 	t.Helper()
-	if *device == "cuda" {
+	if !devicetest.OnCPU() {
 		be, err := cuda.Open(cuda.Config{Working: working, BatchInvariant: *invariant})
-		return closing(t, be, err)
+		return devicetest.Closing(t, be, err)
 	}
 	return openCPU(t, working)
 }
@@ -33,21 +30,7 @@ func openDevice(t testing.TB, working kernels.DType) kernels.Backend {
 func openCPU(t testing.TB, working kernels.DType) kernels.Backend {
 	t.Helper()
 	be, err := cpu.Open(cpu.Config{Working: working})
-	return closing(t, be, err)
-}
-
-// closing closes what was opened when the test ends.
-func closing(t testing.TB, be kernels.Backend, err error) kernels.Backend {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := be.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return be
+	return devicetest.Closing(t, be, err)
 }
 
 // openCheckpoint opens a Hugging Face directory or GGUF.
@@ -63,7 +46,7 @@ func openCheckpoint(t testing.TB, path string) *checkpoint.Checkpoint {
 
 func load(t testing.TB, be kernels.Backend, cp *checkpoint.Checkpoint, basis *adapters.Basis, format kernels.Format) *Model {
 	t.Helper()
-	if *device == "cuda" && format == kernels.FormatInt8 {
+	if !devicetest.OnCPU() && format == kernels.FormatInt8 {
 		t.Skip("int8 weights are not on the GPU yet")
 	}
 	m, err := Load(context.Background(), be, cp, basis, LoadConfig{Format: format})
@@ -81,24 +64,6 @@ func newScorer(t testing.TB, m *Model, c ScorerConfig) *Scorer {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	return s
-}
-
-func readTensors(t testing.TB, path string) *safetensors.File {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	st, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := safetensors.Open(f, st.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
 	return s
 }
 
@@ -121,7 +86,7 @@ var tinyBFloat16 = map[string]float64{
 // tinyTolerance is what bfloat16 explains on a tiny checkpoint. A device with bfloat16 activations rounds where Transformers does, but in another
 // order of sums: it may be half as far again. The CPU, which rounds less, keeps to the count of its roundings.
 func tinyTolerance(name string, layers int) float64 {
-	if *device == "cuda" {
+	if !devicetest.OnCPU() {
 		return 1.5 * tinyBFloat16[name]
 	}
 	return bfloat16Tolerance(layers)
@@ -144,7 +109,7 @@ func tinyArchitectures(t *testing.T, working kernels.DType, format kernels.Forma
 	be := openDevice(t, working)
 	for _, dir := range dirs {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			golden := readTensors(t, filepath.Join(dir, "golden.safetensors"))
+			golden := goldentest.OpenTensors(t, filepath.Join(dir, "golden.safetensors"))
 			ids, want := int32s(t, golden, "ids"), float32s(t, golden, "logits")
 			m := load(t, be, openCheckpoint(t, dir), nil, format)
 			most := tolerance(filepath.Base(dir), m.Config.Layers)

@@ -88,7 +88,13 @@ func (r Run) Tensors(t testing.TB, dir string) Tensors {
 	if r.Basis == "orthonormal" {
 		name = "train_orthonormal_schedule.safetensors"
 	}
-	file, err := os.Open(filepath.Join(dir, name))
+	return Tensors{OpenTensors(t, filepath.Join(dir, name))}
+}
+
+// OpenTensors opens a safetensors file for one test.
+func OpenTensors(t testing.TB, path string) *safetensors.File {
+	t.Helper()
+	file, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +107,7 @@ func (r Run) Tensors(t testing.TB, dir string) Tensors {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Tensors{f}
+	return f
 }
 
 // BName is what final_B_norms and the files call a module's B.

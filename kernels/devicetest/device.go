@@ -43,6 +43,12 @@ func Open(t testing.TB, invariant bool) kernels.Backend {
 	default:
 		be, err = cpu.Open(cpu.Config{Threads: 2, Working: working})
 	}
+	return Closing(t, be, err)
+}
+
+// Closing closes what was opened when the test ends, and ends the test where it was not.
+func Closing(t testing.TB, be kernels.Backend, err error) kernels.Backend {
+	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
