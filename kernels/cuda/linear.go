@@ -109,13 +109,19 @@ const (
 	byLt                // cuBLASLt
 )
 
+// smallWeight is the number of a weight's values below which its stream through tensor copies does not pay for its start.
+const smallWeight = 4 << 20
+
 // route says how m tokens meet a weight [n, k]; kernels/BENCHMARKS.md has the times.
 func (b *Backend) route(m, n, k int, wide bool) way {
 	switch {
 	case b.only != nil:
 		return *b.only
-	case b.hopper && b.lt == "" && m <= 8 && n*k < 32<<20: // it joins nothing between blocks
-		return byOwn
+	case b.hopper && b.lt == "" && n*k < smallWeight:
+		if m <= 8 { // it joins nothing between blocks
+			return byOwn
+		}
+		return byLt
 	case b.hopper && (b.lt != "" || m <= 64 || m <= skinnyTokens && (wide && m > 96 || !wide && n*k >= 32<<20)):
 		return bySkinny
 	case b.lt == "" && m > fewTokens:
@@ -148,11 +154,15 @@ func (b *Backend) tensorMap(at uint64, rows, cols, stride, boxRows int) tensorMa
 	return m
 }
 
-// skinnyStages is the depth of the ring of linear_skinny_<tokens>: less would let two of its blocks meet on a multiprocessor.
+// skinnyStages is the depth of the ring of linear_skinny_<tokens>. Above 113 KiB no two of its blocks meet on a multiprocessor; just below 132 or 164 KiB, which
+// are sizes that shared memory can have, the kernels beside it have the most L1.
 func skinnyStages(tokens int) int {
-	ring := 140 << 10
-	if tokens > 32 {
+	ring := 126 << 10
+	switch {
+	case tokens > 64:
 		ring = 200 << 10
+	case tokens > 32:
+		ring = 160 << 10
 	}
 	return min(24, ring/((64+tokens)*128))
 }

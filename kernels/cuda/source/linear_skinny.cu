@@ -16,8 +16,8 @@
 //
 // The ring is filled with W before the predecessor's end is waited for (W never changes), and with x after.
 // y starts at 4 bytes and ys is even; x's rows start at 16 bytes. A launch on another stream at the same time needs its own workspace.
-// Best on an H100 (kernels/BENCHMARKS.md): a ring of 140 KiB up to 32 rows, of 200 KiB at 64, and at 128 linear_skinny_pair_128 with 200 KiB, which has
-// two blocks share x. A ring of less than 114 KiB lets two blocks of one launch meet on a multiprocessor: don't.
+// Best between a layer's other kernels (kernels/BENCHMARKS.md): a ring of 126 KiB up to 32 rows, of 160 KiB at 64, and at 128 linear_skinny_pair_128 with 200 KiB,
+// which has two blocks share x. A ring of less than 114 KiB lets two blocks of one launch meet on a multiprocessor: don't.
 #include "hopper.cuh"
 
 struct SkinnyArgs {
