@@ -39,17 +39,7 @@ func blobTensor(layer int, p Proj) string { return fmt.Sprintf("layers.%d.%v.lor
 // (rounded to nearest even) for every module that is not all zeros (all modules where every one is), and the
 // metadata. Values that bf16 cannot hold are refused with ErrCorrupt, naming the module.
 func EncodeBlob(w io.Writer, b *Weights, basisDigest, baseHash string) error {
-	e, err := encodeBlob(b, basisDigest, baseHash)
-	if err == nil {
-		err = e.wait()
-	}
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(e.file); err != nil {
-		return fmt.Errorf("encoding an adapter: %w", err)
-	}
-	return nil
+	return encodingOf(b).Write(w, basisDigest, baseHash)
 }
 
 // DecodeBlob reads a blob and checks each tensor's name, shape, dtype (BF16 or F32) and that its values are

@@ -5,7 +5,8 @@
 //
 // A trainer, or a PEFT adapter that a Basis adopts or projects, gives Weights in the flat layout (see Geometry).
 // Registry.Save encodes them to a blob, stores it under its hash and publishes a Version: the store assigns the
-// number, moves the live pointer and appends to the change feed in one transaction. A request names a Ref, which
+// number, moves the live pointer and appends to the change feed in one transaction. A B that comes from the device in pieces goes into
+// an Encoding, which the store reads while the rest is on its way. A request names a Ref, which
 // Registry.Resolve turns into a Target of immutable versions, for which Pool.Acquire gives a Lease. Basis.Export writes
 // Weights out again as an ordinary LoRA for PEFT.
 //

@@ -20,16 +20,13 @@ func TestPoolModel(t *testing.T) {
 	for i := range 6 {
 		versions = append(versions, blobs.add(t, fmt.Sprintf("a%d", i), i+1, 1+i%3))
 	}
-	var encodings []*encoded
+	var encodings []*Encoding
 	for _, v := range versions {
 		w, _, err := loadVersion(context.Background(), blobs, v, small)
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, err := encodeBlob(w, v.BasisDigest, v.BaseHash)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := encodingOf(w)
 		if err := b.wait(); err != nil {
 			t.Fatal(err)
 		}

@@ -10,8 +10,8 @@ type staged struct {
 
 // stage packs a B into host memory, evicting as a fetch does. It never fails: where there is no room, or the B would be refused when it is
 // loaded, what it returns holds nothing. The caller ends it by publish or drop.
-func (p *Pool) stage(b *encoded) staged {
-	w := b.of
+func (p *Pool) stage(b *Encoding) staged {
+	w := &b.of
 	e := p.entryOf(w.Rank)
 	e.state = stateHost
 	p.mu.Lock()

@@ -9,12 +9,9 @@ import (
 )
 
 // encodeFor encodes a B and says what its version will be.
-func encodeFor(t *testing.T, name string, w *Weights) (*encoded, Version) {
+func encodeFor(t *testing.T, name string, w *Weights) (*Encoding, Version) {
 	t.Helper()
-	b, err := encodeBlob(w, "rows", "base")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := encodingOf(w)
 	if err := b.wait(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +48,8 @@ func TestPoolStage(t *testing.T) {
 			if l.Err() != nil || len(blobs.blobs) != 0 || p.Stats().HostHits != 1 {
 				t.Fatalf("%s: %v, %+v", name, l.Err(), p.Stats())
 			}
-			loaded, _, err := DecodeBlob(bytes.NewReader(b.file), int64(len(b.file)), small)
+			file := blobOf(t, b)
+			loaded, _, err := DecodeBlob(bytes.NewReader(file), int64(len(file)), small)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,12 +3,17 @@ package adapters_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+
+	"golang.org/x/sync/errgroup"
 
 	"bhive/adapters"
 	"bhive/adapters/local"
@@ -26,7 +31,8 @@ func eightBWeights() *adapters.Weights {
 	return w
 }
 
-// The parts of a publication at 8B: the whole way to durable and live, encoding alone, the disk alone, and loading a version back.
+// The parts of a publication at 8B: the whole way to durable and live, of a B in memory and of one that comes in pieces; encoding alone, hashing alone, the disk
+// alone, and loading a version back.
 func BenchmarkPublish(b *testing.B) {
 	dir := b.TempDir()
 	s, err := local.Open(dir, local.Options{})
@@ -34,13 +40,42 @@ func BenchmarkPublish(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer s.Close()
-	registry, w := adapters.NewRegistry(s, nil), eightBWeights()
+	ctx, registry, w := context.Background(), adapters.NewRegistry(s, nil), eightBWeights()
+	of := adapters.Version{Name: "a", BasisDigest: strings.Repeat("0", 64), BaseHash: strings.Repeat("1", 64)}
 	var v adapters.Version
 	save := func() {
 		w.Data[0]++ // new content
-		if v, err = registry.Save(context.Background(), "", adapters.Version{Name: "a", BasisDigest: strings.Repeat("0", 64), BaseHash: strings.Repeat("1", 64)}, w, adapters.PublishOptions{}); err != nil {
+		if v, err = registry.Save(ctx, "", of, w, adapters.PublishOptions{}); err != nil {
 			b.Fatal(err)
 		}
+	}
+	arrive := func() { // as a device gives it, only at once
+		w.Data[0]++
+		e := adapters.NewEncoding(*w, nil)
+		var takers errgroup.Group
+		takers.SetLimit(max(1, runtime.GOMAXPROCS(0)/2))
+		go func() {
+			const piece = 512 << 10
+			for at := 0; at < len(w.Data); at += piece {
+				takers.Go(func() error { e.Put(at, w.Data[at:min(at+piece, len(w.Data))]); return nil })
+			}
+		}()
+		if v, err = registry.SaveEncoding(ctx, "", of, e, adapters.PublishOptions{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	// forget gives the disk's cache back: memory that was never used before is slow.
+	forget := func(b *testing.B) {
+		b.StopTimer()
+		for number := 1; number < v.Number; number++ {
+			if err := registry.Delete(ctx, "", "a", number); err != nil && !errors.Is(err, adapters.ErrNotFound) {
+				b.Fatal(err)
+			}
+		}
+		if _, err := s.GC(ctx, 0); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
 	}
 	save()
 	b.Run("encode", func(b *testing.B) {
@@ -54,9 +89,16 @@ func BenchmarkPublish(b *testing.B) {
 		blob := make([]byte, v.Bytes)
 		for i := uint32(1); b.Loop(); i++ {
 			blob[0], blob[1] = byte(i), byte(i>>8)
-			if _, err := s.PutBlob(context.Background(), "", bytes.NewReader(blob)); err != nil {
+			if _, err := s.PutBlob(ctx, "", bytes.NewReader(blob)); err != nil {
 				b.Fatal(err)
 			}
+			forget(b)
+		}
+	})
+	b.Run("hash", func(b *testing.B) {
+		blob := make([]byte, v.Bytes)
+		for b.Loop() {
+			sha256.Sum256(blob)
 		}
 	})
 	b.Run("disk", func(b *testing.B) { // the floor
@@ -78,11 +120,18 @@ func BenchmarkPublish(b *testing.B) {
 	b.Run("save", func(b *testing.B) {
 		for b.Loop() {
 			save()
+			forget(b)
+		}
+	})
+	b.Run("arriving", func(b *testing.B) {
+		for b.Loop() {
+			arrive()
+			forget(b)
 		}
 	})
 	b.Run("load", func(b *testing.B) {
 		for b.Loop() {
-			if _, _, err := registry.Load(context.Background(), v, eightB); err != nil {
+			if _, _, err := registry.Load(ctx, v, eightB); err != nil {
 				b.Fatal(err)
 			}
 		}

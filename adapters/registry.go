@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"sync"
 	"time"
@@ -261,10 +260,11 @@ func (r *Registry) Delete(ctx context.Context, tenant, name string, number int) 
 // Save is a whole publication: it encodes w, stores the blob and publishes it under v.Name, with the hash that the store computed of what it
 // wrote. Of v the caller gives Name, BasisDigest, BaseHash, Parent and Training; the rest comes from w and the store.
 func (r *Registry) Save(ctx context.Context, tenant string, v Version, w *Weights, o PublishOptions) (Version, error) {
-	b, err := encodeBlob(w, v.BasisDigest, v.BaseHash)
-	if err != nil {
-		return Version{}, fmt.Errorf("saving %s: %w", v.Name, err)
-	}
+	return r.SaveEncoding(ctx, tenant, v, encodingOf(w), o)
+}
+
+// SaveEncoding is Save of a B that may still be on its way: what has come of it is stored meanwhile. It returns when all has come, or b has failed.
+func (r *Registry) SaveEncoding(ctx context.Context, tenant string, v Version, b *Encoding, o PublishOptions) (Version, error) {
 	var s staged
 	packed := make(chan struct{})
 	go func() {
@@ -273,19 +273,26 @@ func (r *Registry) Save(ctx context.Context, tenant string, v Version, w *Weight
 			s = r.pool.stage(b)
 		}
 	}()
-	v.Rank, v.Alpha, v.Scaling = w.Rank, w.Alpha, w.Scaling
-	v, err = r.putAndPublish(ctx, tenant, v, b.reader(), o)
+	v.Rank, v.Alpha, v.Scaling = b.of.Rank, b.of.Alpha, b.of.Scaling
+	saved, err := r.putAndPublish(ctx, tenant, v, b, o)
+	if errors.Is(err, errOtherwise) { // all has come meanwhile
+		saved, err = r.putAndPublish(ctx, tenant, v, b, o)
+	}
 	<-packed
 	if err != nil {
 		s.drop()
-		return v, err
+		return saved, err
 	}
-	s.publish(v)
+	s.publish(saved)
 	r.forget(tenant, v.Name)
-	return v, nil
+	return saved, nil
 }
 
-func (r *Registry) putAndPublish(ctx context.Context, tenant string, v Version, blob io.Reader, o PublishOptions) (Version, error) {
+func (r *Registry) putAndPublish(ctx context.Context, tenant string, v Version, b *Encoding, o PublishOptions) (Version, error) {
+	blob, err := b.reader(v.BasisDigest, v.BaseHash)
+	if err != nil {
+		return Version{}, fmt.Errorf("saving %s: %w", v.Name, err)
+	}
 	if p, ok := r.Store.(BlobPublisher); ok {
 		return p.PublishBlob(ctx, tenant, blob, v, o)
 	}

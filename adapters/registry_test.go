@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -181,4 +183,55 @@ func ExampleParseRef() {
 	r, err := adapters.ParseRef("a:0.7+team/b@3:0.3")
 	fmt.Println(r.Parts[1].Tenant, r.Parts[1].Number, r, err)
 	// Output: team 3 a:0.7+team/b@3:0.3 <nil>
+}
+
+// A B that is on its way is published as one that is there, whatever was thought of it; one that does not come leaves nothing.
+func TestSaveEncoding(t *testing.T) {
+	dir := t.TempDir()
+	s, err := local.Open(dir, local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	r, ctx := adapters.NewRegistry(s, nil), t.Context()
+	w := adapters.NewWeights(tiny, 2, 4)
+	for i := range w.Module(0, adapters.Q) {
+		w.Data[i] = float32(i)
+	}
+	want, err := r.Save(ctx, "", adapters.Version{Name: "whole", BasisDigest: "rows", BaseHash: "base"}, w, adapters.PublishOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for number, trained := range [][]adapters.Proj{nil, {adapters.Q}, {adapters.K}} {
+		b := adapters.NewEncoding(*w, trained)
+		go func() {
+			half := len(w.Data) / 2
+			b.Put(half, w.Data[half:])
+			b.Put(0, w.Data[:half])
+		}()
+		v, err := r.SaveEncoding(ctx, "", adapters.Version{Name: "a", BasisDigest: "rows", BaseHash: "base"}, b, adapters.PublishOptions{})
+		if err != nil || v.SHA256 != want.SHA256 || v.Number != number+1 || v.Rank != 2 || v.Alpha != 4 || v.Scaling != 2 {
+			t.Errorf("trained %v: %+v, %v, want the blob of %+v", trained, v, err, want)
+		}
+		got, _, err := r.Load(ctx, v, tiny)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(w, got); d != "" {
+			t.Error(d)
+		}
+	}
+	gone := errors.New("the device failed")
+	b := adapters.NewEncoding(*w, nil)
+	b.Put(0, w.Data[:5])
+	go b.Fail(gone)
+	if _, err := r.SaveEncoding(ctx, "", adapters.Version{Name: "b"}, b, adapters.PublishOptions{}); !errors.Is(err, gone) {
+		t.Error(err)
+	}
+	if _, err := s.Get(ctx, "", "b", 0); !errors.Is(err, adapters.ErrNotFound) {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, "tmp")); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
 }

@@ -77,7 +77,7 @@ func TestBenchOrdinary(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return b.lanes[0].Weights(false).Data
+		return b.lanes[0].Weights().Data
 	}
 	open := func() *Bench {
 		b, err := OpenBench(m, c)

@@ -14,7 +14,7 @@ func TestBench(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := b.lanes[1].Weights(false)
+	before := b.lanes[1].Weights()
 	for range 2 {
 		if took, err := b.Step(); err != nil || took <= 0 {
 			t.Fatal(took, err)
@@ -24,7 +24,7 @@ func TestBench(t *testing.T) {
 		t.Errorf("%d tokens, %d and %d updates, %d trained, norm %g", b.Tokens(), b.lanes[0].pos.Updates, b.lanes[1].pos.Updates, b.lanes[1].trained, b.GradNorm())
 	}
 	moved := false
-	for i, v := range b.lanes[1].Weights(false).Data {
+	for i, v := range b.lanes[1].Weights().Data {
 		moved = moved || v != before.Data[i]
 	}
 	if !moved {

@@ -1,7 +1,9 @@
 package finetune
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"slices"
 	"testing"
 
@@ -16,11 +18,9 @@ func (l *Lane) Checkpoint() (c *Checkpoint) {
 	return c
 }
 
-// Weights is weights at once.
-func (l *Lane) Weights(best bool) (w *adapters.Weights) {
-	l.weights(best, func(got *adapters.Weights, _ error) { w = got })
-	l.t.endCopies(l)
-	return w
+// Weights is the lane's B as it is.
+func (l *Lane) Weights() *adapters.Weights {
+	return &adapters.Weights{Geometry: l.t.m.Geometry, Rank: l.o.Rank, Alpha: l.o.Alpha, Scaling: l.scale, Data: l.t.downloadFloats(l.master)}
 }
 
 func (t *Trainer) downloadFloats(x kernels.Tensor) []float32 {
@@ -47,7 +47,7 @@ func TestCopies(t *testing.T) {
 			}
 		}
 		var got, second *Checkpoint
-		var b *adapters.Weights
+		b, brought := l.encoding(), false
 		step := -1
 		l.checkpoint(func(c *Checkpoint, err error) {
 			if err != nil {
@@ -58,12 +58,12 @@ func TestCopies(t *testing.T) {
 				t.Errorf("after %d units: what was copied is not what the device holds", at)
 			}
 		})
-		l.weights(true, func(w *adapters.Weights, _ error) { b = w })
+		l.weights(true, b, func() { brought = true })
 		other.checkpoint(func(c *Checkpoint, _ error) { second = c })
 		copies := 0
 		for second == nil {
 			u, ok := tr.Next()
-			if ok && u.Kind == "copy" && u.Due != (b == nil) {
+			if ok && u.Kind == "copy" && u.Due == brought {
 				t.Fatalf("after %d units: a copy is due: %v", at, u.Due)
 			}
 			if !ok {
@@ -79,15 +79,16 @@ func TestCopies(t *testing.T) {
 			}
 		}
 		n := 3 * m.Geometry.OutTotal()
-		if got == nil || got.Step != step || b == nil || len(b.Data) != n || copies < 3*n/250 {
-			t.Fatalf("after %d units: %d copies of %d numbers, %+v", at, copies, n, b)
+		if got == nil || got.Step != step || !brought || copies < 3*n/(250*copyPieces) {
+			t.Fatalf("after %d units: %d copies of %d numbers, to %d", at, copies, n, got.Step)
 		}
-		want := got.B
+		want := &adapters.Weights{Geometry: m.Geometry, Rank: 3, Alpha: o.Alpha, Scaling: l.scale, Data: got.B}
 		if l.pos.HasBest {
-			want = l.best
+			want.Data = l.best
 		}
-		if !slices.Equal(b.Data, want) || b.Scaling != l.scale || b.Rank != 3 || b.Alpha != o.Alpha {
-			t.Errorf("after %d units: the weights are others than the lane's", at)
+		var blob, wanted bytes.Buffer
+		if err := errors.Join(b.Write(&blob, "rows", "base"), adapters.EncodeBlob(&wanted, want, "rows", "base")); err != nil || !bytes.Equal(blob.Bytes(), wanted.Bytes()) {
+			t.Errorf("after %d units: the blob is of other weights than the lane's, %v", at, err)
 		}
 		runUnits(t, tr)
 		return state(t, l)
@@ -135,5 +136,9 @@ func TestCopyEnds(t *testing.T) {
 	}
 	if other.checkpoint(done); calls != 4 || !errors.Is(got, tr.err) {
 		t.Errorf("after the device failed: %d calls, %v", calls, got)
+	}
+	b := other.encoding()
+	if other.weights(false, b, func() { calls++ }); calls != 5 || !errors.Is(b.Write(io.Discard, "rows", "base"), tr.err) {
+		t.Errorf("a B after the device failed: %d calls", calls)
 	}
 }

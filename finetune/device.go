@@ -122,7 +122,7 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 	if p.truncated > 0 && p.options.From == nil {
 		m.append(j, Event{Type: EventWarning, Level: "warn", Message: fmt.Sprintf("%d examples were cut to the longest possible", p.truncated)})
 	}
-	r := &runner{m: m, j: j, p: p, ctx: context.WithoutCancel(ctx)}
+	r := &runner{m: m, j: j, p: p, run: ctx, ctx: context.WithoutCancel(ctx)}
 	m.device.command(m, func() {
 		lane, err := r.open()
 		m.post(func() {
@@ -196,7 +196,8 @@ type runner struct {
 	m    *Manager
 	j    *job
 	p    preparation
-	ctx  context.Context
+	run  context.Context // Run's
+	ctx  context.Context // goes on when Run ends
 	lane *Lane
 	base []string // the base's texts
 }
@@ -273,7 +274,7 @@ func (r *runner) sample(step int, then func()) {
 	})
 }
 
-// complete takes the lane's B and gives the lane back.
+// complete publishes the lane's B, which is still to come from the device, and gives the lane back when it has.
 func (r *runner) complete() {
 	r.m.device.command(r.m, func() {
 		best := r.p.options.KeepBest && r.lane.pos.HasBest
@@ -288,12 +289,12 @@ func (r *runner) complete() {
 			}
 			result.loss = &loss
 		}
-		r.lane.weights(best, func(w *adapters.Weights, err error) {
-			r.m.post(func() {
-				if result.weights = w; err == nil { // else the device's failure ends the job
-					r.m.complete(r.ctx, r.j, result)
-				}
-			})
+		result.b = r.lane.encoding()
+		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
+		// Run waits for it, and must not for ever when the engine is gone.
+		come := context.AfterFunc(r.run, func() { time.AfterFunc(r.m.c.Shutdown, func() { result.b.Fail(errStopped) }) })
+		r.lane.weights(best, result.b, func() {
+			come()
 			r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
 		})
 	})
@@ -301,7 +302,10 @@ func (r *runner) complete() {
 
 // completion is what a job ends with.
 type completion struct {
-	weights *adapters.Weights
-	step    int
-	loss    *float64 // of the validation
+	b    *adapters.Encoding // on its way
+	step int
+	loss *float64 // of the validation
 }
+
+// errStopped is why a B does not come.
+var errStopped = errors.New("the engine stopped before it gave the training's result")

@@ -7,6 +7,7 @@
 // Running, the job holds a [Lane] of the [Trainer]. The engine enqueues units between its steps ([Manager.Next], [Manager.Enqueue]): a third of a layer of
 // one micro-batch forward or backward, the losses of some tokens, a lane's update, a part of a sample's token, or the copy of a piece of a lane
 // to the host. At the end B is rounded to bfloat16 and published in one transaction with the job's last state: succeeded, and the adapter is live.
+// The store begins with it while the device gives the rest: Run's goroutine waits for the engine's then, and never the other way round.
 //
 // # Life of a micro-batch
 //

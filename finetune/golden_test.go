@@ -33,7 +33,7 @@ func runGolden(t *testing.T, m *infer.Model, g goldenRun, examples []Example, ch
 	}
 	l := addLane(t, tr, o)
 	runUnits(t, tr)
-	out.b = l.Weights(false)
+	out.b = l.Weights()
 	tr.Close()
 	return out
 }

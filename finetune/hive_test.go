@@ -20,8 +20,8 @@ type hive struct {
 	stop  func() // ends the manager as a server does
 }
 
-// openHive runs a manager, and an engine that has nothing but its units to do; while hold is true it does none.
-func openHive(t *testing.T, model *infer.Model, store adapters.Store, c Config, hold *atomic.Bool) *hive {
+// openHive runs a manager, and an engine that has nothing but its units to do, and does none while hold of it is true.
+func openHive(t *testing.T, model *infer.Model, store adapters.Store, c Config, hold func(infer.Unit) bool) *hive {
 	t.Helper()
 	wake := make(chan struct{}, 1)
 	m, err := New(c, Deps{Model: model, Registry: adapters.NewRegistry(store, nil), Encoder: demoEncoder(t), Wake: func() {
@@ -47,11 +47,10 @@ func openHive(t *testing.T, model *infer.Model, store adapters.Store, c Config, 
 			case <-wake:
 			}
 			for m.Ready() && engine.Err() == nil {
-				if hold != nil && hold.Load() {
+				u, ok := m.Next()
+				if ok && hold != nil && hold(u) {
 					time.Sleep(time.Millisecond)
-					continue
-				}
-				if _, ok := m.Next(); ok {
+				} else if ok {
 					m.Enqueue(nil)
 				}
 			}
@@ -73,6 +72,11 @@ func openHive(t *testing.T, model *infer.Model, store adapters.Store, c Config, 
 	}
 	t.Cleanup(stop)
 	return &hive{m, store, stop}
+}
+
+// held holds every unit while it is true.
+func held(hold *atomic.Bool) func(infer.Unit) bool {
+	return func(infer.Unit) bool { return hold.Load() }
 }
 
 func openStore(t *testing.T, dir string) adapters.Store {

@@ -243,7 +243,7 @@ func (l *Lane) finishEval() {
 	if better {
 		l.pos.HasBest, l.pos.BestLoss, l.pos.BestStep = true, loss, l.pos.Step
 		if l.o.KeepBest {
-			l.t.copyOut(l, false, func(x [][]float32, err error) {
+			l.t.copyToHost(l, func(x [][]float32, err error) {
 				if err == nil {
 					l.best = x[0]
 				}
@@ -307,7 +307,7 @@ func (l *Lane) report(r Report) {
 
 // checkpoint gives done the lane's state as it was after its last optimizer step; what it has of the next is not in it.
 func (l *Lane) checkpoint(done func(*Checkpoint, error)) {
-	l.t.copyOut(l, false, func(x [][]float32, err error) {
+	l.t.copyToHost(l, func(x [][]float32, err error) {
 		if err != nil {
 			done(nil, err)
 			return
@@ -316,21 +316,26 @@ func (l *Lane) checkpoint(done func(*Checkpoint, error)) {
 	}, l.master, l.m, l.v)
 }
 
-// weights gives done the lane's B, or with best that of its best evaluation.
-func (l *Lane) weights(best bool, done func(*adapters.Weights, error)) {
-	from := []kernels.Tensor{l.master}
+// encoding is for the lane's B.
+func (l *Lane) encoding() *adapters.Encoding {
+	return adapters.NewEncoding(adapters.Weights{Geometry: l.t.m.Geometry, Rank: l.o.Rank, Alpha: l.o.Alpha, Scaling: l.scale}, l.o.Targets)
+}
+
+// weights brings the lane's B, or with best that of its best evaluation, to an encoding. done is called on the goroutine of Enqueue when the lane is not
+// needed for it any more.
+func (l *Lane) weights(best bool, b *adapters.Encoding, done func()) {
+	c := &copying{lane: l, from: []kernels.Tensor{l.master}, due: true, take: func(_, at int, piece []float32) { b.Put(at, piece) }}
 	if best = best && l.pos.HasBest; best {
-		from = nil
+		c.from = nil // it is on the host, once the copies before this are
 	}
-	l.t.copyOut(l, true, func(x [][]float32, err error) {
-		if err != nil {
-			done(nil, err)
-			return
+	c.done = func(err error) {
+		switch {
+		case err != nil:
+			b.Fail(err)
+		case best:
+			go b.Fill(l.best)
 		}
-		w := &adapters.Weights{Geometry: l.t.m.Geometry, Rank: l.o.Rank, Alpha: l.o.Alpha, Scaling: l.scale, Data: l.best}
-		if !best {
-			w.Data = x[0]
-		}
-		done(w, nil)
-	}, from...)
+		done()
+	}
+	l.t.copyOut(c)
 }

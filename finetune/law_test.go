@@ -262,7 +262,7 @@ func TestNotFinite(t *testing.T) {
 	var reports []Report
 	sick.Report = func(r Report) { reports = append(reports, r) }
 	bad := addLane(t, tr, sick)
-	before := slices.Clone(bad.Weights(false).Data)
+	before := slices.Clone(bad.Weights().Data)
 	l = addLane(t, tr, healthy)
 	runUnits(t, tr)
 	if !bytes.Equal(state(t, l), want) {
@@ -278,7 +278,7 @@ func TestNotFinite(t *testing.T) {
 	if skipped != 3 || !errors.Is(last.Err, ErrDiverged) || !last.Completed {
 		t.Errorf("%d steps were skipped, the last report is %+v", skipped, last)
 	}
-	after := bad.Weights(false).Data
+	after := bad.Weights().Data
 	for i := range after {
 		if math.Float32bits(before[i]) != math.Float32bits(after[i]) {
 			t.Fatalf("a skipped step changed B at %d", i)
@@ -326,7 +326,7 @@ func TestTargets(t *testing.T) {
 	o.Targets = []adapters.Proj{adapters.Q, adapters.V, adapters.Down}
 	l := addLane(t, tr, o)
 	runUnits(t, tr)
-	w := l.Weights(false)
+	w := l.Weights()
 	for layer := range m.Geometry.Layers {
 		for p := range adapters.NumProjs {
 			if got, want := norm(w.Module(layer, p), nil) > 0, slices.Contains(o.Targets, p); got != want {

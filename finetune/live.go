@@ -27,8 +27,8 @@ type job struct {
 	options      LaneOptions
 	preparing    bool                  // its examples are being read
 	joining      bool                  // it waits for a lane
-	ending       bool                  // its last step is done, and its B is on its way from the device
-	finishing    bool                  // it has come to its end and is being published
+	ending       bool                  // its last step is done
+	finishing    bool                  // it has come to its end and is being published, while its B comes from the device
 	blocked      bool                  // there was no memory; until another job leaves
 	saving       bool                  // a checkpoint is under way
 	pending      []json.RawMessage     // events to be stored

@@ -230,7 +230,7 @@ func TestManyTenants(t *testing.T) {
 func TestPauseBeforeRunning(t *testing.T) {
 	var hold atomic.Bool
 	hold.Store(true)
-	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}, Waiting: 2}, &hold)
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}, Waiting: 2}, held(&hold))
 	waiting := h.submit(t, spec("waiting", nil)) // waits for the engine
 	queued := h.submit(t, spec("queued", nil))   // waits for the lane
 	third := h.submit(t, spec("third", nil))
@@ -267,7 +267,7 @@ func TestPauseBeforeRunning(t *testing.T) {
 func TestCancelBeforeRunning(t *testing.T) {
 	var hold atomic.Bool
 	hold.Store(true)
-	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, &hold)
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, held(&hold))
 	j := h.submit(t, spec("short-lived", nil))
 	for joining := false; !joining; {
 		err := h.m.do(t.Context(), func(done func(error)) { joining = h.m.jobs[j.ID].joining; done(nil) })

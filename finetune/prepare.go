@@ -64,6 +64,7 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 	if err := m.begins(ctx, p); err != nil {
 		return err
 	}
+	m.d.Model.Basis.RowsDigest(o.Rank) // hashed now, it need not be when the first of a rank is published
 	p.schedule(m.d.Model.Basis)
 	return p.chooseSamples(prompts, m.d.Encoder)
 }

@@ -58,9 +58,9 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 
 func ptr[T any](v T) *T { return &v }
 
-// complete publishes what a job ends with. The version, the job's state and its last events become durable in one.
+// complete publishes what a job ends with, while that comes from the device. The version, the job's state and its last events become durable in one.
 func (m *Manager) complete(ctx context.Context, j *job, c completion) {
-	if j.public.State.Final() {
+	if j.public.State.Final() || j.stop != nil { // a job that is being paused publishes when it is resumed
 		return
 	}
 	j.lane, j.finishing = nil, true
@@ -82,10 +82,14 @@ func (m *Manager) complete(ctx context.Context, j *job, c completion) {
 	public.State, public.Finished, public.Progress.SecondsLeft = Succeeded, &now, 0
 	public.Result = &Result{Adapter: v.Name, Step: c.step, Loss: loss}
 	rec := j.record(public, m.c.Worker)
-	_, err = m.d.Registry.Save(ctx, j.public.Tenant, v, c.weights, adapters.PublishOptions{CheckLive: !j.continues(), Job: &rec, Events: append(j.pending,
+	_, err = m.d.Registry.SaveEncoding(ctx, j.public.Tenant, v, c.b, adapters.PublishOptions{CheckLive: !j.continues(), Job: &rec, Events: append(j.pending,
 		j.event(Event{Type: EventPublished, Result: public.Result, Message: v.Name + " is published and live"}),
 		j.event(Event{Type: EventState, State: Succeeded, Result: public.Result, Message: "succeeded"}))})
 	if err != nil {
+		if errors.Is(err, errStopped) {
+			m.log.Error("the engine did not stop training in time; the job will go on from an older checkpoint", "job", j.public.ID)
+			return
+		}
 		if errors.Is(err, adapters.ErrStoreUnavailable) {
 			m.retry(ctx, j, "publishing", err, func() { m.complete(ctx, j, c) })
 			return

@@ -78,7 +78,9 @@ type Trainer struct {
 	squares []float32 // of gradient norms, by lane
 	drawn   []int32   // of a sample, by row
 	buffers []*copyBuffer
-	buffer  int // that is filled next
+	buffer  int           // that is filled next
+	arrived chan struct{} // closed when the piece enqueued last has
+	takers  chan struct{} // holds one for each goroutine that takes a piece
 	pinned  [][]byte
 }
 

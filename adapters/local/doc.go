@@ -7,7 +7,7 @@
 //
 // # Life of a blob
 //
-// A blob is streamed into tmp while it is hashed, synced, renamed to its place, its directory synced, and only
+// A blob is streamed into tmp and synced while it is hashed, each at its own pace, renamed to its place, its directory synced, and only
 // then recorded as the tenant's in the database. Records refer to it in later transactions, PublishBlob's version in the same one. GC first deletes the
 // records of blobs that nothing refers to, then their files.
 //

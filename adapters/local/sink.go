@@ -4,68 +4,114 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"hash"
 	"io"
 	"os"
+	"sync"
+	"sync/atomic"
 
 	"bhive/adapters"
 )
 
 const (
-	sinkPiece = 256 << 10 // bytes that are hashed and written at once
-	sinkAhead = 32        // pieces after which the system is asked to begin with what was written
+	sinkPiece  = 256 << 10 // bytes that are read, hashed and written at once
+	sinkPieces = 32        // between reading and the slower of hashing and writing
+	sinkAhead  = 8         // pieces after which the system is asked to begin with what was written
 )
 
-// sink hashes and writes a blob: each piece on two goroutines, while the next is being read.
+// sink hashes, writes and syncs a blob while it is being read. Hashing and writing are goroutines of their own and wait for reading alone: the file is
+// synced while its end is still being hashed, or the other way round.
 type sink struct {
 	f    *os.File
 	s    *Store
-	sum  hash.Hash
 	info adapters.BlobInfo
 	seen int64 // bytes that the system was asked to write
 }
 
-// copyFrom takes all of r.
-func (k *sink) copyFrom(r io.Reader) error {
-	k.sum = sha256.New()
-	var buffers [2][]byte
-	busy := func() error { return nil }
-	for i := 0; ; i++ {
-		b := buffers[i%2]
-		if b == nil {
-			b = make([]byte, sinkPiece)
-			buffers[i%2] = b
-		}
-		n, err := io.ReadFull(r, b)
-		if e := busy(); e != nil {
-			return e
-		}
-		busy = k.begin(b[:n])
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			err = busy()
-			k.info.SHA256 = hex.EncodeToString(k.sum.Sum(nil))
-			return err
-		}
-		if err != nil {
-			return errors.Join(err, busy())
-		}
-	}
+// sinkBuffer is a piece that is being hashed and written.
+type sinkBuffer struct {
+	data []byte
+	n    int
+	busy atomic.Int32 // those who still read it
 }
 
-// begin hashes and writes a piece; the function that it returns waits for both.
-func (k *sink) begin(b []byte) func() error {
-	if len(b) == 0 {
-		return func() error { return nil }
+// copyFrom takes all of r and syncs the file.
+func (k *sink) copyFrom(r io.Reader) error {
+	var (
+		free             = make(chan *sinkBuffer, sinkPieces)
+		hashing, writing = make(chan *sinkBuffer, sinkPieces), make(chan *sinkBuffer, sinkPieces)
+		broken           = make(chan struct{}) // writing has failed
+		whole            bool                  // set before the two are closed
+		written          error
+		both             sync.WaitGroup
+	)
+	done := func(b *sinkBuffer) {
+		if b.busy.Add(-1) == 0 {
+			free <- b
+		}
 	}
-	hashed, written := make(chan struct{}), make(chan error, 1)
-	go func() {
-		defer close(hashed)
-		k.sum.Write(b)
-	}()
-	go func() { written <- k.write(b) }()
-	return func() error {
-		<-hashed
-		return <-written
+	both.Go(func() {
+		sum := sha256.New()
+		for b := range hashing {
+			sum.Write(b.data[:b.n])
+			done(b)
+		}
+		k.info.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	})
+	both.Go(func() {
+		for b := range writing {
+			if written == nil {
+				if written = k.write(b.data[:b.n]); written != nil {
+					close(broken)
+				}
+			}
+			done(b)
+		}
+		if whole && written == nil {
+			written = k.f.Sync()
+		}
+	})
+	err := k.read(r, free, broken, func(b *sinkBuffer) {
+		b.busy.Store(2)
+		hashing <- b
+		writing <- b
+	})
+	whole = err == nil
+	close(hashing)
+	close(writing)
+	both.Wait()
+	return errors.Join(err, written)
+}
+
+// read gives all of r to take, piece by piece, unless writing breaks.
+func (k *sink) read(r io.Reader, free <-chan *sinkBuffer, broken <-chan struct{}, take func(*sinkBuffer)) error {
+	made := 0
+	for {
+		var b *sinkBuffer
+		select {
+		case b = <-free:
+		default:
+			if made < sinkPieces {
+				made++
+				b = &sinkBuffer{data: make([]byte, sinkPiece)}
+			} else {
+				b = <-free
+			}
+		}
+		select {
+		case <-broken:
+			return nil // writing tells why
+		default:
+		}
+		n, err := io.ReadFull(r, b.data)
+		if b.n = n; n > 0 {
+			take(b)
+		}
+		switch {
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		case err != nil:
+			return err
+		}
 	}
 }
 

@@ -78,6 +78,9 @@ func TestWriteEqualsReference(t *testing.T) {
 	if !bytes.Equal(got.Bytes(), want) {
 		t.Errorf("written file differs from the reference\n got %q\nwant %q", head(got.Bytes()), head(want))
 	}
+	if begins, err := Head(ts, f.Metadata()); err != nil || !bytes.Equal(begins, head(want)) {
+		t.Errorf("the file begins with %q, %v", begins, err)
+	}
 }
 
 func head(b []byte) []byte { return b[:min(len(b), 8+int(binary.LittleEndian.Uint64(b)))] }

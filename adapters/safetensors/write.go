@@ -51,34 +51,18 @@ func Write(w io.Writer, tensors []Tensor, metadata map[string]string) error {
 	return nil
 }
 
-// Lay makes a file in memory whose values are still to be written: values[i] is the part of it that is tensors[i]'s, whose Data and From are not
-// looked at. ErrTensor as Write's.
-func Lay(tensors []Tensor, metadata map[string]string) (file []byte, values [][]byte, err error) {
-	laid := slices.Clone(tensors)
-	for i := range laid {
-		laid[i].Data, laid[i].From = nil, strings.NewReader("")
-	}
-	order := make([]int, len(laid))
+// Head is the beginning of the file that Write would write of the tensors, up to their values, which follow without gaps in Write's order. Data and From are
+// not looked at. ErrTensor as Write's.
+func Head(tensors []Tensor, metadata map[string]string) ([]byte, error) {
+	order := ordered(tensors)
 	for i := range order {
-		order[i] = i
+		order[i].Data, order[i].From = nil, strings.NewReader("")
 	}
-	slices.SortStableFunc(order, func(i, j int) int { return laid[i].compare(laid[j]) })
-	head, sizes, err := header(ordered(laid), metadata)
+	head, _, err := header(order, metadata)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", ErrTensor, err)
+		return nil, fmt.Errorf("%w: %w", ErrTensor, err)
 	}
-	at := int64(len(head))
-	size := at
-	for _, n := range sizes {
-		size += n
-	}
-	file, values = make([]byte, size), make([][]byte, len(laid))
-	copy(file, head)
-	for i, of := range order {
-		values[of] = file[at : at+sizes[i] : at+sizes[i]]
-		at += sizes[i]
-	}
-	return file, values, nil
+	return head, nil
 }
 
 // ordered are the tensors as they lie in a file.
