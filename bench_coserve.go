@@ -27,7 +27,7 @@ func (c *benchGPUCmd) coserveRows(ctx context.Context, l *loaded) (err error) {
 		return err
 	}
 	defer b.Close()
-	table := coserveTable{c: c, batch: training.Tokens(), row: benchRow{Kind: rowCoserve, Batch: z.clients, Distinct: z.clients, Rank: c.Rank, R: l.model.R()}}
+	table := coserveTable{c: c, batch: training.Tokens(), without: map[bool]float64{}, row: benchRow{Kind: rowCoserve, Batch: z.clients, Distinct: z.clients, Rank: c.Rank, R: l.model.R()}}
 	err = b.Beside(ctx, infer.BesideConfig{Clients: z.clients, Prompt: z.prompt, Heavy: infer.Arrivals{PerSecond: c.Arrivals, Tokens: z.text}, Light: z.light, Seconds: c.Seconds,
 		Targets: c.TPOTTarget, Background: training, TokensTaken: training.Rate}, table.add)
 	return errors.Join(err, training.Err())
@@ -36,10 +36,10 @@ func (c *benchGPUCmd) coserveRows(ctx context.Context, l *loaded) (err error) {
 // coserveTable makes rows of what co-serving shows, one phase after the other.
 type coserveTable struct {
 	c       *benchGPUCmd
-	row     benchRow // what all have
-	batch   int      // tokens of a training step
-	alone   float64  // training without clients, tokens a second
-	without float64  // milliseconds of a token without training
+	row     benchRow         // what all have
+	batch   int              // tokens of a training step
+	alone   float64          // training without clients, tokens a second
+	without map[bool]float64 // milliseconds of a token without training, under light load and under the other
 }
 
 func (t *coserveTable) add(s infer.StreamsResult) {
@@ -63,7 +63,7 @@ func (t *coserveTable) add(s infer.StreamsResult) {
 		t.beside(&r, s)
 	} else {
 		r.Name += "without training"
-		t.without = r.Milliseconds
+		t.without[t.light(s)] = r.Milliseconds
 	}
 	t.c.add(r)
 }
@@ -80,6 +80,9 @@ func (t *coserveTable) addAlone(s infer.StreamsResult) {
 	t.c.add(r)
 }
 
+// light says whether the load leaves the device idle between requests.
+func (t *coserveTable) light(s infer.StreamsResult) bool { return s.Arrivals == t.c.sizes.light }
+
 // beside adds what training got. How much of the time without a step that is in tokens counts also what cutting costs it.
 func (t *coserveTable) beside(r *benchRow, s infer.StreamsResult) {
 	target := "1.25 × idle"
@@ -87,9 +90,7 @@ func (t *coserveTable) beside(r *benchRow, s infer.StreamsResult) {
 		target = s.Asked.String()
 	}
 	r.Name += "beside training, target " + target
-	if s.Arrivals != t.c.sizes.light {
-		r.AgainstBase = r.Milliseconds / t.without
-	}
+	r.AgainstBase = r.Milliseconds / t.without[t.light(s)]
 	var kept, progress float64
 	if t.alone > 0 {
 		kept = s.Rate / t.alone
@@ -103,7 +104,7 @@ func (t *coserveTable) beside(r *benchRow, s infer.StreamsResult) {
 	}
 	r.Note += fmt.Sprintf("; target in force %.2f ms; training %.0f tok/s, %.2f of alone, %.2f of alone × the time without a step; %.2f of that time", ms(s.Target), s.Rate, kept, progress,
 		s.IdleShare)
-	if s.Arrivals != t.c.sizes.light { // otherwise most of what it gets is no slack of steps
+	if !t.light(s) { // otherwise most of what it gets is no slack of steps
 		r.Note += fmt.Sprintf(", %.2f of what the target leaves", s.SlackShare)
 	}
 	r.Note += fmt.Sprintf("; slices p50 %.2f, longest %.2f ms", ms(s.Median), ms(s.LongestSlice))

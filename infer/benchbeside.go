@@ -112,8 +112,10 @@ func (b *EngineBench) beside(ctx context.Context, c BesideConfig, first bool, ta
 		return err
 	}
 	if first {
-		if err := phase(c.Heavy, false); err != nil {
-			return err
+		for _, a := range []Arrivals{c.Light, c.Heavy} {
+			if err := phase(a, false); err != nil {
+				return err
+			}
 		}
 	}
 	r.e.SetBackground(c.Background)
