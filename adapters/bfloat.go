@@ -38,6 +38,18 @@ func roundBF16(to []byte, values []float32) int {
 
 func fromBF16(h uint16) float32 { return math.Float32frombits(uint32(h) << 16) }
 
+// scaleBF16 is to[i] = s · from[i], of which there are at least as many.
+func scaleBF16(to []float32, from []byte, s float32) {
+	for ; len(to) >= 4 && len(from) >= 8; to, from = to[4:], from[8:] {
+		x := binary.LittleEndian.Uint64(from)
+		lo, hi := uint32(x), uint32(x>>32)
+		to[0], to[1], to[2], to[3] = s*math.Float32frombits(lo<<16), s*math.Float32frombits(lo&0xffff0000), s*math.Float32frombits(hi<<16), s*math.Float32frombits(hi&0xffff0000)
+	}
+	for i := range to {
+		to[i] = s * fromBF16(binary.LittleEndian.Uint16(from[2*i:]))
+	}
+}
+
 func finite(f float32) bool { return math.Float32bits(f)&0x7f800000 != 0x7f800000 }
 
 func fromF32(b []byte) float32 { return math.Float32frombits(binary.LittleEndian.Uint32(b)) }

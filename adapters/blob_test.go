@@ -268,3 +268,20 @@ func FuzzParseRef(f *testing.F) {
 		}
 	})
 }
+
+// Each number is scaled by itself, however many there are.
+func TestScaleBF16(t *testing.T) {
+	for n := range 14 {
+		values := make([]uint16, n)
+		for i := range values {
+			values[i] = uint16(0x3f80 + 7*i | i%2<<15)
+		}
+		got := make([]float32, n)
+		scaleBF16(got, bf16Bytes(values), 0.7)
+		for i, v := range values {
+			if want := 0.7 * fromBF16(v); got[i] != want {
+				t.Errorf("%d of %d is %v, want %v", i, n, got[i], want)
+			}
+		}
+	}
+}

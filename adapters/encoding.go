@@ -276,23 +276,34 @@ func (e *Encoding) pack(out []byte, d DType) bool {
 	return together(len(e.modules), func(i int) error {
 		m := &e.modules[i]
 		to := out[m.from*d.Size():][:m.n*d.Size()]
-		for j := range m.n {
-			var v float32
+		var part [512]float32 // stays in the processor's cache
+		var zeros [2 * len(part)]byte
+		for at := 0; at < m.n; at += len(part) {
+			scaled, from := part[:min(len(part), m.n-at)], zeros[:]
 			if listed[i] {
-				v = fromBF16(binary.LittleEndian.Uint16(m.values[2*j:]))
+				from = m.values[2*at:]
 			}
-			v *= s
-			if d == BF16 {
-				binary.LittleEndian.PutUint16(to[2*j:], toBF16(v))
-			} else {
-				binary.LittleEndian.PutUint32(to[4*j:], math.Float32bits(v))
+			scaleBF16(scaled, from, s)
+			if !packInto(to[at*d.Size():], scaled, d) {
+				return ErrCorrupt
 			}
-		}
-		if !packedFinite(to, d) {
-			return ErrCorrupt
 		}
 		return nil
 	}) == nil
+}
+
+// packInto writes values in the working type, and reports whether all are finite in it.
+func packInto(to []byte, values []float32, d DType) bool {
+	if d == BF16 {
+		return roundBF16(to, values) < 0
+	}
+	for i, v := range values {
+		if !finite(v) {
+			return false
+		}
+		binary.LittleEndian.PutUint32(to[4*i:], math.Float32bits(v))
+	}
+	return true
 }
 
 // moduleOf is a module by its number.
