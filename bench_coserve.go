@@ -99,7 +99,7 @@ func (t *coserveTable) beside(r *benchRow, s infer.StreamsResult) {
 		}
 	}
 	for name, v := range map[string]float64{"tpot_target_ms": ms(s.Target), "training_tokens_per_second": s.Rate, "training_of_alone": kept, "training_of_idle": progress,
-		"idle_share": s.IdleShare, "slack_share": s.SlackShare, "slice_p50_ms": ms(s.Median), "longest_slice_ms": ms(s.LongestSlice)} {
+		"idle_share": s.IdleShare, "slack_share": s.SlackShare, "slice_p50_ms": ms(s.Median), "longest_slice_ms": ms(s.LongestSlice), "wait_p50_ms": ms(s.WaitP50), "longest_wait_ms": ms(s.LongestWait)} {
 		r.More[name] = v
 	}
 	r.Note += fmt.Sprintf("; target in force %.2f ms; training %.0f tok/s, %.2f of alone, %.2f of alone × the time without a step; %.2f of that time", ms(s.Target), s.Rate, kept, progress,
@@ -107,5 +107,5 @@ func (t *coserveTable) beside(r *benchRow, s infer.StreamsResult) {
 	if !t.light(s) { // otherwise most of what it gets is no slack of steps
 		r.Note += fmt.Sprintf(", %.2f of what the target leaves", s.SlackShare)
 	}
-	r.Note += fmt.Sprintf("; slices p50 %.2f, longest %.2f ms", ms(s.Median), ms(s.LongestSlice))
+	r.Note += fmt.Sprintf("; slices p50 %.2f, longest %.2f ms; a prompt's step waited for them %.2f ms (p50), at most %.2f", ms(s.Median), ms(s.LongestSlice), ms(s.WaitP50), ms(s.LongestWait))
 }

@@ -1,6 +1,7 @@
 package infer
 
 import (
+	"slices"
 	"time"
 
 	"bhive/kernels"
@@ -30,6 +31,8 @@ type Unit struct {
 type besides struct {
 	sharing
 	running []sent        // enqueued and not seen to have ended, in order
+	gone    int           // units seen to have ended, of all
+	waiting []*flight     // steps behind units that are not seen to have ended
 	after   kernels.Event // the end of the step enqueued last, while no unit stands behind it
 	seen    time.Time     // when the device was last seen to have ended something
 	slice   int           // what is enqueued now belongs to this slice: between two steps, or about a bound of it where there are none
@@ -152,6 +155,11 @@ func (e *Engine) reap() bool {
 	}
 	s.seen = from.Add(took)
 	s.ended(ended, took)
+	s.gone += n
+	for len(s.waiting) > 0 && s.waiting[0].behind <= s.gone {
+		s.waiting[0].waited = max(s.seen.Sub(s.waiting[0].begun), 0)
+		s.waiting = slices.Delete(s.waiting, 0, 1)
+	}
 	e.mu.Lock()
 	e.stats.BackgroundTime += took
 	e.mu.Unlock()
@@ -201,12 +209,22 @@ func (e *Engine) beside() {
 }
 
 // behind makes the next step wait for the units before it.
-func (e *Engine) behind() {
-	for i := len(e.besides.running) - 1; i >= 0; i-- {
-		if end := e.besides.running[i].end; end != nil {
+func (e *Engine) behind(f *flight) {
+	s := &e.besides
+	s.await(f)
+	for i := len(s.running) - 1; i >= 0; i-- {
+		if end := s.running[i].end; end != nil {
 			e.run.stream.WaitFor(end)
 			return
 		}
+	}
+}
+
+// await notes that a step is behind the units that run.
+func (s *besides) await(f *flight) {
+	if len(s.running) > 0 {
+		f.behind = s.gone + len(s.running)
+		s.waiting = append(s.waiting, f)
 	}
 }
 

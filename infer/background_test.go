@@ -197,3 +197,29 @@ func TestBound(t *testing.T) {
 		t.Errorf("beside a request, %d units were under way at once", q.most)
 	}
 }
+
+// TestWaited: a step says how long the units before it ran, from when it was enqueued; one without units that it did not wait.
+func TestWaited(t *testing.T) {
+	q := &slow{counted: counted{now: time.Unix(1, 0), took: 2 * time.Millisecond, left: 1 << 30, done: make(chan struct{})}}
+	e := &Engine{now: q.clock, besides: besides{sharing: newSharing(0, 5*time.Millisecond)}}
+	s := &e.besides
+	var behind [2]flight
+	for i := range behind {
+		s.running = append(s.running, sent{end: q.Enqueue(nil), at: e.now(), predicted: q.took, known: true})
+		behind[i].begun = e.now()
+		s.await(&behind[i])
+	}
+	for len(s.running) > 0 {
+		e.reap()
+	}
+	alone := flight{begun: e.now()}
+	s.await(&alone)
+	e.reap()
+	near := func(a, b time.Duration) bool { return (a - b).Abs() < 200*time.Microsecond }
+	if first, second := behind[0].waited, behind[1].waited; !near(first, q.took) || !near(second, 2*q.took) {
+		t.Errorf("behind one unit a step waited %v, behind two %v", first, second)
+	}
+	if alone.waited != 0 || len(s.waiting) != 0 {
+		t.Errorf("behind none it waited %v; %d are said to wait", alone.waited, len(s.waiting))
+	}
+}

@@ -65,6 +65,7 @@ type StreamsResult struct {
 	IdleShare            float64       // what the background got of the time in which none did
 	SlackShare           float64       // and of what the target leaves of all time beside the steps
 	LongestSlice, Median time.Duration // of slices
+	WaitP50, LongestWait time.Duration // of steps with a prompt, for the background on the device
 }
 
 const (
@@ -211,7 +212,7 @@ func (r *benchEngine) phase(ctx context.Context, c BesideConfig, a Arrivals) (s 
 	}
 	err = until(ctx, from)
 	before, looks := r.e.Stats(), 0
-	r.clock.watchSlices()
+	r.clock.watchBackground()
 	var target time.Duration
 	for now := from; err == nil && now.Before(seen.to); looks++ {
 		now = now.Add(besideLook)
@@ -220,11 +221,12 @@ func (r *benchEngine) phase(ctx context.Context, c BesideConfig, a Arrivals) (s 
 		s.Running += float64(at.Running)
 		target += at.TPOTTarget
 	}
-	after, slicesTook, to := r.e.Stats(), r.clock.slices(), time.Now()
+	slicesTook, waits := r.clock.background()
+	after, to := r.e.Stats(), time.Now()
 	if err = errors.Join(err, all.Wait()); err != nil {
 		return s, err
 	}
-	for _, v := range [][]time.Duration{seen.firsts, seen.means, seen.gaps, slicesTook} {
+	for _, v := range [][]time.Duration{seen.firsts, seen.means, seen.gaps, slicesTook, waits} {
 		slices.Sort(v)
 	}
 	wall := to.Sub(from).Seconds()
@@ -232,7 +234,8 @@ func (r *benchEngine) phase(ctx context.Context, c BesideConfig, a Arrivals) (s 
 	s = StreamsResult{Arrivals: a, Requests: seen.begun, Ended: seen.ended, Waited: seen.waits, Running: s.Running / float64(max(looks, 1)),
 		Generated: float64(after.GeneratedTokens-before.GeneratedTokens) / wall, FirstP50: quantile(seen.firsts, 0.5), FirstP99: quantile(seen.firsts, 0.99),
 		TokenP50: quantile(seen.means, 0.5), TokenP99: quantile(seen.means, 0.99), GapP50: quantile(seen.gaps, 0.5), GapP99: quantile(seen.gaps, 0.99),
-		Target: target / time.Duration(max(looks, 1)), Rate: c.TokensTaken(from, to), Busy: steps / wall, Median: quantile(slicesTook, 0.5), LongestSlice: quantile(slicesTook, 1)}
+		Target: target / time.Duration(max(looks, 1)), Rate: c.TokensTaken(from, to), Busy: steps / wall, Median: quantile(slicesTook, 0.5), LongestSlice: quantile(slicesTook, 1),
+		WaitP50: quantile(waits, 0.5), LongestWait: quantile(waits, 1)}
 	if steps < wall {
 		s.IdleShare = beside / (wall - steps)
 	}

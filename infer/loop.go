@@ -172,7 +172,7 @@ func (e *Engine) launch(p plan, start time.Time) {
 		}
 	}
 	f.begun = e.now()
-	e.behind()
+	e.behind(f)
 	e.run.launch(f)
 	e.openSlice(f)
 	f.launched()
@@ -299,5 +299,5 @@ func (e *Engine) observe(f *flight, read time.Time, took time.Duration) {
 		}
 	}
 	e.config.Observer.ObserveStep(StepInfo{Seqs: len(f.items), Tokens: f.tokens, PrefillTokens: f.prefill, DecodeSeqs: f.decodes,
-		Adapters: len(slots), Duration: now.Sub(f.start), Host: f.host + now.Sub(read), KVUsed: e.sched.blocks.used(), KVBlocks: len(e.sched.blocks.refs)})
+		Adapters: len(slots), Duration: now.Sub(f.start), Host: f.host + now.Sub(read), Waited: f.waited, KVUsed: e.sched.blocks.used(), KVBlocks: len(e.sched.blocks.refs)})
 }

@@ -45,6 +45,8 @@ type flight struct {
 	units  bool          // of background work run just before it
 	shared bool          // they were to fit
 	lost   time.Duration // what they could have taken besides
+	behind int           // units before it, of all
+	waited time.Duration // from when it was enqueued until those were seen to have ended
 }
 
 // over reports whether nothing of it is under way.

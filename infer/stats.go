@@ -44,6 +44,7 @@ type StepInfo struct {
 	Adapters         int           // distinct adapter slots, the base not counted
 	Duration         time.Duration // from its start to the reading of its tokens
 	Host             time.Duration // of that, scheduling, metadata and publishing
+	Waited           time.Duration // and on the device, for background work that was enqueued before it
 	KVUsed, KVBlocks int
 }
 

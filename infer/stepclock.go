@@ -14,6 +14,7 @@ type stepClock struct {
 	last   time.Time
 	took   []time.Duration
 	beside []time.Duration // slices of background work
+	waits  []time.Duration // of steps with a prompt, for background work
 }
 
 // watch begins to note steps of a batch.
@@ -27,6 +28,9 @@ func (s *stepClock) watch(batch int) {
 func (s *stepClock) ObserveStep(i StepInfo) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if i.PrefillTokens > 0 {
+		s.waits = append(s.waits, i.Waited)
+	}
 	now := time.Now()
 	if i.DecodeSeqs != s.batch || i.PrefillTokens > 0 {
 		s.last = time.Time{}
@@ -57,18 +61,18 @@ func (s *stepClock) ObserveSlice(took time.Duration) {
 	s.beside = append(s.beside, took)
 }
 
-// watchSlices begins to note slices.
-func (s *stepClock) watchSlices() {
+// watchBackground begins to note slices and waits.
+func (s *stepClock) watchBackground() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.beside = nil
+	s.beside, s.waits = nil, nil
 }
 
-// slices are those noted.
-func (s *stepClock) slices() []time.Duration {
+// background are the slices and the waits noted.
+func (s *stepClock) background() (took, waits []time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.beside)
+	return slices.Clone(s.beside), slices.Clone(s.waits)
 }
 
 // steps are the times noted, without the first few, sorted.

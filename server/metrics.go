@@ -32,6 +32,7 @@ type Metrics struct {
 	total      prometheus.Histogram
 	step       prometheus.Histogram
 	slice      prometheus.Histogram
+	wait       prometheus.Histogram
 	stepHost   prometheus.Histogram
 	batch      prometheus.Histogram
 	distinct   prometheus.Histogram
@@ -60,6 +61,7 @@ func NewMetrics() *Metrics {
 	m.total = histogram("bhive_request_seconds", "From a request's arrival to its end.", seconds)
 	m.step = histogram("bhive_step_seconds", "Time of an engine step.", short)
 	m.slice = histogram("bhive_training_slice_seconds", "Time of the training between two engine steps, or of a slice of it where there are none.", short)
+	m.wait = histogram("bhive_training_wait_seconds", "Time for which a step with a prompt waited on the device for training that was enqueued before it.", short)
 	m.stepHost = histogram("bhive_step_host_seconds", "Of a step, scheduling, metadata and publishing.", prometheus.ExponentialBuckets(1e-5, 2, 14))
 	m.batch = histogram("bhive_step_sequences", "Sequences in a step.", counts)
 	m.distinct = histogram("bhive_step_adapters", "Distinct adapters in a step.", counts)
@@ -88,6 +90,9 @@ func (m *Metrics) ObserveStep(i infer.StepInfo) {
 	m.stepHost.Observe(i.Host.Seconds())
 	m.batch.Observe(float64(i.Seqs))
 	m.distinct.Observe(float64(i.Adapters))
+	if i.PrefillTokens > 0 {
+		m.wait.Observe(i.Waited.Seconds())
+	}
 }
 
 // ObserveSlice is infer.Observer's.
