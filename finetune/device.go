@@ -292,9 +292,9 @@ func (r *runner) complete() {
 		result.b = r.lane.encoding()
 		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
 		// Run waits for it, and must not for ever when the engine is gone.
-		come := context.AfterFunc(r.run, func() { time.AfterFunc(r.m.c.Shutdown, func() { result.b.Fail(errStopped) }) })
+		stop := context.AfterFunc(r.run, func() { time.AfterFunc(r.m.c.Shutdown, func() { result.b.Fail(errStopped) }) })
 		r.lane.weights(best, result.b, func() {
-			come()
+			stop()
 			r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
 		})
 	})
