@@ -285,3 +285,31 @@ func TestScaleBF16(t *testing.T) {
 		}
 	}
 }
+
+// Every number is packed by itself, also beside one that is not finite in the working type, which PackInto reports.
+func TestPackInto(t *testing.T) {
+	w := NewWeights(small, 3, 6)
+	for i := range w.Data {
+		w.Data[i] = float32(i%257) - 128.3
+	}
+	for _, bad := range []float32{1, float32(math.Inf(-1)), float32(math.NaN()), math.MaxFloat32} {
+		at := len(w.Data)/2 + 1
+		w.Data[at] = bad
+		for _, d := range []DType{BF16, F32} {
+			out := make([]byte, len(w.Data)*d.Size())
+			if whole := w.PackInto(out, d); whole != (bad == 1) {
+				t.Errorf("with %v: all finite: %v", bad, whole)
+			}
+			for i, v := range w.Data {
+				v *= 2
+				if d == BF16 {
+					if got, want := binary.LittleEndian.Uint16(out[2*i:]), toBF16(v); got != want {
+						t.Fatalf("with %v: number %d is %#x, want %#x", bad, i, got, want)
+					}
+				} else if got, want := binary.LittleEndian.Uint32(out[4*i:]), math.Float32bits(v); got != want {
+					t.Fatalf("with %v: number %d is %#x, want %#x", bad, i, got, want)
+				}
+			}
+		}
+	}
+}

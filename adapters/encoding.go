@@ -2,11 +2,9 @@ package adapters
 
 import (
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"sort"
 	"strconv"
@@ -275,35 +273,16 @@ func (e *Encoding) pack(out []byte, d DType) bool {
 	s := float32(w.Scaling)
 	return together(len(e.modules), func(i int) error {
 		m := &e.modules[i]
-		to := out[m.from*d.Size():][:m.n*d.Size()]
-		var part [512]float32 // stays in the processor's cache
-		var zeros [2 * len(part)]byte
-		for at := 0; at < m.n; at += len(part) {
-			scaled, from := part[:min(len(part), m.n-at)], zeros[:]
+		return packParts(out[m.from*d.Size():], m.n, d, func(part []float32, at int) {
 			if listed[i] {
-				from = m.values[2*at:]
+				scaleBF16(part, m.values[2*at:], s)
+				return
 			}
-			scaleBF16(scaled, from, s)
-			if !packInto(to[at*d.Size():], scaled, d) {
-				return ErrCorrupt
+			for j := range part {
+				part[j] = s * 0
 			}
-		}
-		return nil
+		})
 	}) == nil
-}
-
-// packInto writes values in the working type, and reports whether all are finite in it.
-func packInto(to []byte, values []float32, d DType) bool {
-	if d == BF16 {
-		return roundBF16(to, values) < 0
-	}
-	for i, v := range values {
-		if !finite(v) {
-			return false
-		}
-		binary.LittleEndian.PutUint32(to[4*i:], math.Float32bits(v))
-	}
-	return true
 }
 
 // moduleOf is a module by its number.

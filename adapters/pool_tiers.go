@@ -125,20 +125,10 @@ func (p *Pool) read(t Target, dst []byte) (err error) {
 	if len(parts) > 1 || weights[0] != 1 {
 		w = Mix(parts, weights)
 	}
-	w.PackInto(dst, p.c.DType)
-	if !packedFinite(dst, p.c.DType) {
+	if !w.PackInto(dst, p.c.DType) {
 		return fmt.Errorf("loading %s: %w: it overflows the working type", t.Key(), ErrCorrupt)
 	}
 	return nil
-}
-
-func packedFinite(b []byte, d DType) bool {
-	for i := d.Size() - 2; i < len(b); i += d.Size() { // the exponent is in the upper two bytes of both types
-		if b[i+1]&0x7f == 0x7f && b[i]&0x80 != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // Pump does what must happen between steps: frees what was evicted or forgotten, finishes uploads, sets slots, and

@@ -58,23 +58,46 @@ func (w *Weights) Pack(d DType) []byte {
 	return out
 }
 
-// PackInto is Pack into memory of that length.
-func (w *Weights) PackInto(out []byte, d DType) {
+// PackInto is Pack into memory of that length. It reports whether all numbers are finite in the working type.
+func (w *Weights) PackInto(out []byte, d DType) (whole bool) {
 	if len(out) != len(w.Data)*d.Size() {
 		panic(fmt.Sprintf("adapters: packing %d elements into %d bytes", len(w.Data), len(out)))
 	}
 	const piece = 1 << 18
 	s := float32(w.Scaling)
-	_ = together((len(w.Data)+piece-1)/piece, func(n int) error {
-		for i := n * piece; i < min((n+1)*piece, len(w.Data)); i++ {
-			if d == BF16 {
-				binary.LittleEndian.PutUint16(out[2*i:], toBF16(s*w.Data[i]))
-			} else {
-				binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(s*w.Data[i]))
+	return together((len(w.Data)+piece-1)/piece, func(n int) error {
+		from := w.Data[n*piece : min((n+1)*piece, len(w.Data))]
+		return packParts(out[n*piece*d.Size():], len(from), d, func(part []float32, at int) {
+			for i := range part {
+				part[i] = s * from[at+i]
 			}
+		})
+	}) == nil
+}
+
+// packParts writes n numbers, which fill gives in parts from the at-th on, in the working type. ErrCorrupt: one of them is not finite in it.
+func packParts(to []byte, n int, d DType, fill func(part []float32, at int)) (err error) {
+	var parts [512]float32 // stays in the processor's cache
+	for at := 0; at < n; at += len(parts) {
+		part, to := parts[:min(len(parts), n-at)], to[at*d.Size():]
+		fill(part, at)
+		if d == BF16 {
+			if bad := roundBF16(to, part); bad >= 0 {
+				err = ErrCorrupt
+				for i := bad; i < len(part); i++ {
+					binary.LittleEndian.PutUint16(to[2*i:], toBF16(part[i]))
+				}
+			}
+			continue
 		}
-		return nil
-	})
+		for i, v := range part {
+			if !finite(v) {
+				err = ErrCorrupt
+			}
+			binary.LittleEndian.PutUint32(to[4*i:], math.Float32bits(v))
+		}
+	}
+	return err
 }
 
 // Mix is Σ weights[i]·s_i·B_i at the largest rank, with scaling 1, summed in float32 in the given order. Smaller
