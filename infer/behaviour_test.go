@@ -283,3 +283,26 @@ func TestEndings(t *testing.T) {
 		t.Errorf("at the end %+v", s)
 	}
 }
+
+// TestGoneBeforeItStarts: a client that has left, or a deadline that has passed, by the time of Submit ends the request however the
+// engine's goroutine and the canceller's meet.
+func TestGoneBeforeItStarts(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	e := b.start(t, Config{MaxSeqs: 2, MaxTokens: 64, KVBlocks: 128, QueueLimit: 3, Overlap: true})
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for i := range 2000 { // a cancellation that is lost in one of some thousand shows here
+		r, ctx, want := Request{Prompt: []int{1}, Params: greedily(200)}, gone, FinishCancelled
+		r.Params.IgnoreEOS = true
+		if i%2 == 1 {
+			r.Deadline, ctx, want = time.Now(), t.Context(), FinishDeadline
+		}
+		g, err := e.Submit(ctx, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := all(t.Context(), g, 1); err != nil || got[0].Reason != want {
+			t.Fatalf("request %d: %+v, %v, want %q", i, got, err, want)
+		}
+	}
+}

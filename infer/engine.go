@@ -175,12 +175,13 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 	if err := e.accept(w); err != nil {
 		return nil, err
 	}
+	e.mu.Lock()
+	// Under the lock, so that a cancellation which comes at once is left after the work is, and finds it.
 	w.end = append(w.end, stopper(context.AfterFunc(ctx, func() { e.cancel(w, FinishCancelled) })))
 	if !r.Deadline.IsZero() {
 		t := time.AfterFunc(time.Until(r.Deadline), func() { e.cancel(w, FinishDeadline) })
 		w.end = append(w.end, stopper(t.Stop))
 	}
-	e.mu.Lock()
 	e.inbox = append(e.inbox, w)
 	over := e.phase == phaseStopped
 	e.mu.Unlock()
