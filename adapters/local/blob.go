@@ -237,7 +237,7 @@ func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport,
 	if err != nil {
 		return report, err
 	}
-	files, err := filepath.Glob(filepath.Join(s.blobDir(), "??", "*"))
+	files, err := s.blobFiles()
 	if err != nil {
 		return report, fmt.Errorf("collecting garbage: %w", classify(err))
 	}
@@ -259,6 +259,25 @@ func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport,
 		report.Bytes += st.Size()
 	}
 	return report, nil
+}
+
+// blobFiles are the paths of all blobs. They are not found by a pattern: the store's own directory may have a name that reads as one.
+func (s *Store) blobFiles() (files []string, err error) {
+	dirs, err := os.ReadDir(s.blobDir())
+	for _, d := range dirs {
+		if len(d.Name()) != 2 || !d.IsDir() {
+			continue
+		}
+		dir := filepath.Join(s.blobDir(), d.Name())
+		list, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range list {
+			files = append(files, filepath.Join(dir, f.Name()))
+		}
+	}
+	return files, err
 }
 
 // references are the keys (tenant, sha) of all blobs that a record refers to.

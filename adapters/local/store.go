@@ -101,12 +101,12 @@ func (s *Store) prepare() error {
 			return err
 		}
 	}
-	dirs, err := filepath.Glob(filepath.Join(s.blobDir(), "??"))
+	dirs, err := os.ReadDir(s.blobDir())
 	if err != nil {
 		return err
 	}
 	for _, d := range dirs {
-		s.dirs.Store(d, struct{}{})
+		s.dirs.Store(filepath.Join(s.blobDir(), d.Name()), struct{}{})
 	}
 	left, err := os.ReadDir(s.tmpDir())
 	if err != nil {

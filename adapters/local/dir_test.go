@@ -1,0 +1,46 @@
+package local
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"bhive/adapters"
+)
+
+// A data directory may have any name. One that reads as a pattern stands for itself: its store finds its own blobs, and no other store's.
+func TestDirNames(t *testing.T) {
+	ctx, root := context.Background(), t.TempDir()
+	near, err := Open(filepath.Join(root, "hive-1"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	b, err := near.PutBlob(ctx, "", strings.NewReader("near"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := near.Publish(ctx, "", adapters.Version{Name: "a", SHA256: b.SHA256}, adapters.PublishOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"hive-?", "hive*", "hive-[1]", "[", `\`} {
+		s, err := Open(filepath.Join(root, name), Options{})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if _, err := s.PutBlob(ctx, "", strings.NewReader("loose")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if r, err := s.GC(ctx, 0); err != nil || r.Blobs != 1 {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+		_ = s.Close()
+		if open, err := near.OpenBlob(ctx, "", b.SHA256); err != nil {
+			t.Fatalf("%s took another store's blob: %v", name, err)
+		} else {
+			_ = open.Close()
+		}
+	}
+}
