@@ -51,7 +51,10 @@ type source struct {
 }
 
 func (s *source) Read(p []byte) (int, error) {
-	if s.err = s.ctx.Err(); s.err != nil {
+	if s.err == nil {
+		s.err = s.ctx.Err()
+	}
+	if s.err != nil { // also where the reader, asked once more, would say that it ends
 		return 0, s.err
 	}
 	n, err := s.r.Read(p)
