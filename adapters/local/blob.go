@@ -128,12 +128,10 @@ func (s *Store) write(r io.Reader) (*renameio.PendingFile, adapters.BlobInfo, er
 	return f, k.info, s.hook("blob synced")
 }
 
-// place renames a synced temporary file to the blob's place and makes the name durable.
+// place renames a synced temporary file to the blob's place and makes the name durable. Where the same content came before it is replaced all the same:
+// what the disk has made of that file nobody knows.
 func (s *Store) place(f *renameio.PendingFile, info adapters.BlobInfo) error {
 	path := s.blobPath(info.SHA256)
-	if st, err := os.Stat(path); err == nil && st.Size() == info.Bytes {
-		return syncDir(filepath.Dir(path)) // the same content came before, perhaps just before a crash
-	}
 	if err := s.makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,20 +206,25 @@ func TestDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(s.blobPath(b.SHA256), []byte("cont"), 0o600); err != nil {
-		t.Fatal(err)
+	for _, damaged := range []string{"cont", "cXntent"} {
+		if err := os.WriteFile(s.blobPath(b.SHA256), []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.OpenBlob(ctx, "", b.SHA256); len(damaged) < 7 && !errors.Is(err, adapters.ErrCorrupt) {
+			t.Errorf("a truncated blob: %v", err)
+		}
+		if _, err := s.PutBlob(ctx, "", strings.NewReader("content")); err != nil { // heals it
+			t.Fatal(err)
+		}
+		r, err := s.OpenBlob(ctx, "", b.SHA256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size())); err != nil || string(got) != "content" {
+			t.Errorf("put again over %q: %q, %v", damaged, got, err)
+		}
+		_ = r.Close()
 	}
-	if _, err := s.OpenBlob(ctx, "", b.SHA256); !errors.Is(err, adapters.ErrCorrupt) {
-		t.Errorf("a truncated blob: %v", err)
-	}
-	if _, err := s.PutBlob(ctx, "", strings.NewReader("content")); err != nil { // heals it
-		t.Fatal(err)
-	}
-	r, err := s.OpenBlob(ctx, "", b.SHA256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = r.Close()
 }
 
 func TestFeedIsCut(t *testing.T) {
