@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"bhive/adapters"
@@ -224,6 +225,34 @@ func TestDamaged(t *testing.T) {
 			t.Errorf("put again over %q: %q, %v", damaged, got, err)
 		}
 		_ = r.Close()
+	}
+}
+
+// A name's record that is damaged does not make its numbers begin anew.
+func TestDamagedName(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx := context.Background()
+	b, err := s.PutBlob(ctx, "", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := adapters.Version{Name: "a", SHA256: b.SHA256, Rank: 1}
+	if _, err := s.Publish(ctx, "", v, adapters.PublishOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketNames).Put(key("default", "a"), []byte("{")) }); err != nil {
+		t.Fatal(err)
+	}
+	v.Rank = 2
+	if got, err := s.Publish(ctx, "", v, adapters.PublishOptions{}); !errors.Is(err, adapters.ErrCorrupt) {
+		t.Errorf("published as %d, %v", got.Number, err)
+	}
+	if got, err := s.Get(ctx, "", "a", 1); err != nil || got.Rank != 1 {
+		t.Errorf("version 1 is %+v, %v", got, err)
 	}
 }
 

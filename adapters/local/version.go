@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -66,7 +67,10 @@ func (s *Store) publish(tx *bbolt.Tx, tenant string, v *adapters.Version, o adap
 	if err != nil {
 		return err
 	}
-	n, _ := load[nameRecord](tx, bucketNames, key(v.Tenant, v.Name))
+	n, err := load[nameRecord](tx, bucketNames, key(v.Tenant, v.Name))
+	if err != nil && !errors.Is(err, adapters.ErrNotFound) {
+		return err
+	}
 	if o.CheckLive && n.Live != o.ExpectLive {
 		if o.ExpectLive == 0 {
 			return adapters.ErrExists
