@@ -3,6 +3,7 @@ package local
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -42,5 +43,28 @@ func TestDirNames(t *testing.T) {
 		} else {
 			_ = open.Close()
 		}
+	}
+}
+
+// A new data directory's own name is made durable, and the names of those made on the way to it.
+func TestDirIsDurable(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "a", "b")
+	if got, want := namedIn(dir), []string{filepath.Join(root, "a"), root, filepath.Dir(root)}; !slices.Equal(got, want) {
+		t.Errorf("new: %q, want %q", got, want)
+	}
+	s, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	if got, want := namedIn(dir), []string{filepath.Join(root, "a")}; !slices.Equal(got, want) {
+		t.Errorf("made: %q, want %q", got, want)
+	}
+	if got := namedIn("/"); !slices.Equal(got, []string{"/"}) {
+		t.Errorf("the root: %q", got)
+	}
+	if got := namedIn("data"); got[0] != "." {
+		t.Errorf("a relative path: %q", got)
 	}
 }

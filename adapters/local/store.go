@@ -72,8 +72,14 @@ func Open(dir string, o Options) (*Store, error) {
 	fail := func(err error) (*Store, error) {
 		return nil, fmt.Errorf("opening the adapter store in %s: %w", dir, classify(err))
 	}
+	parents := namedIn(dir)
 	for _, d := range []string{dir, s.blobDir(), s.tmpDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
+			return fail(err)
+		}
+	}
+	for _, d := range parents {
+		if err := syncDir(d); err != nil && !errors.Is(err, fs.ErrPermission) { // who may not read a directory cannot sync it
 			return fail(err)
 		}
 	}
@@ -92,6 +98,19 @@ func Open(dir string, o Options) (*Store, error) {
 		return fail(err)
 	}
 	return s, nil
+}
+
+// namedIn are the directories that hold the names of dir and of those above it that are yet to be made. A crash that loses one of these names loses all
+// that is below it.
+func namedIn(dir string) (parents []string) {
+	for {
+		parent := filepath.Dir(dir)
+		parents = append(parents, parent)
+		if _, err := os.Stat(dir); err == nil || parent == dir {
+			return parents
+		}
+		dir = parent
+	}
 }
 
 // prepare makes the buckets and sweeps up what a crash left in tmp.
