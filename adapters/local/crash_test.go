@@ -27,6 +27,7 @@ const (
 	envDir   = "BHIVE_TEST_STORE"     // directory of the child's store
 	envCrash = "BHIVE_TEST_CRASH"     // number of the write point at which the child kills itself
 	envFull  = "BHIVE_TEST_FILE_SIZE" // bytes at which a file can grow no more
+	envFirst = "BHIVE_TEST_FIRST"     // the same, already when the store is opened
 )
 
 func TestMain(m *testing.M) {
@@ -39,6 +40,10 @@ func TestMain(m *testing.M) {
 func child(dir string) int {
 	crash, _ := strconv.Atoi(os.Getenv(envCrash))
 	point := 0
+	if err := limitFiles(os.Getenv(envFirst)); err != nil {
+		fmt.Println("error", err)
+		return 1
+	}
 	s, err := Open(dir, Options{hook: func(string) error {
 		if point++; point == crash {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -51,7 +56,7 @@ func child(dir string) int {
 		return 1
 	}
 	if size, err := strconv.ParseUint(os.Getenv(envFull), 10, 64); err == nil {
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}); err != nil {
+		if err := limitFiles(os.Getenv(envFull)); err != nil {
 			fmt.Println("error", err)
 			return 1
 		}
@@ -64,6 +69,18 @@ func child(dir string) int {
 	}
 	fmt.Println("points", point)
 	return 0
+}
+
+// limitFiles makes the system refuse what would make a file larger than so many bytes; "" refuses nothing.
+func limitFiles(bytes string) error {
+	if bytes == "" {
+		return nil
+	}
+	size, err := strconv.ParseUint(bytes, 10, 64)
+	if err != nil {
+		return err
+	}
+	return unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size})
 }
 
 // run runs a child and returns the last step that it reported, and all lines.
@@ -132,6 +149,52 @@ func TestWriteRefused(t *testing.T) {
 	}
 	defer s.Close()
 	storetest.CheckScript(t, s, step)
+}
+
+// A first start on a full disk fails, and the next one, when there is room, makes the store.
+func TestFirstStartRefused(t *testing.T) {
+	for _, size := range []int{0, 1, 4096, 8192, 12288} {
+		dir := t.TempDir()
+		if _, lines, err := run(t, dir, envFirst+"="+strconv.Itoa(size)); err == nil || !strings.Contains(strings.Join(lines, ""), adapters.ErrStoreUnavailable.Error()) {
+			t.Errorf("%d bytes: %v: %v", size, err, lines)
+		}
+		if step, lines, err := run(t, dir); err != nil || step == 0 {
+			t.Errorf("%d bytes, and again: %v: %v", size, err, lines)
+		}
+	}
+}
+
+// A database of which the end is missing is refused with an error.
+func TestCutShort(t *testing.T) {
+	dir := t.TempDir()
+	if _, lines, err := run(t, dir); err != nil {
+		t.Fatalf("%v: %v", err, lines)
+	}
+	path := filepath.Join(dir, "store.db")
+	s, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := 0
+	if err := s.db.View(func(tx *bbolt.Tx) error { used = int(tx.Size()); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil || used > len(whole) {
+		t.Fatalf("%d bytes of %d are used, %v", used, len(whole), err)
+	}
+	for size := used - 1; size > 0; size -= 1000 {
+		if err := os.WriteFile(path, whole[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Open(dir, Options{}); !errors.Is(err, adapters.ErrCorrupt) { // or a fault, of this process
+			t.Errorf("%d of %d bytes: %v", size, used, err)
+			if err == nil {
+				_ = s.Close()
+			}
+		}
+	}
 }
 
 // An error at any write point is ErrStoreUnavailable, and the same call succeeds when it is made again.

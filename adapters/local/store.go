@@ -83,7 +83,7 @@ func Open(dir string, o Options) (*Store, error) {
 			return fail(err)
 		}
 	}
-	db, err := bbolt.Open(filepath.Join(dir, "store.db"), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	db, err := s.openDB()
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return fail(adapters.ErrStoreLocked)
@@ -98,6 +98,63 @@ func Open(dir string, o Options) (*Store, error) {
 		return fail(err)
 	}
 	return s, nil
+}
+
+// openDB opens the database. A new one comes to its place as a whole, and one that is cut short is refused: bbolt would read what is missing, which is a
+// fault that ends the process, as it would be at every start after a first one on a full disk.
+func (s *Store) openDB() (*bbolt.DB, error) {
+	path := filepath.Join(s.dir, "store.db")
+	o := bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = s.makeDB(path, o)
+	case err == nil && st.Size() > 0:
+		err = checkLength(path, st.Size(), o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return bbolt.Open(path, 0o600, &o)
+}
+
+// makeDB makes an empty database.
+func (s *Store) makeDB(path string, o bbolt.Options) error {
+	f, err := os.CreateTemp(s.tmpDir(), "store.db")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(f.Name()) }()
+	_ = f.Close() // it is empty
+	db, err := bbolt.Open(f.Name(), 0o600, &o)
+	if err != nil {
+		return err
+	}
+	if err := db.Close(); err != nil {
+		return err
+	}
+	_ = os.Link(f.Name(), path) // never over another process's; where there are no links bbolt makes it in its place
+	return nil
+}
+
+// checkLength says (ErrCorrupt) that a database is shorter than it says itself.
+func checkLength(path string, size int64, o bbolt.Options) error {
+	if size < 4*4096 { // bbolt's four first pages
+		return fmt.Errorf("%w: store.db has only %d bytes", adapters.ErrCorrupt, size)
+	}
+	o.ReadOnly = true // reads nothing but the beginning
+	db, err := bbolt.Open(path, 0o600, &o)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	return db.View(func(tx *bbolt.Tx) error {
+		st, err := os.Stat(path) // by now: another process may have made it grow
+		if err == nil && st.Size() < tx.Size() {
+			err = fmt.Errorf("%w: store.db has %d bytes, not the %d that it should have at least", adapters.ErrCorrupt, st.Size(), tx.Size())
+		}
+		return err
+	})
 }
 
 // namedIn are the directories that hold the names of dir and of those above it that are yet to be made. A crash that loses one of these names loses all
