@@ -328,7 +328,7 @@ func (p *Pool) released(e *entry) {
 		p.deviceQ.Remove(e.queueAt)
 		e.queueAt = nil
 	}
-	if e.forgotten {
+	if e.forgotten || e.state == stateQueued { // a fetch that has not begun would only keep others from theirs
 		switch e.state {
 		case stateResident:
 			p.devLRU.Remove(e.deviceAt)

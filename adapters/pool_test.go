@@ -157,6 +157,29 @@ func TestPoolResidentNeverWaits(t *testing.T) {
 	}
 }
 
+// What nobody waits for any more is not fetched before what somebody does.
+func TestPoolFetchGivenUp(t *testing.T) {
+	p, blobs, dev := newPool(t, PoolConfig{Fetchers: 1})
+	blobs.gate = make(chan struct{})
+	a, b, c := blobs.add(t, "a", 1, 2), blobs.add(t, "b", 2, 2), blobs.add(t, "c", 3, 2)
+	delete(blobs.blobs, b.SHA256) // its fetch would fail
+	la, lb, lc := acquire(t, p, target(a)), acquire(t, p, target(b)), acquire(t, p, target(c))
+	lb.Release()
+	close(blobs.gate)
+	pump(t, p, dev, lc)
+	pump(t, p, dev, la)
+	if s := p.Stats(); s.Failures != 0 || la.Err() != nil || lc.Err() != nil {
+		t.Errorf("%+v, %v, %v", s, la.Err(), lc.Err())
+	}
+	la.Release()
+	lc.Release()
+	lb = acquire(t, p, target(b)) // it can be asked for again
+	if pump(t, p, dev, lb); !errors.Is(lb.Err(), ErrNotFound) {
+		t.Errorf("asked for again: %v", lb.Err())
+	}
+	lb.Release()
+}
+
 func TestPoolPin(t *testing.T) {
 	p, blobs, dev := newPool(t, PoolConfig{Slots: 1})
 	a, b := blobs.add(t, "a", 1, 1), blobs.add(t, "b", 1, 1)
