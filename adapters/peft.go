@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
+	"maps"
 	"math"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 
@@ -53,13 +56,18 @@ type peftConfig struct {
 	Exclude       json.RawMessage `json:"exclude_modules"`
 	Layers        json.RawMessage `json:"layers_to_transform"`
 	LayersPattern json.RawMessage `json:"layers_pattern"`
+
+	keys map[string]*regexp.Regexp // of both patterns
 }
 
 // peftOff are the fields of adapter_config.json that change what an adapter computes and must be off.
 var peftOff = []string{"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication",
 	"trainable_token_indices", "target_parameters", "alora_invocation_tokens", "kasa_config", "monteclora_config", "velora_config", "arrow_config"}
 
-const maxPEFTConfig = 1 << 20 // bytes
+const (
+	maxPEFTConfig = 1 << 20 // bytes
+	maxPatterns   = 1 << 16 // instructions of all keys of rank_pattern and alpha_pattern as programs; a module's name is some 50
+)
 
 // ReadPEFT reads adapter_config.json and adapter_model.safetensors from fsys and checks every tensor against the
 // geometry. rank_pattern, alpha_pattern and use_rslora are honoured. Errors: ErrUnsupported (DoRA, biases, other
@@ -200,7 +208,32 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 			return c, fmt.Errorf("%w: rank_pattern %s is %d, not in 1 … %d", ErrRank, quote(k), r, MaxRank)
 		}
 	}
-	return c, nil
+	return c, c.compile()
+}
+
+// compile compiles the keys of the patterns, each once: every module is looked up in all of them. Their size is bounded, since {1000} in a few
+// thousand keys would keep an import at work for an hour.
+func (c *peftConfig) compile() error {
+	c.keys = map[string]*regexp.Regexp{}
+	size := 0
+	for field, keys := range map[string]iter.Seq[string]{"rank_pattern": maps.Keys(c.RankPattern), "alpha_pattern": maps.Keys(c.AlphaPattern)} {
+		for k := range keys {
+			text := `^(?:(?:.*\.)?(?:` + k + `))$` // the whole name, or its end behind a dot
+			tree, err := syntax.Parse(text, syntax.Perl)
+			if err != nil {
+				return fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
+			}
+			program, err := syntax.Compile(tree.Simplify())
+			if err != nil {
+				return fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
+			}
+			if size += len(program.Inst); size > maxPatterns {
+				return fmt.Errorf("%w: the keys of %s are too many or too large", ErrUnsupported, field)
+			}
+			c.keys[k] = regexp.MustCompile(text)
+		}
+	}
+	return nil
 }
 
 func (c peftConfig) scaling(alpha float64, r int) float64 {
@@ -210,15 +243,11 @@ func (c peftConfig) scaling(alpha float64, r int) float64 {
 	return alpha / float64(r)
 }
 
-// pattern looks name up as PEFT does: a key is a regular expression for the whole name or its end behind a dot.
-func pattern[V comparable](field string, keys map[string]V, name string, otherwise V) (V, error) {
+// pattern looks name up as PEFT does, by keys that are compiled.
+func pattern[V comparable](compiled map[string]*regexp.Regexp, field string, keys map[string]V, name string, otherwise V) (V, error) {
 	found, hit := otherwise, ""
 	for k, v := range keys {
-		re, err := regexp.Compile(`^(?:(?:.*\.)?(?:` + k + `))$`)
-		if err != nil {
-			return found, fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
-		}
-		if !re.MatchString(name) {
+		if !compiled[k].MatchString(name) {
 			continue
 		}
 		if hit != "" && v != found {
@@ -277,11 +306,11 @@ func peftTensors(f *safetensors.File, g Geometry) (map[moduleKey]tensorPair, err
 
 func (c peftConfig) module(f *safetensors.File, n tensorPair, layer int, proj Proj, g Geometry) (PEFTModule, error) {
 	m := PEFTModule{Layer: layer, Proj: proj}
-	rank, err := pattern("rank_pattern", c.RankPattern, n.module, c.R)
+	rank, err := pattern(c.keys, "rank_pattern", c.RankPattern, n.module, c.R)
 	if err != nil {
 		return m, err
 	}
-	alpha, err := pattern("alpha_pattern", c.AlphaPattern, n.module, *c.Alpha)
+	alpha, err := pattern(c.keys, "alpha_pattern", c.AlphaPattern, n.module, *c.Alpha)
 	if err != nil {
 		return m, err
 	}

@@ -166,15 +166,22 @@ func TestPEFTConfig(t *testing.T) {
 		{set("rank_pattern", map[string]int{"q_proj": 2}), ErrCorrupt, "q_proj.lora_A"},
 		{set("rank_pattern", map[string]int{"(": 2}), ErrUnsupported, "rank_pattern"},
 		{set("alpha_pattern", map[string]int{"q_proj": 2, "layers.0.self_attn.q_proj": 3}), ErrUnsupported, "alpha_pattern"},
+		{set("alpha_pattern", map[string]int{strings.Repeat("(a{1000}|b{1000})?", 100): 2}), ErrUnsupported, "too large"},
 	} {
 		_, err := ReadPEFT(edited(t, c.edit), demo)
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.name) {
 			t.Errorf("want %v naming %s, got %v", c.kind, c.name, err)
 		}
 	}
+	alphas := map[string]int{"layers.1.self_attn.q_proj": 2}
+	for layer := range 126 { // every module of the largest Llama by its name
+		for p := Q; p < NumProjs; p++ {
+			alphas[strings.TrimSuffix(peftTensor(demo.Layers+layer, p, "A"), ".lora_A.weight")] = 3
+		}
+	}
 	p, err := ReadPEFT(edited(t, func(c map[string]any) {
 		c["use_rslora"] = true
-		c["alpha_pattern"] = map[string]int{"layers.1.self_attn.q_proj": 2}
+		c["alpha_pattern"] = alphas
 	}), demo)
 	if err != nil {
 		t.Fatal(err)
