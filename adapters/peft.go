@@ -203,6 +203,14 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 	if c.Alpha == nil {
 		return c, fmt.Errorf("%w: lora_alpha is missing", ErrCorrupt)
 	}
+	if s := c.scaling(*c.Alpha, c.R); !sane(s) {
+		return c, fmt.Errorf("%w: lora_alpha %v gives a scaling of %v", ErrCorrupt, *c.Alpha, s)
+	}
+	for k, alpha := range c.AlphaPattern {
+		if alpha != 0 && !sane(alpha) {
+			return c, fmt.Errorf("%w: alpha_pattern %s is %v", ErrCorrupt, quote(k), alpha)
+		}
+	}
 	for k, r := range c.RankPattern {
 		if r < 1 || r > MaxRank {
 			return c, fmt.Errorf("%w: rank_pattern %s is %d, not in 1 … %d", ErrRank, quote(k), r, MaxRank)
@@ -235,6 +243,9 @@ func (c *peftConfig) compile() error {
 	}
 	return nil
 }
+
+// sane says that a scaling, and what is computed of it, its square and its share of another one among them, stays in the range of the numbers used.
+func sane(s float64) bool { return math.Abs(s) > 1e-30 && math.Abs(s) < 1e30 }
 
 func (c peftConfig) scaling(alpha float64, r int) float64 {
 	if c.RSLoRA {

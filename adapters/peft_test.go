@@ -118,6 +118,26 @@ func TestAdoptExact(t *testing.T) {
 	}
 }
 
+// An adapter that could not be loaded once it is published is refused before.
+func TestAdoptOverflows(t *testing.T) {
+	b, err := ImportBasis(readDemo(t, "adapter_one"), "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := readDemo(t, "adapter_one")
+	for name, fit := range map[string]func(*PEFT) (*Weights, Projection, error){"adopted": b.Adopt, "projected": func(p *PEFT) (*Weights, Projection, error) { return b.Project(p, 8) }} {
+		clear(p.Modules[2].B)
+		p.Modules[2].B[5] = 2e38 // bfloat16 holds it, but not s times that
+		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {
+			t.Errorf("%s: %v; it would load: %v", name, err, w != nil && w.PackInto(make([]byte, 2*len(w.Data)), BF16))
+		}
+		p.Modules[2].B[5] = 1e30
+		if w, _, err := fit(p); err != nil || !w.PackInto(make([]byte, 2*len(w.Data)), BF16) {
+			t.Errorf("%s, large: %v", name, err)
+		}
+	}
+}
+
 func TestImportNeedsSharedA(t *testing.T) {
 	_, err := ImportBasis(readDemo(t, "adapter_plain"), "demo")
 	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "v_proj") {
@@ -163,6 +183,9 @@ func TestPEFTConfig(t *testing.T) {
 		{set("r", 5), ErrCorrupt, "lora_A"},
 		{set("r", "4"), ErrCorrupt, "r"},
 		{set("lora_alpha", nil), ErrCorrupt, "lora_alpha"},
+		{set("lora_alpha", 1e300), ErrCorrupt, "lora_alpha"},
+		{set("lora_alpha", -5e-324), ErrCorrupt, "lora_alpha"},
+		{set("alpha_pattern", map[string]float64{"q_proj": 1e300}), ErrCorrupt, "alpha_pattern"},
 		{set("rank_pattern", map[string]int{"q_proj": 2}), ErrCorrupt, "q_proj.lora_A"},
 		{set("rank_pattern", map[string]int{"(": 2}), ErrUnsupported, "rank_pattern"},
 		{set("alpha_pattern", map[string]int{"q_proj": 2, "layers.0.self_attn.q_proj": 3}), ErrUnsupported, "alpha_pattern"},

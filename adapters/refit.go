@@ -86,6 +86,9 @@ func (b *Basis) Refit(ctx context.Context, p *PEFT, c RefitConfig) (*Weights, Pr
 	if total > 0 {
 		report.Kept = kept / total
 	}
+	if err := w.checkScaled(); err != nil {
+		return nil, Projection{}, fmt.Errorf("refitting an adapter: %w", err)
+	}
 	return w, report, nil
 }
 
