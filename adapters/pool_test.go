@@ -91,6 +91,30 @@ func TestPoolMix(t *testing.T) {
 	}
 }
 
+// A mix of which the weights are too large is the caller's mistake, and no damage of the adapter.
+func TestPoolMixOverflows(t *testing.T) {
+	p, blobs, dev := newPool(t, PoolConfig{})
+	w := NewWeights(small, 1, 1)
+	w.Data[0] = 1e35
+	v := blobs.addWeights(t, "large", 1, w)
+	for _, c := range []struct {
+		parts []TargetPart
+		want  error
+	}{
+		{[]TargetPart{{v, 1}}, nil},
+		{[]TargetPart{{v, -2}}, nil},
+		{[]TargetPart{{v, 1e6}}, ErrInvalidName},
+		{[]TargetPart{{v, 1e6}, {v, -1e6}}, ErrInvalidName},
+	} {
+		l := acquire(t, p, Target{c.parts})
+		pump(t, p, dev, l)
+		if err := l.Err(); !errors.Is(err, c.want) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: want %v, got %v", l.Key(), c.want, err)
+		}
+		l.Release()
+	}
+}
+
 func TestPoolFailures(t *testing.T) {
 	p, blobs, dev := newPool(t, PoolConfig{DeviceBytes: blobBytes(4), HostBytes: blobBytes(4), Check: func(v Version) error {
 		if v.BaseHash != "base" {
