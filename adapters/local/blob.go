@@ -2,7 +2,9 @@ package local
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -211,10 +213,31 @@ func (s *Store) OpenBlob(ctx context.Context, tenant, sha string) (adapters.Blob
 // GC is Store.GC. It also removes files that a crash left without a record.
 func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport, error) {
 	var report adapters.GCReport
+	dead, err := s.takeOut(ctx, grace)
+	// To remove a large file takes a while, in which blobs are opened and put.
+	for _, f := range dead {
+		st, failed := os.Stat(f)
+		if failed == nil {
+			failed = os.Remove(f)
+		}
+		if failed == nil {
+			report.Blobs++
+			report.Bytes += st.Size()
+			failed = s.hook("blob removed")
+		}
+		if failed != nil {
+			err = errors.Join(err, fmt.Errorf("collecting garbage: %w", classify(failed)))
+		}
+	}
+	return report, err
+}
+
+// takeOut deletes the records of blobs that are garbage and moves their files to tmp, from where a crash's are removed too. It returns the files there.
+func (s *Store) takeOut(ctx context.Context, grace time.Duration) (dead []string, err error) {
 	s.blobMu.Lock()
 	defer s.blobMu.Unlock()
 	kept := map[string]bool{}
-	err := s.update(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
+	err = s.update(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
 		used, err := references(tx)
 		if err != nil {
 			return err
@@ -236,30 +259,26 @@ func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport,
 		return err
 	})
 	if err != nil {
-		return report, err
+		return nil, err
 	}
 	files, err := s.blobFiles()
-	if err != nil {
-		return report, fmt.Errorf("collecting garbage: %w", classify(err))
-	}
 	for _, f := range files {
 		if kept[filepath.Base(f)] {
 			continue
 		}
-		st, err := os.Stat(f)
+		to := filepath.Join(s.tmpDir(), "dead"+rand.Text())
 		if err == nil {
-			err = os.Remove(f)
+			err = os.Rename(f, to)
 		}
 		if err == nil {
-			err = s.hook("blob removed")
+			dead = append(dead, to)
+			err = s.hook("blob taken out")
 		}
-		if err != nil {
-			return report, fmt.Errorf("collecting garbage: %w", classify(err))
-		}
-		report.Blobs++
-		report.Bytes += st.Size()
 	}
-	return report, nil
+	if err != nil {
+		err = fmt.Errorf("collecting garbage: %w", classify(err))
+	}
+	return dead, err
 }
 
 // blobFiles are the paths of all blobs. They are not found by a pattern: the store's own directory may have a name that reads as one.

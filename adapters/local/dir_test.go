@@ -2,10 +2,12 @@ package local
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"bhive/adapters"
 )
@@ -66,5 +68,50 @@ func TestDirIsDurable(t *testing.T) {
 	}
 	if got := namedIn("data"); got[0] != "." {
 		t.Errorf("a relative path: %q", got)
+	}
+}
+
+// While collected blobs are removed from the disk, others are opened and put.
+func TestCollectionKeepsNobodyWaiting(t *testing.T) {
+	ctx := context.Background()
+	var s *Store
+	var kept adapters.BlobInfo
+	removed := 0
+	s, err := Open(t.TempDir(), Options{hook: func(point string) error {
+		if point != "blob removed" {
+			return nil
+		}
+		removed++
+		used := make(chan error, 1)
+		go func() {
+			b, err := s.OpenBlob(ctx, "", kept.SHA256)
+			if err == nil {
+				_ = b.Close()
+				_, err = s.PutBlob(ctx, "", strings.NewReader("new"))
+			}
+			used <- err
+		}()
+		select {
+		case err := <-used:
+			return err
+		case <-time.After(20 * time.Second): // not for ever
+			return errors.New("blobs can be neither opened nor put")
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if kept, err = s.PutBlob(ctx, "", strings.NewReader("kept")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutFile(ctx, "", adapters.File{ID: "f", SHA256: kept.SHA256}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutBlob(ctx, "", strings.NewReader("loose")); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := s.GC(ctx, 0); err != nil || r.Blobs != 1 || removed != 1 {
+		t.Errorf("%+v, %d removed, %v", r, removed, err)
 	}
 }
