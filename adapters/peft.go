@@ -14,6 +14,7 @@ import (
 	"regexp/syntax"
 	"slices"
 	"strconv"
+	"strings"
 
 	"bhive/adapters/safetensors"
 )
@@ -63,6 +64,10 @@ type peftConfig struct {
 // peftOff are the fields of adapter_config.json that change what an adapter computes and must be off.
 var peftOff = []string{"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication",
 	"trainable_token_indices", "target_parameters", "alora_invocation_tokens", "kasa_config", "monteclora_config", "velora_config", "arrow_config"}
+
+// peftInits are the values of init_lora_weights that leave the base as it is. With the others (pissa, olora, corda, loftq, …) PEFT takes what A and B begin
+// with out of the base's weights, also when it loads the adapter: over the base itself it would be another model.
+var peftInits = []string{"", "null", "true", "false", `"gaussian"`, `"eva"`, `"orthogonal"`}
 
 const (
 	maxPEFTConfig = 1 << 20 // bytes
@@ -193,6 +198,9 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 		default:
 			return c, fmt.Errorf("%w: %s is %s", ErrUnsupported, name, quote(v))
 		}
+	}
+	if v := string(all["init_lora_weights"]); !slices.Contains(peftInits, strings.ToLower(v)) {
+		return c, fmt.Errorf("%w: init_lora_weights is %s, which changes the base; save the adapter with path_initial_model_for_weight_conversion", ErrUnsupported, quote(v))
 	}
 	if c.R < 1 || c.R > MaxRank {
 		return c, fmt.Errorf("%w: r is %d, not in 1 … %d", ErrRank, c.R, MaxRank)

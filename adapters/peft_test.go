@@ -174,6 +174,11 @@ func TestPEFTConfig(t *testing.T) {
 	}{
 		{set("use_dora", true), ErrUnsupported, "use_dora"},
 		{set("bias", "all"), ErrUnsupported, "bias"},
+		{set("init_lora_weights", "pissa"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "pissa_niter_16"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "OLoRA"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "corda"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "loftq"), ErrUnsupported, "init_lora_weights"},
 		{set("peft_type", "IA3"), ErrUnsupported, "peft_type"},
 		{set("modules_to_save", []string{"lm_head"}), ErrUnsupported, "modules_to_save"},
 		{set("target_modules", []string{"q_proj", "v_proj", "down_proj", "k_proj"}), ErrCorrupt, "layers.0.self_attn.k_proj.lora_A.weight is missing"},
@@ -194,6 +199,11 @@ func TestPEFTConfig(t *testing.T) {
 		_, err := ReadPEFT(edited(t, c.edit), demo)
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.name) {
 			t.Errorf("want %v naming %s, got %v", c.kind, c.name, err)
+		}
+	}
+	for _, v := range []any{true, false, nil, "gaussian", "eva", "orthogonal"} {
+		if _, err := ReadPEFT(edited(t, set("init_lora_weights", v)), demo); err != nil {
+			t.Errorf("init_lora_weights %v: %v", v, err)
 		}
 	}
 	alphas := map[string]int{"layers.1.self_attn.q_proj": 2}
