@@ -129,23 +129,29 @@ func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
 	return p, nil
 }
 
-// openModel opens adapter_model.safetensors, which must be a regular file; one that cannot be read at an offset is read into memory.
+// openRegular opens a regular file. What it is, is asked before: to open a pipe is to wait for somebody who writes into it.
+func openRegular(fsys fs.FS, name string) (fs.File, int64, error) {
+	info, err := fs.Stat(fsys, name)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, name)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := fsys.Open(name)
+	return f, info.Size(), err
+}
+
+// openModel opens adapter_model.safetensors; one that cannot be read at an offset is read into memory.
 func openModel(fsys fs.FS) (io.ReaderAt, int64, func() error, error) {
-	f, err := fsys.Open(PEFTModelFile)
+	f, size, err := openRegular(fsys, PEFTModelFile)
 	if err != nil {
 		return nil, 0, nil, err
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, PEFTModelFile)
+	if at, ok := f.(io.ReaderAt); ok {
+		return at, size, f.Close, nil
 	}
-	if at, ok := f.(io.ReaderAt); ok && err == nil {
-		return at, info.Size(), f.Close, nil
-	}
-	var raw []byte
-	if err == nil {
-		raw, err = io.ReadAll(f)
-	}
+	raw, err := io.ReadAll(f)
 	_ = f.Close() // it was only read
 	return bytes.NewReader(raw), int64(len(raw)), func() error { return nil }, err
 }
@@ -159,14 +165,11 @@ func missing(err error) error {
 
 // readSmall reads a regular file, at most a byte more than maxPEFTConfig of it.
 func readSmall(fsys fs.FS, name string) ([]byte, error) {
-	f, err := fsys.Open(name)
+	f, _, err := openRegular(fsys, name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("%w: it is not a regular file", ErrCorrupt))
-	}
 	return io.ReadAll(io.LimitReader(f, maxPEFTConfig+1))
 }
 

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var demo = Geometry{Layers: 6, Hidden: 256, QDim: 256, KVDim: 128, FeedForward: 768}
@@ -234,6 +238,34 @@ func TestPEFTConfig(t *testing.T) {
 	}
 	if _, err := ReadPEFT(fstest.MapFS{}, demo); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("empty directory: %v", err)
+	}
+}
+
+// A directory of pipes, into which nobody writes, is refused and not waited for.
+func TestPEFTPipes(t *testing.T) {
+	for _, name := range []string{PEFTConfigFile, PEFTModelFile} {
+		dir := t.TempDir()
+		for other, f := range edited(t, func(map[string]any) {}) {
+			if other == name {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, other), f.Data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Skip(err)
+		}
+		read := make(chan error, 1)
+		go func() { _, err := ReadPEFT(os.DirFS(dir), demo); read <- err }()
+		select {
+		case err := <-read:
+			if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(20 * time.Second): // not for ever
+			t.Fatalf("%s is waited for", name)
+		}
 	}
 }
 
