@@ -229,6 +229,7 @@ func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport,
 			err = errors.Join(err, fmt.Errorf("collecting garbage: %w", classify(failed)))
 		}
 	}
+	s.keepReserve()
 	return report, err
 }
 
@@ -237,7 +238,7 @@ func (s *Store) takeOut(ctx context.Context, grace time.Duration) (dead []string
 	s.blobMu.Lock()
 	defer s.blobMu.Unlock()
 	kept := map[string]bool{}
-	err = s.update(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
+	err = s.deletion(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
 		used, err := references(tx)
 		if err != nil {
 			return err
@@ -268,7 +269,7 @@ func (s *Store) takeOut(ctx context.Context, grace time.Duration) (dead []string
 		}
 		to := filepath.Join(s.tmpDir(), "dead"+rand.Text())
 		if err == nil {
-			err = os.Rename(f, to)
+			err = s.free(func() error { return os.Rename(f, to) })
 		}
 		if err == nil {
 			dead = append(dead, to)

@@ -4,6 +4,7 @@
 //	DIR/store.db          records; its file lock keeps a second process out
 //	DIR/blobs/ab/abcd…    blobs, named by their SHA-256
 //	DIR/tmp/              blobs being written or removed; emptied by Open
+//	DIR/reserve           room that deletions take when the disk is full
 //
 // # Life of a blob
 //

@@ -170,7 +170,7 @@ func namedIn(dir string) (parents []string) {
 	}
 }
 
-// prepare makes the buckets and sweeps up what a crash left in tmp.
+// prepare makes the buckets and the reserve, and sweeps up what a crash left in tmp.
 func (s *Store) prepare() error {
 	for _, d := range []string{s.dir, s.blobDir()} {
 		if err := syncDir(d); err != nil {
@@ -193,22 +193,26 @@ func (s *Store) prepare() error {
 			return err
 		}
 	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketBlobs, bucketNames, bucketVersions, bucketFeed, bucketJobs, bucketEvents, bucketFiles, bucketValues, bucketBasis, bucketFormat} {
-			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
-				return err
-			}
+	s.keepReserve()
+	return s.free(func() error { return s.db.Update(makeBuckets) })
+}
+
+// makeBuckets makes the buckets that are missing and checks the format.
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, b := range [][]byte{bucketBlobs, bucketNames, bucketVersions, bucketFeed, bucketJobs, bucketEvents, bucketFiles, bucketValues, bucketBasis, bucketFormat} {
+		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+			return err
 		}
-		b := tx.Bucket(bucketFormat)
-		switch v := b.Get([]byte("version")); string(v) {
-		case "":
-			return b.Put([]byte("version"), []byte("1"))
-		case "1":
-			return nil
-		default:
-			return fmt.Errorf("%w: store.db has format %q, not 1", adapters.ErrCorrupt, v)
-		}
-	})
+	}
+	b := tx.Bucket(bucketFormat)
+	switch v := b.Get([]byte("version")); string(v) {
+	case "":
+		return b.Put([]byte("version"), []byte("1"))
+	case "1":
+		return nil
+	default:
+		return fmt.Errorf("%w: store.db has format %q, not 1", adapters.ErrCorrupt, v)
+	}
 }
 
 // Close closes the store; waiting Watches return ErrClosed. Idempotent.

@@ -206,7 +206,7 @@ func (s *Store) Delete(ctx context.Context, tenant, name string, number int) err
 		return fmt.Errorf("deleting an adapter: %w", err)
 	}
 	tenant = owner(tenant)
-	return s.update(ctx, fmt.Sprintf("deleting %s@%d", name, number), func(tx *bbolt.Tx) error {
+	return s.deletion(ctx, fmt.Sprintf("deleting %s@%d", name, number), func(tx *bbolt.Tx) error {
 		n, err := loadName(tx, tenant, name)
 		if err != nil {
 			return err
