@@ -226,6 +226,9 @@ func (r *Registry) Resolve(ctx context.Context, tenant string, ref Ref, admin bo
 		if len(t.Parts) > 0 && v.BaseHash != t.Parts[0].Version.BaseHash {
 			return Target{}, fmt.Errorf("resolving %s: %w: %s and %s", ref, ErrBaseMismatch, t.Parts[0].Version.Ref(), v.Ref())
 		}
+		if r.pool != nil {
+			r.pool.prepare(v)
+		}
 		t.Parts = append(t.Parts, TargetPart{v, p.Weight})
 	}
 	return t, nil

@@ -50,3 +50,20 @@ func TestRegistryFollowsAgain(t *testing.T) {
 		t.Errorf("the store was asked %d times", n)
 	}
 }
+
+// What is slow about the first version of a rank is done when it is resolved, and not when it is leased: the engine waits for that.
+func TestResolveChecks(t *testing.T) {
+	s := &quietStore{}
+	var p *Pool
+	checked := 0
+	p, _, _ = newPool(t, PoolConfig{Check: func(v Version) error {
+		p.Stats() // it holds no lock
+		checked++
+		return ErrBasisMismatch
+	}})
+	r := NewRegistry(s, nil)
+	r.StageIn(p)
+	if _, err := r.Resolve(t.Context(), "", Ref{Parts: []RefPart{{Name: "a", Weight: 1}, {Name: "b", Weight: 1}}}, false); err != nil || checked != 2 {
+		t.Errorf("%d versions were checked, %v", checked, err)
+	}
+}
