@@ -203,7 +203,8 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 		}
 	}
 	if v := string(all["init_lora_weights"]); !slices.Contains(peftInits, strings.ToLower(v)) {
-		return c, fmt.Errorf("%w: init_lora_weights is %s, which changes the base; save the adapter with path_initial_model_for_weight_conversion", ErrUnsupported, quote(v))
+		return c, fmt.Errorf("%w: init_lora_weights is %s, which changes the base; save the adapter with path_initial_model_for_weight_conversion",
+			ErrUnsupported, quote(v))
 	}
 	if c.R < 1 || c.R > MaxRank {
 		return c, fmt.Errorf("%w: r is %d, not in 1 … %d", ErrRank, c.R, MaxRank)

@@ -129,7 +129,8 @@ func TestAdoptOverflows(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := readDemo(t, "adapter_one")
-	for name, fit := range map[string]func(*PEFT) (*Weights, Projection, error){"adopted": b.Adopt, "projected": func(p *PEFT) (*Weights, Projection, error) { return b.Project(p, 8) }} {
+	project := func(p *PEFT) (*Weights, Projection, error) { return b.Project(p, 8) }
+	for name, fit := range map[string]func(*PEFT) (*Weights, Projection, error){"adopted": b.Adopt, "projected": project} {
 		clear(p.Modules[2].B)
 		p.Modules[2].B[5] = 2e38 // bfloat16 holds it, but not s times that
 		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {

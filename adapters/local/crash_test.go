@@ -155,7 +155,8 @@ func TestWriteRefused(t *testing.T) {
 func TestFirstStartRefused(t *testing.T) {
 	for _, size := range []int{0, 1, 4096, 8192, 12288} {
 		dir := t.TempDir()
-		if _, lines, err := run(t, dir, envFirst+"="+strconv.Itoa(size)); err == nil || !strings.Contains(strings.Join(lines, ""), adapters.ErrStoreUnavailable.Error()) {
+		_, lines, err := run(t, dir, envFirst+"="+strconv.Itoa(size))
+		if err == nil || !strings.Contains(strings.Join(lines, ""), adapters.ErrStoreUnavailable.Error()) {
 			t.Errorf("%d bytes: %v: %v", size, err, lines)
 		}
 		if step, lines, err := run(t, dir); err != nil || step == 0 {
