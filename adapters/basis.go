@@ -191,14 +191,17 @@ func (b *Basis) Fingerprint() string {
 func (b *Basis) RowsDigest(r int) string {
 	b.checkRank(r)
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if d, ok := b.digests[r]; ok {
+	d, ok := b.digests[r]
+	b.mu.Unlock()
+	if ok {
 		return d
 	}
-	h := sha256.New()
+	h := sha256.New() // which takes a while; those who ask for another rank do not wait
 	fmt.Fprint(h, "bhive rows 1\n")
 	b.hashRows(h, r)
-	d := hex.EncodeToString(h.Sum(nil))
+	d = hex.EncodeToString(h.Sum(nil))
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.digests[r] = d
 	return d
 }

@@ -25,10 +25,8 @@ func whitenedRows(seed uint64, layer int, site Site, r, in int, cov []float64) (
 	for i := range in {
 		trace += cov[i*in+i]
 	}
-	for _, v := range cov {
-		if math.IsNaN(v) || math.IsInf(v, 0) {
-			return nil, errors.New("the inputs' second moments are not finite")
-		}
+	if err := checkMoments(cov); err != nil {
+		return nil, err
 	}
 	mean := trace / float64(in)
 	if !(mean > 0) {
@@ -50,6 +48,15 @@ func whitenedRows(seed uint64, layer int, site Site, r, in int, cov []float64) (
 		}
 	}
 	return rows[:r], nil
+}
+
+func checkMoments(cov []float64) error {
+	for _, v := range cov {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return errors.New("the inputs' second moments are not finite")
+		}
+	}
+	return nil
 }
 
 // topDirections gives the keep leading eigenvectors of c in the complement of found, and their eigenvalues,

@@ -19,6 +19,7 @@
 // that has ended sets the slot: only then the lease is ready. Evicted from the device, a B stays in host memory as
 // long as there is room. What Registry.Save publishes enters at host: packed from the blob while that is being stored,
 // under a name that no target has until the version is live. A failed fetch fails its leases and is forgotten: the next Acquire tries again.
+// A queued entry whose last lease ends is gone.
 //
 // # Invariants
 //

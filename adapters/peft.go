@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
+	"maps"
 	"math"
 	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strconv"
+	"strings"
 
 	"bhive/adapters/safetensors"
 )
@@ -53,13 +57,22 @@ type peftConfig struct {
 	Exclude       json.RawMessage `json:"exclude_modules"`
 	Layers        json.RawMessage `json:"layers_to_transform"`
 	LayersPattern json.RawMessage `json:"layers_pattern"`
+
+	keys map[string]*regexp.Regexp // of both patterns
 }
 
 // peftOff are the fields of adapter_config.json that change what an adapter computes and must be off.
 var peftOff = []string{"use_dora", "use_qalora", "use_bdlora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication",
 	"trainable_token_indices", "target_parameters", "alora_invocation_tokens", "kasa_config", "monteclora_config", "velora_config", "arrow_config"}
 
-const maxPEFTConfig = 1 << 20 // bytes
+// peftInits are the values of init_lora_weights that leave the base as it is. With the others (pissa, olora, corda, loftq, …) PEFT takes what A and B begin
+// with out of the base's weights, also when it loads the adapter: over the base itself it would be another model.
+var peftInits = []string{"", "null", "true", "false", `"gaussian"`, `"eva"`, `"orthogonal"`}
+
+const (
+	maxPEFTConfig = 1 << 20 // bytes
+	maxPatterns   = 1 << 16 // instructions of all keys of rank_pattern and alpha_pattern as programs; a module's name is some 50
+)
 
 // ReadPEFT reads adapter_config.json and adapter_model.safetensors from fsys and checks every tensor against the
 // geometry. rank_pattern, alpha_pattern and use_rslora are honoured. Errors: ErrUnsupported (DoRA, biases, other
@@ -116,23 +129,29 @@ func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
 	return p, nil
 }
 
-// openModel opens adapter_model.safetensors, which must be a regular file; one that cannot be read at an offset is read into memory.
+// openRegular opens a regular file. What it is, is asked before: to open a pipe is to wait for somebody who writes into it.
+func openRegular(fsys fs.FS, name string) (fs.File, int64, error) {
+	info, err := fs.Stat(fsys, name)
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, name)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	f, err := fsys.Open(name)
+	return f, info.Size(), err
+}
+
+// openModel opens adapter_model.safetensors; one that cannot be read at an offset is read into memory.
 func openModel(fsys fs.FS) (io.ReaderAt, int64, func() error, error) {
-	f, err := fsys.Open(PEFTModelFile)
+	f, size, err := openRegular(fsys, PEFTModelFile)
 	if err != nil {
 		return nil, 0, nil, err
 	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, PEFTModelFile)
+	if at, ok := f.(io.ReaderAt); ok {
+		return at, size, f.Close, nil
 	}
-	if at, ok := f.(io.ReaderAt); ok && err == nil {
-		return at, info.Size(), f.Close, nil
-	}
-	var raw []byte
-	if err == nil {
-		raw, err = io.ReadAll(f)
-	}
+	raw, err := io.ReadAll(f)
 	_ = f.Close() // it was only read
 	return bytes.NewReader(raw), int64(len(raw)), func() error { return nil }, err
 }
@@ -146,14 +165,11 @@ func missing(err error) error {
 
 // readSmall reads a regular file, at most a byte more than maxPEFTConfig of it.
 func readSmall(fsys fs.FS, name string) ([]byte, error) {
-	f, err := fsys.Open(name)
+	f, _, err := openRegular(fsys, name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("%w: it is not a regular file", ErrCorrupt))
-	}
 	return io.ReadAll(io.LimitReader(f, maxPEFTConfig+1))
 }
 
@@ -186,6 +202,10 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 			return c, fmt.Errorf("%w: %s is %s", ErrUnsupported, name, quote(v))
 		}
 	}
+	if v := string(all["init_lora_weights"]); !slices.Contains(peftInits, strings.ToLower(v)) {
+		return c, fmt.Errorf("%w: init_lora_weights is %s, which changes the base; save the adapter with path_initial_model_for_weight_conversion",
+			ErrUnsupported, quote(v))
+	}
 	if c.R < 1 || c.R > MaxRank {
 		return c, fmt.Errorf("%w: r is %d, not in 1 … %d", ErrRank, c.R, MaxRank)
 	}
@@ -195,13 +215,49 @@ func readPEFTConfig(fsys fs.FS) (peftConfig, error) {
 	if c.Alpha == nil {
 		return c, fmt.Errorf("%w: lora_alpha is missing", ErrCorrupt)
 	}
+	if s := c.scaling(*c.Alpha, c.R); !sane(s) {
+		return c, fmt.Errorf("%w: lora_alpha %v gives a scaling of %v", ErrCorrupt, *c.Alpha, s)
+	}
+	for k, alpha := range c.AlphaPattern {
+		if alpha != 0 && !sane(alpha) {
+			return c, fmt.Errorf("%w: alpha_pattern %s is %v", ErrCorrupt, quote(k), alpha)
+		}
+	}
 	for k, r := range c.RankPattern {
 		if r < 1 || r > MaxRank {
 			return c, fmt.Errorf("%w: rank_pattern %s is %d, not in 1 … %d", ErrRank, quote(k), r, MaxRank)
 		}
 	}
-	return c, nil
+	return c, c.compile()
 }
+
+// compile compiles the keys of the patterns, each once: every module is looked up in all of them. Their size is bounded, since {1000} in a few
+// thousand keys would keep an import at work for an hour.
+func (c *peftConfig) compile() error {
+	c.keys = map[string]*regexp.Regexp{}
+	size := 0
+	for field, keys := range map[string]iter.Seq[string]{"rank_pattern": maps.Keys(c.RankPattern), "alpha_pattern": maps.Keys(c.AlphaPattern)} {
+		for k := range keys {
+			text := `^(?:(?:.*\.)?(?:` + k + `))$` // the whole name, or its end behind a dot
+			tree, err := syntax.Parse(text, syntax.Perl)
+			if err != nil {
+				return fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
+			}
+			program, err := syntax.Compile(tree.Simplify())
+			if err != nil {
+				return fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
+			}
+			if size += len(program.Inst); size > maxPatterns {
+				return fmt.Errorf("%w: the keys of %s are too many or too large", ErrUnsupported, field)
+			}
+			c.keys[k] = regexp.MustCompile(text)
+		}
+	}
+	return nil
+}
+
+// sane says that a scaling, and what is computed of it, its square and its share of another one among them, stays in the range of the numbers used.
+func sane(s float64) bool { return math.Abs(s) > 1e-30 && math.Abs(s) < 1e30 }
 
 func (c peftConfig) scaling(alpha float64, r int) float64 {
 	if c.RSLoRA {
@@ -210,15 +266,11 @@ func (c peftConfig) scaling(alpha float64, r int) float64 {
 	return alpha / float64(r)
 }
 
-// pattern looks name up as PEFT does: a key is a regular expression for the whole name or its end behind a dot.
-func pattern[V comparable](field string, keys map[string]V, name string, otherwise V) (V, error) {
+// pattern looks name up as PEFT does, by keys that are compiled.
+func pattern[V comparable](compiled map[string]*regexp.Regexp, field string, keys map[string]V, name string, otherwise V) (V, error) {
 	found, hit := otherwise, ""
 	for k, v := range keys {
-		re, err := regexp.Compile(`^(?:(?:.*\.)?(?:` + k + `))$`)
-		if err != nil {
-			return found, fmt.Errorf("%w: %s has the key %s: %w", ErrUnsupported, field, quote(k), err)
-		}
-		if !re.MatchString(name) {
+		if !compiled[k].MatchString(name) {
 			continue
 		}
 		if hit != "" && v != found {
@@ -277,11 +329,11 @@ func peftTensors(f *safetensors.File, g Geometry) (map[moduleKey]tensorPair, err
 
 func (c peftConfig) module(f *safetensors.File, n tensorPair, layer int, proj Proj, g Geometry) (PEFTModule, error) {
 	m := PEFTModule{Layer: layer, Proj: proj}
-	rank, err := pattern("rank_pattern", c.RankPattern, n.module, c.R)
+	rank, err := pattern(c.keys, "rank_pattern", c.RankPattern, n.module, c.R)
 	if err != nil {
 		return m, err
 	}
-	alpha, err := pattern("alpha_pattern", c.AlphaPattern, n.module, *c.Alpha)
+	alpha, err := pattern(c.keys, "alpha_pattern", c.AlphaPattern, n.module, *c.Alpha)
 	if err != nil {
 		return m, err
 	}

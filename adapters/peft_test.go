@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var demo = Geometry{Layers: 6, Hidden: 256, QDim: 256, KVDim: 128, FeedForward: 768}
@@ -118,6 +122,27 @@ func TestAdoptExact(t *testing.T) {
 	}
 }
 
+// An adapter that could not be loaded once it is published is refused before.
+func TestAdoptOverflows(t *testing.T) {
+	b, err := ImportBasis(readDemo(t, "adapter_one"), "demo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := readDemo(t, "adapter_one")
+	project := func(p *PEFT) (*Weights, Projection, error) { return b.Project(p, 8) }
+	for name, fit := range map[string]func(*PEFT) (*Weights, Projection, error){"adopted": b.Adopt, "projected": project} {
+		clear(p.Modules[2].B)
+		p.Modules[2].B[5] = 2e38 // bfloat16 holds it, but not s times that
+		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {
+			t.Errorf("%s: %v; it would load: %v", name, err, w != nil && w.PackInto(make([]byte, 2*len(w.Data)), BF16))
+		}
+		p.Modules[2].B[5] = 1e30
+		if w, _, err := fit(p); err != nil || !w.PackInto(make([]byte, 2*len(w.Data)), BF16) {
+			t.Errorf("%s, large: %v", name, err)
+		}
+	}
+}
+
 func TestImportNeedsSharedA(t *testing.T) {
 	_, err := ImportBasis(readDemo(t, "adapter_plain"), "demo")
 	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "v_proj") {
@@ -154,6 +179,11 @@ func TestPEFTConfig(t *testing.T) {
 	}{
 		{set("use_dora", true), ErrUnsupported, "use_dora"},
 		{set("bias", "all"), ErrUnsupported, "bias"},
+		{set("init_lora_weights", "pissa"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "pissa_niter_16"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "OLoRA"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "corda"), ErrUnsupported, "init_lora_weights"},
+		{set("init_lora_weights", "loftq"), ErrUnsupported, "init_lora_weights"},
 		{set("peft_type", "IA3"), ErrUnsupported, "peft_type"},
 		{set("modules_to_save", []string{"lm_head"}), ErrUnsupported, "modules_to_save"},
 		{set("target_modules", []string{"q_proj", "v_proj", "down_proj", "k_proj"}), ErrCorrupt, "layers.0.self_attn.k_proj.lora_A.weight is missing"},
@@ -163,18 +193,33 @@ func TestPEFTConfig(t *testing.T) {
 		{set("r", 5), ErrCorrupt, "lora_A"},
 		{set("r", "4"), ErrCorrupt, "r"},
 		{set("lora_alpha", nil), ErrCorrupt, "lora_alpha"},
+		{set("lora_alpha", 1e300), ErrCorrupt, "lora_alpha"},
+		{set("lora_alpha", -5e-324), ErrCorrupt, "lora_alpha"},
+		{set("alpha_pattern", map[string]float64{"q_proj": 1e300}), ErrCorrupt, "alpha_pattern"},
 		{set("rank_pattern", map[string]int{"q_proj": 2}), ErrCorrupt, "q_proj.lora_A"},
 		{set("rank_pattern", map[string]int{"(": 2}), ErrUnsupported, "rank_pattern"},
 		{set("alpha_pattern", map[string]int{"q_proj": 2, "layers.0.self_attn.q_proj": 3}), ErrUnsupported, "alpha_pattern"},
+		{set("alpha_pattern", map[string]int{strings.Repeat("(a{1000}|b{1000})?", 100): 2}), ErrUnsupported, "too large"},
 	} {
 		_, err := ReadPEFT(edited(t, c.edit), demo)
 		if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.name) {
 			t.Errorf("want %v naming %s, got %v", c.kind, c.name, err)
 		}
 	}
+	for _, v := range []any{true, false, nil, "gaussian", "eva", "orthogonal"} {
+		if _, err := ReadPEFT(edited(t, set("init_lora_weights", v)), demo); err != nil {
+			t.Errorf("init_lora_weights %v: %v", v, err)
+		}
+	}
+	alphas := map[string]int{"layers.1.self_attn.q_proj": 2}
+	for layer := range 126 { // every module of the largest Llama by its name
+		for p := Q; p < NumProjs; p++ {
+			alphas[strings.TrimSuffix(peftTensor(demo.Layers+layer, p, "A"), ".lora_A.weight")] = 3
+		}
+	}
 	p, err := ReadPEFT(edited(t, func(c map[string]any) {
 		c["use_rslora"] = true
-		c["alpha_pattern"] = map[string]int{"layers.1.self_attn.q_proj": 2}
+		c["alpha_pattern"] = alphas
 	}), demo)
 	if err != nil {
 		t.Fatal(err)
@@ -194,6 +239,34 @@ func TestPEFTConfig(t *testing.T) {
 	}
 	if _, err := ReadPEFT(fstest.MapFS{}, demo); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("empty directory: %v", err)
+	}
+}
+
+// A directory of pipes, into which nobody writes, is refused and not waited for.
+func TestPEFTPipes(t *testing.T) {
+	for _, name := range []string{PEFTConfigFile, PEFTModelFile} {
+		dir := t.TempDir()
+		for other, f := range edited(t, func(map[string]any) {}) {
+			if other == name {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, other), f.Data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Mkfifo(filepath.Join(dir, name), 0o600); err != nil {
+			t.Skip(err)
+		}
+		read := make(chan error, 1)
+		go func() { _, err := ReadPEFT(os.DirFS(dir), demo); read <- err }()
+		select {
+		case err := <-read:
+			if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), name) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(20 * time.Second): // not for ever
+			t.Fatalf("%s is waited for", name)
+		}
 	}
 }
 

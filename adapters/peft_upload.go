@@ -50,12 +50,11 @@ func spool(fill func(spooledFiles) error) (*PEFTUpload, error) {
 // Read is ReadPEFT of the spooled files.
 func (u *PEFTUpload) Read(g Geometry) (*PEFT, error) { return ReadPEFT(u.files, g) }
 
-// Close removes the spooled files. It is idempotent.
+// Close frees the spooled files. It is idempotent.
 func (u *PEFTUpload) Close() {
 	for _, f := range u.files {
 		if f.temp != nil {
 			_ = f.temp.Close() // nothing of it is kept
-			_ = os.Remove(f.temp.Name())
 		}
 	}
 	clear(u.files)
@@ -91,7 +90,9 @@ func (t spooledFiles) take(base, name string, r io.Reader, limit int64) (err err
 	} else {
 		if f.temp, err = os.CreateTemp("", "bhive-upload-*"); err == nil {
 			f.ReaderAt = f.temp
-			f.size, err = io.Copy(f.temp, r)
+			if err = os.Remove(f.temp.Name()); err == nil { // the open file stays; a process that is killed leaves nothing
+				f.size, err = io.Copy(f.temp, r)
+			}
 		}
 		if here := (*fs.PathError)(nil); errors.As(err, &here) {
 			return fmt.Errorf("%w: spooling %s: %w", ErrStoreUnavailable, base, err)

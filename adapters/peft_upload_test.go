@@ -34,6 +34,9 @@ func TestSpoolPEFTFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if left, err := os.ReadDir(os.TempDir()); err != nil || len(left) > 0 { // a process that is killed now leaves nothing
+		t.Errorf("%d temporary files have names, %v", len(left), err)
+	}
 	got, err := u.Read(demo)
 	if err != nil {
 		t.Fatal(err)

@@ -161,6 +161,14 @@ func CheckVersion(b *Basis) func(Version) error {
 	}
 }
 
+// prepare asks Check of a version, so that it answers at once when Acquire asks it, under locks that the engine's steps wait for: for the first version
+// of a rank CheckVersion hashes that many rows of the basis.
+func (p *Pool) prepare(v Version) {
+	if p.c.Check != nil {
+		_ = p.c.Check(v) // Acquire tells
+	}
+}
+
 // Acquire leases a target. It never waits: a resident target (and the base) is ready at once; another one is
 // fetched in the background, and Ready tells when. Every lease must be released. Errors: ErrClosed, ErrNoMemory
 // (larger than a whole budget), ErrRank, or Check's.
@@ -328,7 +336,7 @@ func (p *Pool) released(e *entry) {
 		p.deviceQ.Remove(e.queueAt)
 		e.queueAt = nil
 	}
-	if e.forgotten {
+	if e.forgotten || e.state == stateQueued { // a fetch that has not begun would only keep others from theirs
 		switch e.state {
 		case stateResident:
 			p.devLRU.Remove(e.deviceAt)

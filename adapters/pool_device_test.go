@@ -131,9 +131,14 @@ func (f *fakeBlobs) add(t testing.TB, name string, number, rank int) Version {
 	t.Helper()
 	w := ramp(rank, Q, Down)
 	w.Module(0, V)[0] = float32(number)
+	return f.addWeights(t, name, number, w)
+}
+
+func (f *fakeBlobs) addWeights(t testing.TB, name string, number int, w *Weights) Version {
+	t.Helper()
 	raw := encode(t, w)
 	sum := sha256.Sum256(raw)
-	v := Version{Tenant: "t", Name: name, Number: number, Rank: rank, Alpha: w.Alpha, Scaling: w.Scaling, BasisDigest: "rows", BaseHash: "base",
+	v := Version{Tenant: "t", Name: name, Number: number, Rank: w.Rank, Alpha: w.Alpha, Scaling: w.Scaling, BasisDigest: "rows", BaseHash: "base",
 		SHA256: hex.EncodeToString(sum[:]), Bytes: int64(len(raw))}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -91,6 +91,30 @@ func TestPoolMix(t *testing.T) {
 	}
 }
 
+// A mix of which the weights are too large is the caller's mistake, and no damage of the adapter.
+func TestPoolMixOverflows(t *testing.T) {
+	p, blobs, dev := newPool(t, PoolConfig{})
+	w := NewWeights(small, 1, 1)
+	w.Data[0] = 1e35
+	v := blobs.addWeights(t, "large", 1, w)
+	for _, c := range []struct {
+		parts []TargetPart
+		want  error
+	}{
+		{[]TargetPart{{v, 1}}, nil},
+		{[]TargetPart{{v, -2}}, nil},
+		{[]TargetPart{{v, 1e6}}, ErrInvalidName},
+		{[]TargetPart{{v, 1e6}, {v, -1e6}}, ErrInvalidName},
+	} {
+		l := acquire(t, p, Target{c.parts})
+		pump(t, p, dev, l)
+		if err := l.Err(); !errors.Is(err, c.want) || errors.Is(err, ErrCorrupt) {
+			t.Errorf("%s: want %v, got %v", l.Key(), c.want, err)
+		}
+		l.Release()
+	}
+}
+
 func TestPoolFailures(t *testing.T) {
 	p, blobs, dev := newPool(t, PoolConfig{DeviceBytes: blobBytes(4), HostBytes: blobBytes(4), Check: func(v Version) error {
 		if v.BaseHash != "base" {
@@ -155,6 +179,29 @@ func TestPoolResidentNeverWaits(t *testing.T) {
 	if _, err := p.Acquire(target(a)); !errors.Is(err, ErrClosed) {
 		t.Errorf("Acquire after Close: %v", err)
 	}
+}
+
+// What nobody waits for any more is not fetched before what somebody does.
+func TestPoolFetchGivenUp(t *testing.T) {
+	p, blobs, dev := newPool(t, PoolConfig{Fetchers: 1})
+	blobs.gate = make(chan struct{})
+	a, b, c := blobs.add(t, "a", 1, 2), blobs.add(t, "b", 2, 2), blobs.add(t, "c", 3, 2)
+	delete(blobs.blobs, b.SHA256) // its fetch would fail
+	la, lb, lc := acquire(t, p, target(a)), acquire(t, p, target(b)), acquire(t, p, target(c))
+	lb.Release()
+	close(blobs.gate)
+	pump(t, p, dev, lc)
+	pump(t, p, dev, la)
+	if s := p.Stats(); s.Failures != 0 || la.Err() != nil || lc.Err() != nil {
+		t.Errorf("%+v, %v, %v", s, la.Err(), lc.Err())
+	}
+	la.Release()
+	lc.Release()
+	lb = acquire(t, p, target(b)) // it can be asked for again
+	if pump(t, p, dev, lb); !errors.Is(lb.Err(), ErrNotFound) {
+		t.Errorf("asked for again: %v", lb.Err())
+	}
+	lb.Release()
 }
 
 func TestPoolPin(t *testing.T) {

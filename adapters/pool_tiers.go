@@ -121,11 +121,14 @@ func (p *Pool) read(t Target, dst []byte) (err error) {
 		}
 		weights[i] = part.Weight
 	}
-	w := parts[0]
-	if len(parts) > 1 || weights[0] != 1 {
+	w, mixed := parts[0], len(parts) > 1 || weights[0] != 1
+	if mixed {
 		w = Mix(parts, weights)
 	}
-	if !w.PackInto(dst, p.c.DType) {
+	switch whole := w.PackInto(dst, p.c.DType); {
+	case !whole && mixed: // the caller's doing
+		return fmt.Errorf("loading %s: %w: with these weights it overflows", t.Key(), ErrInvalidName)
+	case !whole:
 		return fmt.Errorf("loading %s: %w: it overflows the working type", t.Key(), ErrCorrupt)
 	}
 	return nil

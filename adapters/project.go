@@ -24,7 +24,7 @@ type ModuleKept struct {
 
 // Project gives the B over the basis' first r rows that is nearest to the foreign LoRA: B = B′·A′·Aᵀ·(A·Aᵀ)⁻¹ for
 // each module. The result's scaling is p's; where a module's differs, the ratio goes into its B. It returns
-// ErrBaseMismatch where the geometries differ and ErrRank unless 1 ≤ r ≤ R.
+// ErrBaseMismatch where the geometries differ, ErrRank unless 1 ≤ r ≤ R, and ErrCorrupt where s·B overflows.
 func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 	var report Projection
 	if err := b.canHold(p, r); err != nil {
@@ -64,6 +64,9 @@ func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 	report.Kept = 1
 	if total > 0 {
 		report.Kept = kept / total
+	}
+	if err := w.checkScaled(); err != nil {
+		return nil, Projection{}, fmt.Errorf("projecting an adapter: %w", err)
 	}
 	return w, report, nil
 }
@@ -128,6 +131,9 @@ func (b *Basis) Adopt(p *PEFT) (*Weights, Projection, error) {
 			}
 		}
 		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, 1, m.norm()})
+	}
+	if err := w.checkScaled(); err != nil {
+		return nil, Projection{}, fmt.Errorf("adopting an adapter: %w", err)
 	}
 	return w, report, nil
 }

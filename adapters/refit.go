@@ -56,7 +56,11 @@ func (b *Basis) Refit(ctx context.Context, p *PEFT, c RefitConfig) (*Weights, Pr
 			}
 			layer, site := at/int(NumSites), Site(at%int(NumSites))
 			in := b.Geometry.In(site)
-			cov := mat.NewDense(in, in, c.Cov(layer, site))
+			moments := c.Cov(layer, site)
+			if err := checkMoments(moments); err != nil { // of NaNs there is no inverse, whatever is added to them
+				return fmt.Errorf("refitting an adapter: layer %d %v: %w", layer, site, err)
+			}
+			cov := mat.NewDense(in, in, moments)
 			var ca, gram mat.Dense
 			a := floatRows(b.A(layer, site), r, in)
 			ca.Mul(cov, a.T()) // [in, r]
@@ -85,6 +89,9 @@ func (b *Basis) Refit(ctx context.Context, p *PEFT, c RefitConfig) (*Weights, Pr
 	}
 	if total > 0 {
 		report.Kept = kept / total
+	}
+	if err := w.checkScaled(); err != nil {
+		return nil, Projection{}, fmt.Errorf("refitting an adapter: %w", err)
 	}
 	return w, report, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"testing"
 )
 
@@ -191,6 +192,12 @@ func TestRefitRefuses(t *testing.T) {
 		t.Errorf("another geometry: %v", err)
 	}
 	p.Geometry = small
+	for _, bad := range []float64{math.NaN(), math.Inf(1)} { // a model that overflowed on a text; it must not be tried for ever
+		broken := func(l int, s Site) []float64 { c := cov(l, s); c[3] = bad; return c }
+		if _, _, err := b.Refit(t.Context(), p, RefitConfig{Cov: broken}); err == nil || !strings.Contains(err.Error(), "not finite") {
+			t.Errorf("moments with %v: %v", bad, err)
+		}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, _, err := b.Refit(ctx, p, RefitConfig{Cov: cov}); !errors.Is(err, context.Canceled) {

@@ -74,17 +74,25 @@ const (
 // Run follows the change feed until ctx ends, whatever the store's outages. Without it every Resolve asks the store.
 func (r *Registry) Run(ctx context.Context) error {
 	defer r.setFollowing(false)
-	cursor, known := "", false
+	cursor, known, following := "", false, false
 	for ctx.Err() == nil {
 		var changes []Change
+		var end string
 		var err error
-		if !known {
-			cursor, err = r.Store.Cursor(ctx)
-			if known = err == nil; known {
-				r.forgetAll()
-				r.setFollowing(true)
+		if !following {
+			if end, err = r.Store.Cursor(ctx); err == nil {
+				if !known {
+					cursor, known = end, true
+					r.forgetAll()
+				}
+				following = end == cursor // otherwise Watch tells at once what was missed
+				r.setFollowing(following)
 			}
-		} else if changes, err = r.Store.Watch(ctx, cursor); err == nil {
+		}
+		if err == nil {
+			changes, err = r.Store.Watch(ctx, cursor)
+		}
+		if err == nil {
 			for _, c := range changes {
 				cursor = c.Cursor
 				r.notice(ctx, c)
@@ -92,9 +100,11 @@ func (r *Registry) Run(ctx context.Context) error {
 					r.onChange(c)
 				}
 			}
+			following = true
 			r.setFollowing(true)
 		}
 		if err != nil {
+			following = false
 			r.setFollowing(false)
 			if errors.Is(err, ErrStoreUnavailable) {
 				r.mu.Lock()
@@ -215,6 +225,9 @@ func (r *Registry) Resolve(ctx context.Context, tenant string, ref Ref, admin bo
 		}
 		if len(t.Parts) > 0 && v.BaseHash != t.Parts[0].Version.BaseHash {
 			return Target{}, fmt.Errorf("resolving %s: %w: %s and %s", ref, ErrBaseMismatch, t.Parts[0].Version.Ref(), v.Ref())
+		}
+		if r.pool != nil {
+			r.pool.prepare(v)
 		}
 		t.Parts = append(t.Parts, TargetPart{v, p.Weight})
 	}

@@ -30,6 +30,21 @@ func (w *Weights) Module(layer int, p Proj) []float32 {
 	return w.Data[off : off+w.Rank*w.Geometry.Out(p)]
 }
 
+// checkScaled says (ErrCorrupt) that B overflows the working type once scaling is folded in: it could be stored, and never loaded.
+func (w *Weights) checkScaled() error {
+	s := float32(w.Scaling)
+	for layer := range w.Geometry.Layers {
+		for p := Q; p < NumProjs; p++ {
+			for i, v := range w.Module(layer, p) {
+				if !finite(fromBF16(toBF16(s * v))) {
+					return fmt.Errorf("%w: layers.%d.%v: element [%d, %d] of lora_B is %v, which a scaling of %v makes too large", ErrCorrupt, layer, p, i/w.Rank, i%w.Rank, v, w.Scaling)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // DType is the working type of a B on the device.
 type DType int
 

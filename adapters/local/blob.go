@@ -2,7 +2,9 @@ package local
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -51,7 +53,10 @@ type source struct {
 }
 
 func (s *source) Read(p []byte) (int, error) {
-	if s.err = s.ctx.Err(); s.err != nil {
+	if s.err == nil {
+		s.err = s.ctx.Err()
+	}
+	if s.err != nil { // also where the reader, asked once more, would say that it ends
 		return 0, s.err
 	}
 	n, err := s.r.Read(p)
@@ -125,12 +130,10 @@ func (s *Store) write(r io.Reader) (*renameio.PendingFile, adapters.BlobInfo, er
 	return f, k.info, s.hook("blob synced")
 }
 
-// place renames a synced temporary file to the blob's place and makes the name durable.
+// place renames a synced temporary file to the blob's place and makes the name durable. Where the same content came before it is replaced all the same:
+// what the disk has made of that file nobody knows.
 func (s *Store) place(f *renameio.PendingFile, info adapters.BlobInfo) error {
 	path := s.blobPath(info.SHA256)
-	if st, err := os.Stat(path); err == nil && st.Size() == info.Bytes {
-		return syncDir(filepath.Dir(path)) // the same content came before, perhaps just before a crash
-	}
 	if err := s.makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
@@ -210,10 +213,32 @@ func (s *Store) OpenBlob(ctx context.Context, tenant, sha string) (adapters.Blob
 // GC is Store.GC. It also removes files that a crash left without a record.
 func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport, error) {
 	var report adapters.GCReport
+	dead, err := s.takeOut(ctx, grace)
+	// To remove a large file takes a while, in which blobs are opened and put.
+	for _, f := range dead {
+		st, failed := os.Stat(f)
+		if failed == nil {
+			failed = os.Remove(f)
+		}
+		if failed == nil {
+			report.Blobs++
+			report.Bytes += st.Size()
+			failed = s.hook("blob removed")
+		}
+		if failed != nil {
+			err = errors.Join(err, fmt.Errorf("collecting garbage: %w", classify(failed)))
+		}
+	}
+	s.keepReserve()
+	return report, err
+}
+
+// takeOut deletes the records of blobs that are garbage and moves their files to tmp, from where a crash's are removed too. It returns the files there.
+func (s *Store) takeOut(ctx context.Context, grace time.Duration) (dead []string, err error) {
 	s.blobMu.Lock()
 	defer s.blobMu.Unlock()
 	kept := map[string]bool{}
-	err := s.update(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
+	err = s.deletion(ctx, "collecting garbage", func(tx *bbolt.Tx) error {
 		used, err := references(tx)
 		if err != nil {
 			return err
@@ -235,30 +260,45 @@ func (s *Store) GC(ctx context.Context, grace time.Duration) (adapters.GCReport,
 		return err
 	})
 	if err != nil {
-		return report, err
+		return nil, err
 	}
-	files, err := filepath.Glob(filepath.Join(s.blobDir(), "??", "*"))
-	if err != nil {
-		return report, fmt.Errorf("collecting garbage: %w", classify(err))
-	}
+	files, err := s.blobFiles()
 	for _, f := range files {
 		if kept[filepath.Base(f)] {
 			continue
 		}
-		st, err := os.Stat(f)
+		to := filepath.Join(s.tmpDir(), "dead"+rand.Text())
 		if err == nil {
-			err = os.Remove(f)
+			err = s.free(func() error { return os.Rename(f, to) })
 		}
 		if err == nil {
-			err = s.hook("blob removed")
+			dead = append(dead, to)
+			err = s.hook("blob taken out")
 		}
-		if err != nil {
-			return report, fmt.Errorf("collecting garbage: %w", classify(err))
-		}
-		report.Blobs++
-		report.Bytes += st.Size()
 	}
-	return report, nil
+	if err != nil {
+		err = fmt.Errorf("collecting garbage: %w", classify(err))
+	}
+	return dead, err
+}
+
+// blobFiles are the paths of all blobs. They are not found by a pattern: the store's own directory may have a name that reads as one.
+func (s *Store) blobFiles() (files []string, err error) {
+	dirs, err := os.ReadDir(s.blobDir())
+	for _, d := range dirs {
+		if len(d.Name()) != 2 || !d.IsDir() {
+			continue
+		}
+		dir := filepath.Join(s.blobDir(), d.Name())
+		list, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range list {
+			files = append(files, filepath.Join(dir, f.Name()))
+		}
+	}
+	return files, err
 }
 
 // references are the keys (tenant, sha) of all blobs that a record refers to.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"bhive/adapters"
@@ -25,6 +27,7 @@ const (
 	envDir   = "BHIVE_TEST_STORE"     // directory of the child's store
 	envCrash = "BHIVE_TEST_CRASH"     // number of the write point at which the child kills itself
 	envFull  = "BHIVE_TEST_FILE_SIZE" // bytes at which a file can grow no more
+	envFirst = "BHIVE_TEST_FIRST"     // the same, already when the store is opened
 )
 
 func TestMain(m *testing.M) {
@@ -37,6 +40,10 @@ func TestMain(m *testing.M) {
 func child(dir string) int {
 	crash, _ := strconv.Atoi(os.Getenv(envCrash))
 	point := 0
+	if err := limitFiles(os.Getenv(envFirst)); err != nil {
+		fmt.Println("error", err)
+		return 1
+	}
 	s, err := Open(dir, Options{hook: func(string) error {
 		if point++; point == crash {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -49,7 +56,7 @@ func child(dir string) int {
 		return 1
 	}
 	if size, err := strconv.ParseUint(os.Getenv(envFull), 10, 64); err == nil {
-		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}); err != nil {
+		if err := limitFiles(os.Getenv(envFull)); err != nil {
 			fmt.Println("error", err)
 			return 1
 		}
@@ -62,6 +69,18 @@ func child(dir string) int {
 	}
 	fmt.Println("points", point)
 	return 0
+}
+
+// limitFiles makes the system refuse what would make a file larger than so many bytes; "" refuses nothing.
+func limitFiles(bytes string) error {
+	if bytes == "" {
+		return nil
+	}
+	size, err := strconv.ParseUint(bytes, 10, 64)
+	if err != nil {
+		return err
+	}
+	return unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size})
 }
 
 // run runs a child and returns the last step that it reported, and all lines.
@@ -130,6 +149,53 @@ func TestWriteRefused(t *testing.T) {
 	}
 	defer s.Close()
 	storetest.CheckScript(t, s, step)
+}
+
+// A first start on a full disk fails, and the next one, when there is room, makes the store.
+func TestFirstStartRefused(t *testing.T) {
+	for _, size := range []int{0, 1, 4096, 8192, 12288} {
+		dir := t.TempDir()
+		_, lines, err := run(t, dir, envFirst+"="+strconv.Itoa(size))
+		if err == nil || !strings.Contains(strings.Join(lines, ""), adapters.ErrStoreUnavailable.Error()) {
+			t.Errorf("%d bytes: %v: %v", size, err, lines)
+		}
+		if step, lines, err := run(t, dir); err != nil || step == 0 {
+			t.Errorf("%d bytes, and again: %v: %v", size, err, lines)
+		}
+	}
+}
+
+// A database of which the end is missing is refused with an error.
+func TestCutShort(t *testing.T) {
+	dir := t.TempDir()
+	if _, lines, err := run(t, dir); err != nil {
+		t.Fatalf("%v: %v", err, lines)
+	}
+	path := filepath.Join(dir, "store.db")
+	s, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := 0
+	if err := s.db.View(func(tx *bbolt.Tx) error { used = int(tx.Size()); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil || used > len(whole) {
+		t.Fatalf("%d bytes of %d are used, %v", used, len(whole), err)
+	}
+	for size := used - 1; size > 0; size -= 1000 {
+		if err := os.WriteFile(path, whole[:size], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := Open(dir, Options{}); !errors.Is(err, adapters.ErrCorrupt) { // or a fault, of this process
+			t.Errorf("%d of %d bytes: %v", size, used, err)
+			if err == nil {
+				_ = s.Close()
+			}
+		}
+	}
 }
 
 // An error at any write point is ErrStoreUnavailable, and the same call succeeds when it is made again.
@@ -205,20 +271,53 @@ func TestDamaged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(s.blobPath(b.SHA256), []byte("cont"), 0o600); err != nil {
-		t.Fatal(err)
+	for _, damaged := range []string{"cont", "cXntent"} {
+		if err := os.WriteFile(s.blobPath(b.SHA256), []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.OpenBlob(ctx, "", b.SHA256); len(damaged) < 7 && !errors.Is(err, adapters.ErrCorrupt) {
+			t.Errorf("a truncated blob: %v", err)
+		}
+		if _, err := s.PutBlob(ctx, "", strings.NewReader("content")); err != nil { // heals it
+			t.Fatal(err)
+		}
+		r, err := s.OpenBlob(ctx, "", b.SHA256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(io.NewSectionReader(r, 0, r.Size())); err != nil || string(got) != "content" {
+			t.Errorf("put again over %q: %q, %v", damaged, got, err)
+		}
+		_ = r.Close()
 	}
-	if _, err := s.OpenBlob(ctx, "", b.SHA256); !errors.Is(err, adapters.ErrCorrupt) {
-		t.Errorf("a truncated blob: %v", err)
-	}
-	if _, err := s.PutBlob(ctx, "", strings.NewReader("content")); err != nil { // heals it
-		t.Fatal(err)
-	}
-	r, err := s.OpenBlob(ctx, "", b.SHA256)
+}
+
+// A name's record that is damaged does not make its numbers begin anew.
+func TestDamagedName(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = r.Close()
+	defer s.Close()
+	ctx := context.Background()
+	b, err := s.PutBlob(ctx, "", strings.NewReader("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := adapters.Version{Name: "a", SHA256: b.SHA256, Rank: 1}
+	if _, err := s.Publish(ctx, "", v, adapters.PublishOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketNames).Put(key("default", "a"), []byte("{")) }); err != nil {
+		t.Fatal(err)
+	}
+	v.Rank = 2
+	if got, err := s.Publish(ctx, "", v, adapters.PublishOptions{}); !errors.Is(err, adapters.ErrCorrupt) {
+		t.Errorf("published as %d, %v", got.Number, err)
+	}
+	if got, err := s.Get(ctx, "", "a", 1); err != nil || got.Rank != 1 {
+		t.Errorf("version 1 is %+v, %v", got, err)
+	}
 }
 
 func TestFeedIsCut(t *testing.T) {

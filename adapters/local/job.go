@@ -103,7 +103,7 @@ func (s *Store) DeleteJob(ctx context.Context, tenant, id string) error {
 	if err := checkNames(tenant, id); err != nil {
 		return fmt.Errorf("deleting a job: %w", err)
 	}
-	return s.update(ctx, "deleting job "+id, func(tx *bbolt.Tx) error {
+	return s.deletion(ctx, "deleting job "+id, func(tx *bbolt.Tx) error {
 		k := key(owner(tenant), id)
 		if tx.Bucket(bucketJobs).Get(k) == nil {
 			return adapters.ErrNotFound

@@ -75,7 +75,7 @@ func (s *Store) DeleteFile(ctx context.Context, tenant, id string) error {
 }
 
 func (s *Store) remove(ctx context.Context, doing string, bucket, k []byte) error {
-	return s.update(ctx, doing, func(tx *bbolt.Tx) error {
+	return s.deletion(ctx, doing, func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucket).Get(k) == nil {
 			return adapters.ErrNotFound
 		}

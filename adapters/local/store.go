@@ -72,12 +72,18 @@ func Open(dir string, o Options) (*Store, error) {
 	fail := func(err error) (*Store, error) {
 		return nil, fmt.Errorf("opening the adapter store in %s: %w", dir, classify(err))
 	}
+	parents := namedIn(dir)
 	for _, d := range []string{dir, s.blobDir(), s.tmpDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return fail(err)
 		}
 	}
-	db, err := bbolt.Open(filepath.Join(dir, "store.db"), 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	for _, d := range parents {
+		if err := syncDir(d); err != nil && !errors.Is(err, fs.ErrPermission) { // who may not read a directory cannot sync it
+			return fail(err)
+		}
+	}
+	db, err := s.openDB()
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return fail(adapters.ErrStoreLocked)
@@ -94,19 +100,89 @@ func Open(dir string, o Options) (*Store, error) {
 	return s, nil
 }
 
-// prepare makes the buckets and sweeps up what a crash left in tmp.
+// openDB opens the database. A new one comes to its place as a whole, and one that is cut short is refused: bbolt would read what is missing, which is a
+// fault that ends the process, as it would be at every start after a first one on a full disk.
+func (s *Store) openDB() (*bbolt.DB, error) {
+	path := filepath.Join(s.dir, "store.db")
+	o := bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType}
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = s.makeDB(path, o)
+	case err == nil && st.Size() > 0:
+		err = checkLength(path, st.Size(), o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return bbolt.Open(path, 0o600, &o)
+}
+
+// makeDB makes an empty database.
+func (s *Store) makeDB(path string, o bbolt.Options) error {
+	f, err := os.CreateTemp(s.tmpDir(), "store.db")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(f.Name()) }()
+	_ = f.Close() // it is empty
+	db, err := bbolt.Open(f.Name(), 0o600, &o)
+	if err != nil {
+		return err
+	}
+	if err := db.Close(); err != nil {
+		return err
+	}
+	_ = os.Link(f.Name(), path) // never over another process's; where there are no links bbolt makes it in its place
+	return nil
+}
+
+// checkLength says (ErrCorrupt) that a database is shorter than it says itself.
+func checkLength(path string, size int64, o bbolt.Options) error {
+	if size < 4*4096 { // bbolt's four first pages
+		return fmt.Errorf("%w: store.db has only %d bytes", adapters.ErrCorrupt, size)
+	}
+	o.ReadOnly = true // reads nothing but the beginning
+	db, err := bbolt.Open(path, 0o600, &o)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	return db.View(func(tx *bbolt.Tx) error {
+		st, err := os.Stat(path) // by now: another process may have made it grow
+		if err == nil && st.Size() < tx.Size() {
+			err = fmt.Errorf("%w: store.db has %d bytes, not the %d that it should have at least", adapters.ErrCorrupt, st.Size(), tx.Size())
+		}
+		return err
+	})
+}
+
+// namedIn are the directories that hold the names of dir and of those above it that are yet to be made. A crash that loses one of these names loses all
+// that is below it.
+func namedIn(dir string) (parents []string) {
+	for {
+		parent := filepath.Dir(dir)
+		parents = append(parents, parent)
+		if _, err := os.Stat(dir); err == nil || parent == dir {
+			return parents
+		}
+		dir = parent
+	}
+}
+
+// prepare makes the buckets and the reserve, and sweeps up what a crash left in tmp.
 func (s *Store) prepare() error {
 	for _, d := range []string{s.dir, s.blobDir()} {
 		if err := syncDir(d); err != nil {
 			return err
 		}
 	}
-	dirs, err := filepath.Glob(filepath.Join(s.blobDir(), "??"))
+	dirs, err := os.ReadDir(s.blobDir())
 	if err != nil {
 		return err
 	}
 	for _, d := range dirs {
-		s.dirs.Store(d, struct{}{})
+		s.dirs.Store(filepath.Join(s.blobDir(), d.Name()), struct{}{})
 	}
 	left, err := os.ReadDir(s.tmpDir())
 	if err != nil {
@@ -117,22 +193,26 @@ func (s *Store) prepare() error {
 			return err
 		}
 	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		for _, b := range [][]byte{bucketBlobs, bucketNames, bucketVersions, bucketFeed, bucketJobs, bucketEvents, bucketFiles, bucketValues, bucketBasis, bucketFormat} {
-			if _, err := tx.CreateBucketIfNotExists(b); err != nil {
-				return err
-			}
+	s.keepReserve()
+	return s.free(func() error { return s.db.Update(makeBuckets) })
+}
+
+// makeBuckets makes the buckets that are missing and checks the format.
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, b := range [][]byte{bucketBlobs, bucketNames, bucketVersions, bucketFeed, bucketJobs, bucketEvents, bucketFiles, bucketValues, bucketBasis, bucketFormat} {
+		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
+			return err
 		}
-		b := tx.Bucket(bucketFormat)
-		switch v := b.Get([]byte("version")); string(v) {
-		case "":
-			return b.Put([]byte("version"), []byte("1"))
-		case "1":
-			return nil
-		default:
-			return fmt.Errorf("%w: store.db has format %q, not 1", adapters.ErrCorrupt, v)
-		}
-	})
+	}
+	b := tx.Bucket(bucketFormat)
+	switch v := b.Get([]byte("version")); string(v) {
+	case "":
+		return b.Put([]byte("version"), []byte("1"))
+	case "1":
+		return nil
+	default:
+		return fmt.Errorf("%w: store.db has format %q, not 1", adapters.ErrCorrupt, v)
+	}
 }
 
 // Close closes the store; waiting Watches return ErrClosed. Idempotent.

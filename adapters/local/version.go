@@ -2,6 +2,7 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -66,7 +67,10 @@ func (s *Store) publish(tx *bbolt.Tx, tenant string, v *adapters.Version, o adap
 	if err != nil {
 		return err
 	}
-	n, _ := load[nameRecord](tx, bucketNames, key(v.Tenant, v.Name))
+	n, err := load[nameRecord](tx, bucketNames, key(v.Tenant, v.Name))
+	if err != nil && !errors.Is(err, adapters.ErrNotFound) {
+		return err
+	}
 	if o.CheckLive && n.Live != o.ExpectLive {
 		if o.ExpectLive == 0 {
 			return adapters.ErrExists
@@ -202,7 +206,7 @@ func (s *Store) Delete(ctx context.Context, tenant, name string, number int) err
 		return fmt.Errorf("deleting an adapter: %w", err)
 	}
 	tenant = owner(tenant)
-	return s.update(ctx, fmt.Sprintf("deleting %s@%d", name, number), func(tx *bbolt.Tx) error {
+	return s.deletion(ctx, fmt.Sprintf("deleting %s@%d", name, number), func(tx *bbolt.Tx) error {
 		n, err := loadName(tx, tenant, name)
 		if err != nil {
 			return err

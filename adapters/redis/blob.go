@@ -96,7 +96,7 @@ func (u *upload) stamp(ctx context.Context, doing string, first bool) error {
 	u.stamped = time.Now()
 	orphan := at{key: u.s.meta("orphans"), field: u.id}
 	_, err := u.s.update(ctx, doing, []at{orphan}, func(snap snapshot, c *change) error {
-		if _, ok := snap.raw(0); !ok && !first {
+		if stamp, ok := snap.raw(0); (!ok || stamp == "0") && !first {
 			return errAbandoned
 		}
 		c.set(orphan.key, orphan.field, strconv.FormatInt(snap.now.UnixMicro(), 10))

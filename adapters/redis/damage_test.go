@@ -2,6 +2,7 @@ package redis
 
 import (
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -206,3 +207,40 @@ func (s *stalling) Read(p []byte) (int, error) {
 	}
 	return copy(p, "four"), nil
 }
+
+// An upload whose chunks were marked to be removed cannot go on, not even where the server that marked them died before it forgot them.
+func TestAbandonedGoesNotOn(t *testing.T) {
+	srv := startServer(t)
+	s, raw := openTest(t, srv.url(), Options{ChunkBytes: 4, UploadGrace: time.Nanosecond}), srv.client(t)
+	marked := 0
+	info, err := s.PutBlob(ctx, "", readerFunc(func(p []byte) (int, error) {
+		if marked > 0 {
+			return 0, io.EOF
+		}
+		orphans, err := raw.HGetAll(ctx, s.meta("orphans")).Result()
+		if err != nil {
+			return 0, err
+		}
+		for id := range orphans {
+			if n, err := raw.HLen(ctx, s.blobKey(id)).Result(); err != nil || n != 1 {
+				continue
+			}
+			marked++
+			if err := errors.Join(raw.HSet(ctx, s.meta("orphans"), id, "0").Err(), raw.Unlink(ctx, s.blobKey(id)).Err()); err != nil {
+				return 0, err
+			}
+		}
+		return copy(p, "some"), nil
+	}))
+	if marked != 1 {
+		t.Fatalf("%d uploads were marked, %v", marked, err)
+	}
+	if !errors.Is(err, adapters.ErrStoreUnavailable) {
+		_, unread := read(s, info.SHA256)
+		t.Errorf("acknowledged: %+v, %v; read back: %v", info, err, unread)
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -21,6 +21,9 @@ import (
 	"bhive/adapters/storetest"
 )
 
+// patience is a timeout of stores whose calls must succeed, however slow the machine is.
+const patience = time.Minute
+
 var durable = []string{"--appendonly", "yes", "--appendfsync", "always"}
 
 func put(t testing.TB, s adapters.Store, content string) string {
@@ -106,20 +109,21 @@ func TestAway(t *testing.T) {
 			t.Parallel() // it mostly waits
 			srv := startServer(t, durable...)
 			s := openTest(t, srv.url(), Options{Timeout: 300 * time.Millisecond})
-			publish(t, s, "a", "one")
-			v := publish(t, s, "a", "two")
-			j, err := s.CreateJob(ctx, "", adapters.Job{ID: "j", State: "running"}, json.RawMessage(`1`))
+			calm := openTest(t, srv.url(), Options{Timeout: patience}) // for the calls that must not fail
+			publish(t, calm, "a", "one")
+			v := publish(t, calm, "a", "two")
+			j, err := calm.CreateJob(ctx, "", adapters.Job{ID: "j", State: "running"}, json.RawMessage(`1`))
 			if err != nil {
 				t.Fatal(err)
 			}
-			f, err := s.PutFile(ctx, "", adapters.File{ID: "f", SHA256: v.SHA256})
+			f, err := calm.PutFile(ctx, "", adapters.File{ID: "f", SHA256: v.SHA256})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := s.PutValue(ctx, "", "k", []byte("value"), 0); err != nil {
+			if _, err := calm.PutValue(ctx, "", "k", []byte("value"), 0); err != nil {
 				t.Fatal(err)
 			}
-			before := look(t, s, v.SHA256)
+			before := look(t, calm, v.SHA256)
 			waiting := make(chan error, 1)
 			go func() { _, err := s.Watch(ctx, before.Cursor); waiting <- err }()
 			time.Sleep(50 * time.Millisecond) // it waits in Redis
@@ -183,13 +187,13 @@ func TestAway(t *testing.T) {
 			outage.end(srv)
 			heals(t, s)
 			time.Sleep(50 * time.Millisecond) // whatever was sent before comes to be handled
-			if d := cmp.Diff(before, look(t, s, v.SHA256)); d != "" {
+			if d := cmp.Diff(before, look(t, calm, v.SHA256)); d != "" {
 				t.Error(d)
 			}
-			if got := publish(t, s, "a", "three"); got.Number != 3 {
+			if got := publish(t, calm, "a", "three"); got.Number != 3 {
 				t.Errorf("the next version: %d", got.Number)
 			}
-			if c, err := s.Watch(ctx, before.Cursor); err != nil || len(c) != 1 || c[0].Number != 3 {
+			if c, err := calm.Watch(ctx, before.Cursor); err != nil || len(c) != 1 || c[0].Number != 3 {
 				t.Errorf("what came since: %+v, %v", c, err)
 			}
 		})
@@ -205,15 +209,25 @@ func TestKilledAnyTime(t *testing.T) {
 	srv := startServer(t, durable...)
 	for round := range rounds {
 		url := fmt.Sprintf("%s?prefix=round%d", srv.url(), round)
-		s := openTest(t, url, Options{ChunkBytes: 4096, Timeout: 200 * time.Millisecond})
-		killed := make(chan struct{})
-		go func() {
-			defer close(killed)
-			time.Sleep(rand.N(25 * time.Millisecond))
-			srv.kill()
-		}()
+		s := openTest(t, url, Options{ChunkBytes: 4096, Timeout: time.Second})
+		killed, after := make(chan struct{}), rand.N(16) // of Script's 16 steps
+		kill := sync.OnceFunc(func() {
+			go func() {
+				defer close(killed)
+				time.Sleep(rand.N(3 * time.Millisecond)) // perhaps in the middle of the next step
+				srv.kill()
+			}()
+		})
+		if after == 0 {
+			kill()
+		}
 		step := 0
-		err := storetest.Script(s, func(n int) { step = n })
+		err := storetest.Script(s, func(n int) {
+			if step = n; n == after {
+				kill()
+			}
+		})
+		kill() // where the machine was too slow for the step
 		<-killed
 		t.Logf("killed after step %d", step)
 		if err != nil && !errors.Is(err, adapters.ErrStoreUnavailable) {
@@ -221,7 +235,7 @@ func TestKilledAnyTime(t *testing.T) {
 		}
 		srv.start()
 		heals(t, s)
-		storetest.CheckScript(t, s, step)
+		storetest.CheckScript(t, openTest(t, url, Options{ChunkBytes: 4096, Timeout: patience}), step)
 		if c := srv.client(t); t.Failed() {
 			t.Fatal(c.HGetAll(ctx, s.meta("orphans")).Result())
 		}

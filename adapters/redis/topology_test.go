@@ -83,7 +83,7 @@ func TestSentinel(t *testing.T) {
 	sentinel.command = []string{config, "--sentinel"}
 	sentinel.start()
 	t.Cleanup(sentinel.kill)
-	s := openTest(t, sentinel.url()+"?master=hive", Options{Timeout: 500 * time.Millisecond})
+	s := openTest(t, sentinel.url()+"?master=hive", Options{})
 	publish(t, s, "a", "one")
 	until := func(what string, done func() bool) {
 		t.Helper()

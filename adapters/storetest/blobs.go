@@ -40,6 +40,17 @@ type failing struct {
 	err error
 }
 
+// once gives as much as it is asked for together with its error, and when it is asked again it ends, as a request's body does.
+type once struct{ err error }
+
+func (o *once) Read(p []byte) (int, error) {
+	err := o.err
+	if o.err = io.EOF; err == io.EOF {
+		return 0, err
+	}
+	return len(p), err
+}
+
 var errSource = errors.New("the source broke")
 
 func (f *failing) Read(p []byte) (int, error) {
@@ -65,7 +76,9 @@ func testBlobs(t *testing.T, s adapters.Store) {
 			t.Error("the source's error is taken for the store's")
 		}
 	}
-	_, err := readBlob(s, "", strings.Repeat("0", 64))
+	_, err := s.PutBlob(ctx, "", &once{err: errSource})
+	want(t, err, errSource, "a source that breaks once and then ends")
+	_, err = readBlob(s, "", strings.Repeat("0", 64))
 	want(t, err, adapters.ErrNotFound, "an unknown blob")
 	for _, sha := range []string{"", "..", "../../../etc/passwd", strings.Repeat("A", 64)} {
 		_, err = readBlob(s, "", sha)
