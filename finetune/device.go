@@ -160,25 +160,40 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 	})
 }
 
+// others reports whether another job has a lane, or is about to get one or to give one back.
 func (m *Manager) others(j *job) bool {
 	for _, o := range m.jobs {
-		if o != j && o.lane != nil {
+		if o != j && (o.lane != nil || o.joining) {
 			return true
 		}
 	}
-	return false
+	return m.leaving > 0
 }
 
-// leave takes a job off the device; then gets its state, or nil where the device has failed.
+// leave takes a job off the device; then gets its state, or nil where the device has failed, when the lane is free.
 func (m *Manager) leave(j *job, then func(*Checkpoint)) {
 	lane := j.lane
 	j.lane = nil
+	m.leaving++
 	m.device.command(m, func() {
 		lane.checkpoint(func(c *Checkpoint, _ error) {
-			m.device.command(m, func() { m.device.remove(lane) })
-			m.post(func() { then(c) })
+			m.device.command(m, func() {
+				m.device.remove(lane)
+				m.post(func() {
+					m.leaving--
+					m.unblock()
+					then(c)
+				})
+			})
 		})
 	})
+}
+
+// unblock has those that wait for memory try again.
+func (m *Manager) unblock() {
+	for _, o := range m.jobs {
+		o.blocked = false
+	}
 }
 
 func (d *device) remove(l *Lane) {
@@ -241,10 +256,16 @@ func (r *runner) open() (*Lane, error) {
 // report is called by the trainer after a step or an evaluation.
 func (r *runner) report(rep Report) {
 	position, now := r.lane.pos, time.Now()
-	r.m.post(func() { r.m.progress(r.ctx, r.j, rep, position, now) })
+	progress := func() { r.m.progress(r.ctx, r.j, rep, position, now) }
+	if rep.Err != nil { // whoever takes its place finds it free
+		r.m.device.command(r.m, func() {
+			r.m.device.remove(r.lane)
+			r.m.post(progress)
+		})
+		return
+	}
+	r.m.post(progress)
 	switch {
-	case rep.Err != nil:
-		r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
 	case rep.Completed:
 		r.sample(rep.Step, r.complete)
 	case !rep.Eval && rep.Step%r.p.spec.SampleSteps == 0:
@@ -290,12 +311,25 @@ func (r *runner) complete() {
 			result.loss = &loss
 		}
 		result.b = r.lane.encoding()
-		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
+		free := make(chan struct{})
+		gone := sync.OnceFunc(func() { close(free) })
+		r.m.post(func() {
+			r.m.complete(r.ctx, r.j, result)
+			<-free // no other job is begun before: it would find no lane
+		})
 		// Run waits for it, and must not for ever when the engine is gone.
-		stop := context.AfterFunc(r.run, func() { time.AfterFunc(r.m.c.Shutdown, func() { result.b.Fail(errStopped) }) })
+		stop := context.AfterFunc(r.run, func() {
+			time.AfterFunc(r.m.c.Shutdown, func() {
+				result.b.Fail(errStopped)
+				gone()
+			})
+		})
 		r.lane.weights(best, result.b, func() {
-			stop()
-			r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
+			r.m.device.command(r.m, func() {
+				r.m.device.remove(r.lane)
+				stop()
+				gone()
+			})
 		})
 	})
 }

@@ -229,9 +229,7 @@ func (m *Manager) retire(j *job) {
 	delete(m.jobs, j.public.ID)
 	m.mu.Unlock()
 	m.announce()
-	for _, o := range m.jobs {
-		o.blocked = false
-	}
+	m.unblock()
 }
 
 // fail ends a job with an error.

@@ -43,6 +43,7 @@ type Manager struct {
 	signal  chan struct{} // the inbox has something
 	stopped chan struct{} // closed by Close
 	workers sync.WaitGroup
+	leaving int // lanes on their way back; Run's goroutine's
 
 	device device
 	ready  atomic.Bool

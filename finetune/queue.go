@@ -137,7 +137,7 @@ func (j *job) continues() bool {
 // follow each other, so that each goes on from the one before.
 func (m *Manager) start(ctx context.Context) {
 	for ctx.Err() == nil {
-		active := 0
+		active := m.leaving
 		byTenant := map[string]int{}
 		var next *job
 		var queued []*job

@@ -1,0 +1,142 @@
+package finetune
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bhive/adapters"
+	"bhive/infer"
+	"bhive/kernels/kerneltest"
+)
+
+// settled waits until Run's goroutine has nothing to do about a job, and returns it; nil where it has ended.
+func (h *hive) settled(t *testing.T, id string) (j *job) {
+	t.Helper()
+	for busy := true; busy; {
+		for range 2 { // between the two it takes up what is queued
+			if err := h.m.do(t.Context(), func(done func(error)) {
+				j = h.m.jobs[id]
+				busy = j != nil && j.busy()
+				done(nil)
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return j
+}
+
+// stopping pauses a job and returns when Run's goroutine has begun to.
+func (h *hive) stopping(t *testing.T, id string) (paused chan error) {
+	t.Helper()
+	paused = make(chan error, 1)
+	go func() {
+		_, err := h.m.Pause(context.Background(), "anna", id)
+		paused <- err
+	}()
+	for begun := false; !begun; {
+		if err := h.m.do(t.Context(), func(done func(error)) { begun = h.m.jobs[id].stop != nil; done(nil) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return paused
+}
+
+// TestNextWaitsForTheLane: the job that comes next is not begun before the one before has given its lane back, which may be long after it was paused.
+func TestNextWaitsForTheLane(t *testing.T) {
+	var hold atomic.Bool
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, func(u infer.Unit) bool {
+		return hold.Load() && u.Kind == "copy"
+	})
+	first := h.submit(t, spec("first", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+	next := h.submit(t, spec("next", nil))
+	h.until(t, first.ID, 1)
+	hold.Store(true)
+	paused := h.stopping(t, first.ID)
+	h.settled(t, next.ID)
+	hold.Store(false)
+	if err := <-paused; err != nil {
+		t.Fatal(err)
+	}
+	if j, _ := h.wait(t, "anna", next.ID); j.State != Succeeded {
+		t.Errorf("%+v %+v", j, j.Error)
+	}
+}
+
+// TestNextWaitsForTheEnd: a job's end may be durable before its lane is free.
+func TestNextWaitsForTheEnd(t *testing.T) {
+	store := openStore(t, t.TempDir())
+	var first atomic.Value
+	held := 0
+	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, func(u infer.Unit) bool {
+		if u.Kind != "copied" || !u.Due {
+			return false
+		}
+		if id, ok := first.Load().(string); ok {
+			if r, err := store.GetJob(context.Background(), "anna", id); err != nil || r.State == string(Succeeded) {
+				held++ // and some time for the next to ask for it
+			}
+		}
+		return held < 100
+	})
+	first.Store(h.submit(t, spec("first", nil)).ID)
+	next := h.submit(t, spec("next", nil))
+	if j, _ := h.wait(t, "anna", next.ID); j.State != Succeeded {
+		t.Errorf("%+v %+v", j, j.Error)
+	}
+}
+
+// TestWaitsForMemory: a job that finds no memory for its lane waits for another's, also for one that is being paused, and goes on when that has left.
+func TestWaitsForMemory(t *testing.T) {
+	be := kerneltest.NewLedger(openDevice(t, true))
+	cp := openDemo(t)
+	basis, err := adapters.NewBasis(t.Context(), adapters.BasisConfig{R: 16, Geometry: geometry(cp.Config()), BaseHash: infer.BaseHash(cp)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	model := load(t, be, cp, basis, format())
+	for _, pausing := range []bool{false, true} {
+		var hold, full atomic.Bool
+		h := openHive(t, model, openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 2, BatchTokens: 256}}, func(u infer.Unit) bool {
+			if u.Kind == "commands" && full.Load() { // the lane that is opened next finds no memory
+				full.Store(false)
+				be.FailAt(1)
+			}
+			return hold.Load() && u.Kind == "copy"
+		})
+		first := h.submit(t, spec("first", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+		h.until(t, first.ID, 1)
+		var paused chan error
+		if pausing {
+			hold.Store(true)
+			paused = h.stopping(t, first.ID)
+			h.settledCommands(t)
+		}
+		full.Store(true)
+		next := h.submit(t, spec("next", nil))
+		if j := h.settled(t, next.ID); j == nil || !j.blocked {
+			t.Errorf("pausing %v: the job is %+v", pausing, j)
+		}
+		be.FailAt(0)
+		if !pausing {
+			paused = h.stopping(t, first.ID)
+		}
+		hold.Store(false)
+		if err := <-paused; err != nil {
+			t.Fatal(err)
+		}
+		if j, _ := h.wait(t, "anna", next.ID); j.State != Succeeded {
+			t.Errorf("pausing %v: %+v %+v", pausing, j, j.Error)
+		}
+		h.stop()
+	}
+}
+
+// settledCommands waits until the engine has nothing from other goroutines.
+func (h *hive) settledCommands(t *testing.T) {
+	for h.m.device.waiting() {
+		time.Sleep(time.Millisecond)
+	}
+}
