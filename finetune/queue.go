@@ -236,14 +236,11 @@ func (m *Manager) tick(ctx context.Context, now time.Time) {
 func (m *Manager) shutdown() {
 	ctx, cancel := context.WithTimeout(context.Background(), m.c.Shutdown)
 	defer cancel()
-	left := 0
 	for _, j := range m.jobs {
 		if j.lane == nil {
 			continue
 		}
-		left++
 		m.leave(j, func(c *Checkpoint) {
-			left--
 			if c == nil {
 				return
 			}
@@ -252,12 +249,12 @@ func (m *Manager) shutdown() {
 			}
 		})
 	}
-	for left > 0 {
+	for m.leaving > 0 { // those that are being paused too
 		select {
 		case <-m.signal:
 			m.deliver()
 		case <-ctx.Done():
-			m.log.Error("the engine did not stop training in time; jobs will go on from older checkpoints", "jobs", left)
+			m.log.Error("the engine did not stop training in time; jobs will go on from older checkpoints", "jobs", m.leaving)
 			return
 		}
 	}

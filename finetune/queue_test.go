@@ -140,3 +140,25 @@ func (h *hive) settledCommands(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// TestPausedAtShutdown: what is being paused when the process ends is paused, with its last step.
+func TestPausedAtShutdown(t *testing.T) {
+	store := openStore(t, t.TempDir())
+	var hold atomic.Bool
+	h := openHive(t, demoModel(t, 16), store, Config{}, func(u infer.Unit) bool { return hold.Load() && u.Kind == "copy" })
+	j := h.submit(t, spec("paused", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+	h.until(t, j.ID, 1)
+	hold.Store(true)
+	paused := h.stopping(t, j.ID)
+	go func() {
+		time.Sleep(20 * time.Millisecond) // for Run to see its end
+		hold.Store(false)
+	}()
+	h.stop()
+	if err := <-paused; err != nil {
+		t.Error(err)
+	}
+	if r, err := store.GetJob(t.Context(), "anna", j.ID); err != nil || State(r.State) != Paused || len(r.Blobs) != 2 {
+		t.Errorf("the job is %+v, %v", r, err)
+	}
+}
