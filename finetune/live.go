@@ -219,13 +219,14 @@ func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) 
 	if err := m.saveAs(ctx, j, public, events...); err != nil && !errors.Is(err, errLost) {
 		return err
 	}
-	m.retire(j)
+	m.retire(j, public)
 	return nil
 }
 
-// retire forgets a job that is final in the store.
-func (m *Manager) retire(j *job) {
+// retire forgets a job that is final in the store. What was under way for it sees that it is.
+func (m *Manager) retire(j *job, public Job) {
 	m.mu.Lock()
+	j.public = public
 	delete(m.jobs, j.public.ID)
 	m.mu.Unlock()
 	m.announce()

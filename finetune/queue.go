@@ -241,7 +241,7 @@ func (m *Manager) shutdown() {
 			continue
 		}
 		m.leave(j, func(c *Checkpoint) {
-			if c == nil {
+			if c == nil || j.public.State.Final() {
 				return
 			}
 			if err := m.saveCheckpoint(ctx, j, c); err != nil {
@@ -298,17 +298,24 @@ func (m *Manager) resume(j *job, done func(error)) {
 
 // halt takes a job off the device, or out of its preparation, and then calls then with its checkpoint where it had a lane.
 func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint), done func(error)) {
-	ctx := context.Background()
+	end := func(ctx context.Context, c *Checkpoint) {
+		j.stop = nil
+		if j.public.State.Final() { // it has failed meanwhile
+			done(fmt.Errorf("%w: it is %s", ErrState, j.public.State))
+			return
+		}
+		then(ctx, c)
+	}
 	switch {
 	case j.stop != nil || j.finishing:
 		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
 	case j.preparing || j.joining:
-		j.stop = func(ctx context.Context) { j.stop = nil; then(ctx, nil) }
+		j.stop = func(ctx context.Context) { end(ctx, nil) }
 	case j.lane != nil:
 		j.stop = func(context.Context) {}
-		m.leave(j, func(c *Checkpoint) { j.stop = nil; then(ctx, c) })
+		m.leave(j, func(c *Checkpoint) { end(context.Background(), c) })
 	default:
-		then(ctx, nil)
+		end(context.Background(), nil)
 	}
 }
 

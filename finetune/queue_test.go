@@ -2,6 +2,7 @@ package finetune
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -160,5 +161,46 @@ func TestPausedAtShutdown(t *testing.T) {
 	}
 	if r, err := store.GetJob(t.Context(), "anna", j.ID); err != nil || State(r.State) != Paused || len(r.Blobs) != 2 {
 		t.Errorf("the job is %+v, %v", r, err)
+	}
+}
+
+// TestFailedWhilePaused: a job that fails while it is being paused or cancelled has failed.
+func TestFailedWhilePaused(t *testing.T) {
+	model, store := demoModel(t, 16), openStore(t, t.TempDir())
+	w := adapters.NewWeights(model.Geometry, 4, 8)
+	for i := range w.Data {
+		w.Data[i] = 3e38 // no gradient of it is finite
+	}
+	basis := model.Basis
+	v := adapters.Version{Name: "huge", BasisDigest: basis.RowsDigest(4), BaseHash: basis.BaseHash}
+	if _, err := adapters.NewRegistry(store, nil).Save(t.Context(), "anna", v, w, adapters.PublishOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var last, hold atomic.Bool
+	steps := 0
+	h := openHive(t, model, store, Config{}, func(u infer.Unit) bool {
+		if u.Kind == "finish" && !hold.Load() && !last.Load() {
+			if steps++; steps == 10 {
+				last.Store(true)
+				hold.Store(true)
+			}
+		}
+		return hold.Load() && u.Kind == "finish"
+	})
+	j := h.submit(t, spec("huge", func(s *JobSpec) { s.Parent, s.MaxSteps = "huge", 100 }))
+	for !last.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	paused := h.stopping(t, j.ID)
+	h.settledCommands(t)
+	hold.Store(false)
+	if err := <-paused; !errors.Is(err, ErrState) {
+		t.Errorf("pausing it: %v", err)
+	}
+	if r, err := store.GetJob(t.Context(), "anna", j.ID); err != nil || State(r.State) != Failed || len(r.Blobs) != 0 {
+		t.Errorf("the job is %+v, %v", r, err)
+	}
+	if j, _ := h.wait(t, "anna", j.ID); j.State != Failed || j.Error == nil || j.Error.Code != "diverged" {
+		t.Errorf("%+v %+v", j, j.Error)
 	}
 }
