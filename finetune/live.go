@@ -29,7 +29,7 @@ type job struct {
 	joining      bool                  // it waits for a lane
 	ending       bool                  // its last step is done
 	finishing    bool                  // it has come to its end and is being published, while its B comes from the device
-	blocked      bool                  // there was no memory; until another job leaves
+	blocked      bool                  // there was no memory, until another job leaves; or no store, for a moment
 	saving       bool                  // a checkpoint is under way
 	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
@@ -211,6 +211,17 @@ func (m *Manager) setState(ctx context.Context, j *job, s State, message string)
 	}
 }
 
+// commitState moves a job to a state that is not final and that somebody has asked for. On an error it is in the state that it was in.
+func (m *Manager) commitState(ctx context.Context, j *job, s State, message string) error {
+	public := j.public
+	public.State = s
+	if err := m.saveAs(ctx, j, public, Event{Type: EventState, State: s, Message: message}); err != nil {
+		return err
+	}
+	m.update(j, func(p *Job) { p.State = s })
+	return nil
+}
+
 // finish moves a job to a final state.
 func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) error {
 	now := time.Now().UTC()
@@ -258,13 +269,17 @@ func (m *Manager) fail(ctx context.Context, j *job, err error) {
 	}
 }
 
-// retry does something again later, because the store is away.
+// retry does something again later, because the store is away, unless the job has ended by then.
 func (m *Manager) retry(ctx context.Context, j *job, what string, err error, f func()) {
 	m.log.Warn(what, "job", j.public.ID, "error", err)
 	m.workers.Go(func() {
 		select {
 		case <-time.After(2 * time.Second):
-			m.post(f)
+			m.post(func() {
+				if m.jobs[j.public.ID] == j {
+					f()
+				}
+			})
 		case <-ctx.Done():
 		case <-m.stopped:
 		}

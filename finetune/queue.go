@@ -195,6 +195,10 @@ func (m *Manager) begin(ctx context.Context, j *job) {
 			case j.stop != nil: // paused or cancelled meanwhile
 				j.stop(ctx)
 			case ctx.Err() != nil: // goes on at the next start
+			case errors.Is(err, adapters.ErrStoreUnavailable):
+				j.blocked = true
+				m.setState(ctx, j, Queued, "waits for the store")
+				m.retry(ctx, j, "reading a job's examples", err, func() { j.blocked = false })
 			case err != nil:
 				m.fail(ctx, j, err)
 			default:
@@ -262,8 +266,8 @@ func (m *Manager) shutdown() {
 
 // cancel ends a job.
 func (m *Manager) cancel(j *job, done func(error)) {
-	m.halt(j, func(ctx context.Context, _ *Checkpoint) {
-		done(m.finish(ctx, j, Cancelled, Event{Type: EventState, State: Cancelled, Message: "cancelled"}))
+	m.halt(j, func(ctx context.Context, _ *Checkpoint) error {
+		return m.finish(ctx, j, Cancelled, Event{Type: EventState, State: Cancelled, Message: "cancelled"})
 	}, done)
 }
 
@@ -273,16 +277,14 @@ func (m *Manager) pause(j *job, done func(error)) {
 		done(fmt.Errorf("%w: it is paused already", ErrState))
 		return
 	}
-	m.halt(j, func(ctx context.Context, c *Checkpoint) {
+	m.halt(j, func(ctx context.Context, c *Checkpoint) error {
 		if c != nil {
 			if err := m.saveCheckpoint(ctx, j, c); err != nil {
 				m.log.Error("writing a checkpoint at a pause", "job", j.public.ID, "error", err)
-				done(err)
-				return
+				return err
 			}
 		}
-		m.setState(ctx, j, Paused, fmt.Sprintf("paused at step %d", j.public.Progress.Step))
-		done(nil)
+		return m.commitState(ctx, j, Paused, fmt.Sprintf("paused at step %d", j.public.Progress.Step))
 	}, done)
 }
 
@@ -292,19 +294,22 @@ func (m *Manager) resume(j *job, done func(error)) {
 		done(fmt.Errorf("%w: it is %s, not paused", ErrState, j.public.State))
 		return
 	}
-	m.setState(context.Background(), j, Queued, "resumed")
-	done(nil)
+	done(m.commitState(context.Background(), j, Queued, "resumed"))
 }
 
-// halt takes a job off the device, or out of its preparation, and then calls then with its checkpoint where it had a lane.
-func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint), done func(error)) {
+// halt takes a job off the device, or out of its preparation, and then calls then with its checkpoint where it had a lane. Where then fails the job goes on.
+func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, done func(error)) {
 	end := func(ctx context.Context, c *Checkpoint) {
 		j.stop = nil
 		if j.public.State.Final() { // it has failed meanwhile
 			done(fmt.Errorf("%w: it is %s", ErrState, j.public.State))
 			return
 		}
-		then(ctx, c)
+		err := then(ctx, c)
+		if s := j.public.State; err != nil && m.jobs[j.public.ID] == j && (s == Running || s == ValidatingFiles) {
+			m.setState(ctx, j, Queued, "goes on: it could not be stopped")
+		}
+		done(err)
 	}
 	switch {
 	case j.stop != nil || j.finishing:

@@ -1,0 +1,90 @@
+package finetune
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"testing"
+
+	"bhive/adapters"
+)
+
+// awayStore is a store that cannot be reached while away is true.
+type awayStore struct {
+	adapters.Store
+	away atomic.Bool
+}
+
+func (s *awayStore) reach() error {
+	if s.away.Load() {
+		return fmt.Errorf("a test: %w", adapters.ErrStoreUnavailable)
+	}
+	return nil
+}
+
+func (s *awayStore) PutBlob(ctx context.Context, tenant string, r io.Reader) (adapters.BlobInfo, error) {
+	if err := s.reach(); err != nil {
+		return adapters.BlobInfo{}, err
+	}
+	return s.Store.PutBlob(ctx, tenant, r)
+}
+
+func (s *awayStore) OpenBlob(ctx context.Context, tenant, sha string) (adapters.BlobReader, error) {
+	if err := s.reach(); err != nil {
+		return nil, err
+	}
+	return s.Store.OpenBlob(ctx, tenant, sha)
+}
+
+func (s *awayStore) UpdateJob(ctx context.Context, tenant string, j adapters.Job, events ...json.RawMessage) (adapters.Job, error) {
+	if err := s.reach(); err != nil {
+		return j, err
+	}
+	return s.Store.UpdateJob(ctx, tenant, j, events...)
+}
+
+func (s *awayStore) AppendEvents(ctx context.Context, tenant, id string, events ...json.RawMessage) (int64, error) {
+	if err := s.reach(); err != nil {
+		return 0, err
+	}
+	return s.Store.AppendEvents(ctx, tenant, id, events...)
+}
+
+// TestStopWhileStoreIsAway: what is not durable is not acknowledged, and the job goes on as if it had not been asked for.
+func TestStopWhileStoreIsAway(t *testing.T) {
+	store := &awayStore{Store: openStore(t, t.TempDir())}
+	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, nil)
+	long := func(s *JobSpec) { s.MaxSteps = 1e6 }
+	running, queued := h.submit(t, spec("running", long)), h.submit(t, spec("queued", long))
+	h.until(t, running.ID, 1)
+	away := func(what string, id string, want State, f func(context.Context, string, string) (Job, error)) {
+		t.Helper()
+		store.away.Store(true)
+		if _, err := f(t.Context(), "anna", id); !errors.Is(err, adapters.ErrStoreUnavailable) {
+			t.Errorf("%s while the store is away: %v", what, err)
+		}
+		if j, err := h.m.Get(t.Context(), "anna", id); err != nil || j.State != want && (want != Running || j.State == Paused || j.State.Final()) {
+			t.Errorf("after %s it is %s, %v", what, j.State, err)
+		}
+		store.away.Store(false)
+	}
+	away("a pause", queued.ID, Queued, h.m.Pause)
+	if _, err := h.m.Pause(t.Context(), "anna", queued.ID); err != nil {
+		t.Fatal(err)
+	}
+	away("a resumption", queued.ID, Paused, h.m.Resume)
+	for what, f := range map[string]func(context.Context, string, string) (Job, error){"a pause": h.m.Pause, "a cancellation": h.m.Cancel} {
+		away(what, running.ID, Running, f)
+		j, err := h.m.Get(t.Context(), "anna", running.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.until(t, running.ID, j.Progress.Step+1) // it trains on
+	}
+	if j, err := h.m.Cancel(t.Context(), "anna", running.ID); err != nil || j.State != Cancelled {
+		t.Errorf("%+v, %v", j, err)
+	}
+}
