@@ -263,9 +263,9 @@ func (m *Manager) fail(ctx context.Context, j *job, err error) {
 		e.Code = "already_exists"
 	}
 	m.update(j, func(p *Job) { p.Error = e })
-	if err := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
-		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); err != nil {
-		m.retry(ctx, j, "storing a failure", err, func() { m.fail(ctx, j, errors.New(e.Message)) })
+	if away := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
+		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); away != nil {
+		m.retry(ctx, j, "storing a failure", away, func() { m.fail(ctx, j, err) })
 	}
 }
 

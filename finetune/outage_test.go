@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -87,4 +88,37 @@ func TestStopWhileStoreIsAway(t *testing.T) {
 	if j, err := h.m.Cancel(t.Context(), "anna", running.ID); err != nil || j.State != Cancelled {
 		t.Errorf("%+v, %v", j, err)
 	}
+}
+
+// TestFailureWhileStoreIsAway: the reason of a failure outlives an outage of the store.
+func TestFailureWhileStoreIsAway(t *testing.T) {
+	store := &awayStore{Store: openStore(t, t.TempDir())}
+	h := openHive(t, demoModel(t, 16), store, Config{}, nil)
+	first := true
+	h.m.d.Encoder = encoderFunc{h.m.d.Encoder, func() {
+		if first { // the example that is refused is read
+			first = false
+			store.away.Store(true)
+		}
+	}}
+	j := h.submit(t, spec("refused", func(s *JobSpec) {
+		s.Training, s.Deferred = strings.NewReader(`{"prompt":"a","completion":"b"}`+"\n{]"), true
+	}))
+	h.settled(t, j.ID)
+	store.away.Store(false)
+	got, _ := h.wait(t, "anna", j.ID)
+	if got.State != Failed || got.Error == nil || got.Error.Code != "invalid_training_file" || len(got.Error.Lines) != 1 {
+		t.Errorf("%+v %+v", got, got.Error)
+	}
+}
+
+// encoderFunc calls before whenever turns are rendered.
+type encoderFunc struct {
+	Encoder
+	before func()
+}
+
+func (e encoderFunc) Chat(turns []Message, tools []json.RawMessage) ([]int, []bool, error) {
+	e.before()
+	return e.Encoder.Chat(turns, tools)
 }
