@@ -238,8 +238,9 @@ func (l *Lane) add(nll float64, tokens, labels int) {
 
 func (l *Lane) finishEval() {
 	loss := l.lossSum / float64(max(l.lossN, 1))
-	l.pos.EvalStep, l.pos.LastEval = l.pos.Step, loss
-	better := !math.IsNaN(loss) && (!l.pos.HasBest || loss < l.pos.BestLoss)
+	finite := !math.IsNaN(loss) && !math.IsInf(loss, 0)
+	l.pos.EvalStep, l.pos.LastEval = l.pos.Step, finiteOr(loss, math.MaxFloat32) // which is stored as JSON
+	better := finite && (!l.pos.HasBest || loss < l.pos.BestLoss)
 	if better {
 		l.pos.HasBest, l.pos.BestLoss, l.pos.BestStep = true, loss, l.pos.Step
 		if l.o.KeepBest {

@@ -278,10 +278,31 @@ func TestNotFinite(t *testing.T) {
 	if skipped != 3 || !errors.Is(last.Err, ErrDiverged) || !last.Completed {
 		t.Errorf("%d steps were skipped, the last report is %+v", skipped, last)
 	}
+	state(t, bad) // can be stored
 	after := bad.Weights().Data
 	for i := range after {
 		if math.Float32bits(before[i]) != math.Float32bits(after[i]) {
 			t.Fatalf("a skipped step changed B at %d", i)
+		}
+	}
+}
+
+// TestNotFiniteEvaluation: a loss that is not finite is never the best, and the lane's state can be stored after it.
+func TestNotFiniteEvaluation(t *testing.T) {
+	m := tinyModel(t, "llama", 4)
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 64, Seqs: 8})
+	l := addLane(t, tr, laneOptions(m, 2, 3, 4))
+	for _, c := range []struct {
+		loss float64
+		best bool
+	}{{math.NaN(), false}, {math.Inf(1), false}, {3, true}, {math.NaN(), false}, {2, true}, {math.Inf(1), false}} {
+		var got Report
+		l.o.Report = func(r Report) { got = r }
+		l.lossSum, l.lossN = c.loss, 1
+		l.finishEval()
+		state(t, l)
+		if got.Best != c.best || l.pos.HasBest && l.pos.BestLoss > 3 {
+			t.Errorf("after a loss of %g: %+v, %+v", c.loss, got, l.pos)
 		}
 	}
 }
