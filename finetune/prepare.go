@@ -117,6 +117,8 @@ func (p *preparation) schedule(basis *adapters.Basis) {
 	if s.BatchTokens == 0 {
 		setDefault(&s.BatchSize, 16)
 		s.BatchSize = min(s.BatchSize, len(o.Train))
+	} else {
+		s.BatchTokens = int(min(int64(s.BatchTokens), p.tokens))
 	}
 	o.Batching = Batching{Examples: s.BatchSize, Tokens: s.BatchTokens, Batches: s.Accumulation}
 	steps := s.MaxSteps

@@ -86,7 +86,7 @@ type JobSpec struct {
 	MaxSteps     int          `json:"max_steps,omitempty"`    // optimizer steps; default: as Epochs says
 
 	BatchSize    int `json:"batch_size,omitempty"`                  // examples of an optimizer step; default: 16, or fewer where examples are few
-	BatchTokens  int `json:"batch_tokens,omitempty"`                // instead of BatchSize: tokens of an optimizer step, in whole examples
+	BatchTokens  int `json:"batch_tokens,omitempty"`                // instead of BatchSize: tokens of an optimizer step, in whole examples; fewer where there are fewer in all
 	Accumulation int `json:"gradient_accumulation_steps,omitempty"` // so many of these batches make one optimizer step; default: 1
 
 	WeightDecay float64  `json:"weight_decay,omitempty"`  // decoupled; default: 0
@@ -113,7 +113,12 @@ type JobSpec struct {
 	SampleTokens  int      `json:"sample_tokens,omitempty"` // most tokens of a sample; default: 48
 }
 
-const maxSamplePrompts = 16
+const (
+	maxSamplePrompts = 16
+	maxPromptBytes   = 64 << 10
+	maxStepExamples  = 1 << 16
+	maxStepTokens    = 10_000_000
+)
 
 // Projections that target_modules may name.
 var projections = []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -201,8 +206,18 @@ func (s *JobSpec) Validate() error {
 	if s.BatchSize > 0 && s.BatchTokens > 0 {
 		return fieldErrorf("batch_tokens", "must not be given together with batch_size")
 	}
+	// A step's examples are listed before it.
+	if n := max(s.BatchSize, 1) * s.Accumulation; n > maxStepExamples {
+		return fieldErrorf("gradient_accumulation_steps", "an optimizer step must have at most %d examples, has %d", maxStepExamples, n)
+	}
+	if n := s.BatchTokens * s.Accumulation; n > maxStepTokens {
+		return fieldErrorf("gradient_accumulation_steps", "an optimizer step must have at most %d tokens, has %d", maxStepTokens, n)
+	}
 	if s.WarmupSteps > 0 && s.WarmupRatio > 0 {
 		return fieldErrorf("warmup_ratio", "must not be given together with warmup_steps")
+	}
+	if len(s.TargetModules) > len(projections) {
+		return fieldErrorf("target_modules", "at most %d, not %d", len(projections), len(s.TargetModules))
 	}
 	for i, p := range s.TargetModules {
 		if !slices.Contains(projections, p) {
@@ -228,6 +243,11 @@ func (s *JobSpec) Validate() error {
 	}
 	if len(s.SamplePrompts) > maxSamplePrompts {
 		return fieldErrorf("sample_prompts", "at most %d prompts, not %d", maxSamplePrompts, len(s.SamplePrompts))
+	}
+	for i, p := range s.SamplePrompts { // which are kept with the job's record
+		if len(p) > maxPromptBytes {
+			return fieldErrorf(fmt.Sprintf("sample_prompts[%d]", i), "must have at most %d bytes, has %d", maxPromptBytes, len(p))
+		}
 	}
 	return nil
 }
