@@ -345,14 +345,18 @@ func TestTargets(t *testing.T) {
 	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 160, Seqs: 12})
 	o := laneOptions(m, 2, 4, 3)
 	o.Targets = []adapters.Proj{adapters.Q, adapters.V, adapters.Down}
-	l := addLane(t, tr, o)
-	runUnits(t, tr)
-	w := l.Weights()
-	for layer := range m.Geometry.Layers {
-		for p := range adapters.NumProjs {
-			if got, want := norm(w.Module(layer, p), nil) > 0, slices.Contains(o.Targets, p); got != want {
-				t.Errorf("layer %d, %v: changed %v, want %v", layer, p, got, want)
+	for _, o.Start = range []*adapters.Weights{nil, randomStart(3, m.Geometry, 4, 8, 0.1)} {
+		l := addLane(t, tr, o)
+		before := l.Weights()
+		runUnits(t, tr)
+		w := l.Weights()
+		for layer := range m.Geometry.Layers {
+			for p := range adapters.NumProjs {
+				if got, want := norm(w.Module(layer, p), before.Module(layer, p)) > 0, slices.Contains(o.Targets, p); got != want {
+					t.Errorf("layer %d, %v: changed %v, want %v", layer, p, got, want)
+				}
 			}
 		}
+		tr.Remove(l)
 	}
 }

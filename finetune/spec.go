@@ -74,8 +74,7 @@ type JobSpec struct {
 
 	Rank  int     `json:"rank,omitempty"`  // default: 16, or the parent's; at most the basis's R
 	Alpha float64 `json:"alpha,omitempty"` // default: 2·rank, or the parent's
-	// TargetModules restricts training to the sites of these projections (q_proj … down_proj): a site trains whole, so q, k and v
-	// go together, and gate and up. Default: all.
+	// TargetModules restricts training to these projections (q_proj … down_proj); the others stay as the parent has them. Default: all.
 	TargetModules []string `json:"target_modules,omitempty"`
 
 	LearningRate LearningRate `json:"learning_rate"` // default: auto
