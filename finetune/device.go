@@ -81,19 +81,23 @@ func (m *Manager) Enqueue(after kernels.Event) kernels.Event {
 		for _, f := range commands {
 			f()
 		}
+		d.check(m)
 		return nil
 	}
 	if d.trainer == nil || d.failed != nil {
 		return nil
 	}
 	end := d.trainer.Enqueue(after)
-	if err := d.trainer.err; err != nil {
-		d.fail(m, err)
-	}
+	d.check(m)
 	return end
 }
 
-func (d *device) fail(m *Manager, err error) {
+// check ends what runs when the device has failed. After that there are no more units.
+func (d *device) check(m *Manager) {
+	if d.failed != nil || d.trainer == nil || d.trainer.err == nil {
+		return
+	}
+	err := d.trainer.err
 	d.failed = err
 	d.trainer.failCopies()
 	m.post(func() { m.failAll(err) })

@@ -3,6 +3,7 @@ package finetune
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -201,6 +202,17 @@ func TestFailedWhilePaused(t *testing.T) {
 		t.Errorf("the job is %+v, %v", r, err)
 	}
 	if j, _ := h.wait(t, "anna", j.ID); j.State != Failed || j.Error == nil || j.Error.Code != "diverged" {
+		t.Errorf("%+v %+v", j, j.Error)
+	}
+}
+
+// TestDeviceFailsForALane: where the device fails while a lane is taken or given back, which is no unit of the trainer, all that runs has failed.
+func TestDeviceFailsForALane(t *testing.T) {
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{}, nil)
+	j := h.submit(t, spec("runs", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+	h.until(t, j.ID, 1)
+	h.m.device.command(h.m, func() { h.m.device.trainer.err = errors.New("the device failed") })
+	if j, _ := h.wait(t, "anna", j.ID); j.State != Failed || j.Error == nil || !strings.Contains(j.Error.Message, "the device failed") {
 		t.Errorf("%+v %+v", j, j.Error)
 	}
 }
