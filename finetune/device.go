@@ -126,6 +126,7 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 	if p.truncated > 0 && p.options.From == nil {
 		m.append(j, Event{Type: EventWarning, Level: "warn", Message: fmt.Sprintf("%d examples were cut to the longest possible", p.truncated)})
 	}
+	j.options.Start, j.options.From = nil, nil // the lane has them, until they are on the device
 	r := &runner{m: m, j: j, p: p, run: ctx, ctx: context.WithoutCancel(ctx)}
 	m.device.command(m, func() {
 		lane, err := r.open()
@@ -143,7 +144,7 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 			}
 			if err != nil {
 				if errors.Is(err, kernels.ErrNoMemory) && m.others(j) {
-					j.blocked = true
+					j.blocked, j.options = true, LaneOptions{}
 					m.setState(ctx, j, Queued, "waits for memory")
 					return
 				}
@@ -185,6 +186,7 @@ func (m *Manager) leave(j *job, then func(*Checkpoint)) {
 				m.device.remove(lane)
 				m.post(func() {
 					m.leaving--
+					j.options = LaneOptions{} // they hold the examples
 					m.unblock()
 					then(c)
 				})
@@ -242,7 +244,7 @@ func (r *runner) open() (*Lane, error) {
 		}
 		return nil, err
 	}
-	r.lane = l
+	r.lane, r.p.options.Start, r.p.options.From = l, nil, nil
 	if len(r.p.promptIDs) > 0 {
 		enc := r.m.d.Encoder
 		d.trainer.Sample(l, true, r.p.promptIDs, r.p.spec.SampleTokens, enc.Stops, func(out [][]int) {

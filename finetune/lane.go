@@ -167,6 +167,7 @@ func (l *Lane) open() error {
 	be.SetAdapter(l.t.stream, l.t.table, l.index, l.working, r)
 	be.SetLane(l.t.stream, l.t.lanes, l.index, l.grad, r, float32(l.scale))
 	l.t.sync()
+	l.o.Start, l.o.From = nil, nil // on the device
 	l.complete = l.pos.Step >= l.o.Schedule.Steps && !l.evalDue()
 	return nil
 }

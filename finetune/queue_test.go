@@ -216,3 +216,34 @@ func TestDeviceFailsForALane(t *testing.T) {
 		t.Errorf("%+v %+v", j, j.Error)
 	}
 }
+
+// TestHoldsWhatItNeeds: a paused job, of which there may be many, holds no examples, and one that goes on no copy of where it began.
+func TestHoldsWhatItNeeds(t *testing.T) {
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{}, nil)
+	j := h.submit(t, spec("paused", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+	look := func(f func(*job)) {
+		t.Helper()
+		if err := h.m.do(t.Context(), func(done func(error)) { f(h.m.jobs[j.ID]); done(nil) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.until(t, j.ID, 1)
+	if _, err := h.m.Pause(t.Context(), "anna", j.ID); err != nil {
+		t.Fatal(err)
+	}
+	look(func(j *job) {
+		if len(j.options.Train) > 0 {
+			t.Error("a paused job holds its examples")
+		}
+	})
+	paused, err := h.m.Resume(t.Context(), "anna", j.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.until(t, j.ID, paused.Progress.Step+1)
+	look(func(j *job) {
+		if len(j.options.Train) == 0 || j.options.From != nil || j.lane.o.From != nil {
+			t.Error("a job that goes on holds its checkpoint, or no examples")
+		}
+	})
+}
