@@ -30,6 +30,16 @@ func (h *hive) settled(t *testing.T, id string) (j *job) {
 	return j
 }
 
+// look waits until something is so of a job.
+func (h *hive) look(t *testing.T, id string, so func(*job) bool) {
+	t.Helper()
+	for is := false; !is; {
+		if err := h.m.do(t.Context(), func(done func(error)) { is = so(h.m.jobs[id]); done(nil) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // stopping pauses a job and returns when Run's goroutine has begun to.
 func (h *hive) stopping(t *testing.T, id string) (paused chan error) {
 	t.Helper()
@@ -38,11 +48,7 @@ func (h *hive) stopping(t *testing.T, id string) (paused chan error) {
 		_, err := h.m.Pause(context.Background(), "anna", id)
 		paused <- err
 	}()
-	for begun := false; !begun; {
-		if err := h.m.do(t.Context(), func(done func(error)) { begun = h.m.jobs[id].stop != nil; done(nil) }); err != nil {
-			t.Fatal(err)
-		}
-	}
+	h.look(t, id, func(j *job) bool { return j.stop != nil })
 	return paused
 }
 
