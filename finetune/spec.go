@@ -131,6 +131,9 @@ func ParseSpec(r io.Reader) (JobSpec, error) {
 	if err := d.Decode(&spec); err != nil {
 		return JobSpec{}, specError(err)
 	}
+	if _, err := d.Token(); err != io.EOF {
+		return JobSpec{}, fieldErrorf("body", "there is something after the object")
+	}
 	return spec, nil
 }
 
