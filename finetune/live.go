@@ -33,6 +33,7 @@ type job struct {
 	saving       bool                  // a checkpoint is under way
 	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
+	saved        time.Time             // its record, by us
 	checkpointed time.Time
 	reported     time.Time // of the last progress event
 	stepped      time.Time // of the last step
@@ -149,7 +150,7 @@ func (m *Manager) saveAs(ctx context.Context, j *job, public Job, events ...Even
 	if err != nil {
 		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
 	}
-	j.rev, j.pending = r.Rev, nil
+	j.rev, j.saved, j.pending = r.Rev, time.Now(), nil
 	if len(raw) > 0 {
 		m.announce()
 	}

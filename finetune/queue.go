@@ -121,7 +121,7 @@ func (m *Manager) create(ctx context.Context, j *job) error {
 	if err != nil {
 		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
 	}
-	j.rev = r.Rev
+	j.rev, j.saved = r.Rev, time.Now()
 	m.insert(j)
 	m.announce()
 	return nil
@@ -211,7 +211,7 @@ func (m *Manager) begin(ctx context.Context, j *job) {
 // tick checkpoints what runs and says that we live.
 func (m *Manager) tick(ctx context.Context, now time.Time) {
 	for _, j := range m.jobs {
-		if !j.busy() {
+		if !j.busy() && now.Sub(j.saved) < m.c.TakeOver/2 { // what only waits is written less often, before others take it for a dead worker's
 			continue
 		}
 		if j.public.State == Running && now.Sub(j.checkpointed) >= m.c.CheckpointEvery && !j.saving && j.lane != nil {
