@@ -48,6 +48,8 @@ type jobData struct {
 	Checkpoint string `json:"checkpoint,omitempty"` // blob
 	Parent     string `json:"parent,omitempty"`     // name@number that it went on from
 	ParentNo   int    `json:"parent_number,omitempty"`
+	Base       string `json:"base,omitempty"` // hash of the base model
+	Rows       string `json:"rows,omitempty"` // digest of the rows of A that it trains over
 }
 
 // busy says whether the job holds, or is about to hold, a lane.

@@ -118,7 +118,7 @@ func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
 	if err := m.check(ctx, &spec); err != nil {
 		return Job{}, err
 	}
-	j := &job{spec: spec}
+	j := &job{spec: spec, data: jobData{Base: m.d.Model.Basis.BaseHash}}
 	var err error
 	param := "training_file"
 	training := spec.Training
@@ -299,6 +299,10 @@ func (m *Manager) change(ctx context.Context, tenant, id string, f func(*job, fu
 	err = m.do(ctx, func(done func(error)) {
 		if j, ok := m.jobs[id]; ok {
 			f(j, done)
+			return
+		}
+		if !p.State.Final() {
+			done(fmt.Errorf("%w: it is %s, with another worker or for another base model", ErrState, p.State))
 			return
 		}
 		done(fmt.Errorf("%w: it is %s", ErrState, p.State))

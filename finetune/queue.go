@@ -86,6 +86,9 @@ func (m *Manager) adopt(ctx context.Context, first bool) error {
 			m.log.Error("reading a stored job", "job", r.ID, "error", err)
 			continue
 		}
+		if b := m.d.Model.Basis; b == nil || j.data.Base != "" && j.data.Base != b.BaseHash {
+			continue // a worker with its base model takes it up
+		}
 		m.insert(j)
 		if j.public.State == Running || j.public.State == ValidatingFiles {
 			m.setState(ctx, j, Queued, "goes on after a restart")
