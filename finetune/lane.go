@@ -322,7 +322,7 @@ func (l *Lane) finishStep(norm2 float32) {
 		r.Skipped = true
 		l.pos.Skips++
 		l.pos.Skipped++
-		if l.pos.Skips >= l.o.MaxSkips {
+		if l.pos.Skips >= l.o.MaxSkips || l.pos.Step >= l.o.Schedule.Steps && l.pos.Updates == 0 { // or it has learnt nothing
 			r.Err = fmt.Errorf("%w: %d optimizer steps in a row had a gradient that was not finite", ErrDiverged, l.pos.Skips)
 		}
 	} else {

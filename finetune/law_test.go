@@ -287,6 +287,22 @@ func TestNotFinite(t *testing.T) {
 	}
 }
 
+// TestNothingLearnt: a lane all of whose steps were skipped has failed, however few they are.
+func TestNothingLearnt(t *testing.T) {
+	m := tinyModel(t, "llama-bias", 8)
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 160, Seqs: 12})
+	o := laneOptions(m, 2, 4, 3)
+	o.Start = randomStart(1, m.Geometry, 4, 8, 0.1)
+	o.Start.Data[5] = float32(math.NaN())
+	var last Report
+	o.Report = func(r Report) { last = r }
+	addLane(t, tr, o)
+	runUnits(t, tr)
+	if !errors.Is(last.Err, ErrDiverged) || !last.Completed {
+		t.Errorf("the last report is %+v", last)
+	}
+}
+
 // TestNotFiniteEvaluation: a loss that is not finite is never the best, and the lane's state can be stored after it.
 func TestNotFiniteEvaluation(t *testing.T) {
 	m := tinyModel(t, "llama", 4)
