@@ -2,6 +2,7 @@ package finetune
 
 import (
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,5 +107,35 @@ func TestOtherBasis(t *testing.T) {
 			t.Fatal(err)
 		}
 		stored.Rev = now.Rev // to be put back as it was
+	}
+}
+
+// TestLostWhileJoining: a job that another worker has taken while it waits for a lane gives that back, and the next waits for it.
+func TestLostWhileJoining(t *testing.T) {
+	store := openStore(t, t.TempDir())
+	var hold atomic.Bool
+	hold.Store(true)
+	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, held(&hold))
+	lost := h.submit(t, spec("lost", nil))
+	h.look(t, lost.ID, func(j *job) bool { return j.joining })
+	r, err := store.GetJob(t.Context(), "anna", lost.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Worker = "another"
+	if _, err := store.UpdateJob(t.Context(), "anna", r); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.m.do(t.Context(), func(done func(error)) { h.m.tick(t.Context(), time.Now()); done(nil) }); err != nil {
+		t.Fatal(err)
+	}
+	next := h.submit(t, spec("next", nil))
+	h.look(t, next.ID, func(j *job) bool { return j.joining })
+	hold.Store(false)
+	if j, _ := h.wait(t, "anna", next.ID); j.State != Succeeded {
+		t.Errorf("%+v %+v", j, j.Error)
+	}
+	if r, err := store.GetJob(t.Context(), "anna", lost.ID); err != nil || r.Worker != "another" {
+		t.Errorf("the lost job is %+v, %v", r, err)
 	}
 }

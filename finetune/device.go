@@ -143,9 +143,9 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 				return
 			}
 			if err != nil {
-				if errors.Is(err, kernels.ErrNoMemory) && m.others(j) {
+				if errors.Is(err, errNoLane) || errors.Is(err, kernels.ErrNoMemory) && m.others(j) { // a job that is lost may still have the lane
 					j.blocked, j.options = true, LaneOptions{}
-					m.setState(ctx, j, Queued, "waits for memory")
+					m.setState(ctx, j, Queued, "waits for a lane and its memory")
 					return
 				}
 				m.fail(ctx, j, err)
