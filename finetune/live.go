@@ -26,6 +26,7 @@ type job struct {
 	lane         *Lane // while it has one; its methods are the engine goroutine's
 	options      LaneOptions
 	preparing    bool                  // its examples are being read
+	stopReading  context.CancelFunc    // of them
 	joining      bool                  // it waits for a lane
 	ending       bool                  // its last step is done
 	finishing    bool                  // it has come to its end and is being published, while its B comes from the device

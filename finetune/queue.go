@@ -190,8 +190,11 @@ func (m *Manager) begin(ctx context.Context, j *job) {
 	j.preparing = true
 	m.setState(ctx, j, ValidatingFiles, "reading the examples")
 	p := preparation{spec: j.spec, data: j.data, id: j.public.ID}
+	reading, stop := context.WithCancel(ctx)
+	j.stopReading = stop
 	m.workers.Go(func() {
-		err := m.prepare(ctx, &p)
+		err := m.prepare(reading, &p)
+		stop()
 		m.post(func() {
 			j.preparing = false
 			switch {
@@ -319,6 +322,7 @@ func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, do
 		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
 	case j.preparing || j.joining:
 		j.stop = func(ctx context.Context) { end(ctx, nil) }
+		j.stopReading()
 	case j.lane != nil:
 		j.stop = func(context.Context) {}
 		m.leave(j, func(c *Checkpoint) { end(context.Background(), c) })

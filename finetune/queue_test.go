@@ -253,3 +253,30 @@ func TestHoldsWhatItNeeds(t *testing.T) {
 		}
 	})
 }
+
+// TestCancelledWhileRead: a job that is cancelled while its examples are read is not read to the end.
+func TestCancelledWhileRead(t *testing.T) {
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{}, nil)
+	read, reading, goOn := 0, make(chan struct{}), make(chan struct{})
+	h.m.d.Encoder = encoderFunc{h.m.d.Encoder, func() {
+		if read++; read == 2 {
+			close(reading)
+			<-goOn
+		}
+	}}
+	j := h.submit(t, spec("read", func(s *JobSpec) { s.Deferred = true }))
+	<-reading
+	cancelled := make(chan error, 1)
+	go func() {
+		_, err := h.m.Cancel(context.Background(), "anna", j.ID)
+		cancelled <- err
+	}()
+	h.look(t, j.ID, func(j *job) bool { return j.stop != nil })
+	close(goOn)
+	if err := <-cancelled; err != nil {
+		t.Fatal(err)
+	}
+	if read != 2 {
+		t.Errorf("%d examples were read", read)
+	}
+}

@@ -42,3 +42,13 @@ func TestSpecIsBounded(t *testing.T) {
 		t.Errorf("a step of %d chunks and %d examples", len(chunks), next)
 	}
 }
+
+// TestMessagesAreBounded: reading an example takes the square of its messages.
+func TestMessagesAreBounded(t *testing.T) {
+	line := `{"messages":[` + strings.Repeat(`{"role":"assistant","content":"a"},`, maxMessages) + `{"role":"assistant","content":"a"}]}`
+	_, err := ReadExamples(t.Context(), strings.NewReader(line), demoEncoder(t), ReadOptions{MaxLength: 100, Vocab: 400})
+	var e *ExamplesError
+	if !errors.As(err, &e) || e.Lines[0].Field != "messages" || !strings.Contains(e.Lines[0].Message, "at most 1024") {
+		t.Error(err)
+	}
+}
