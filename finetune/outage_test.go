@@ -17,6 +17,7 @@ import (
 type awayStore struct {
 	adapters.Store
 	away atomic.Bool
+	full atomic.Bool // it takes no blobs
 }
 
 func (s *awayStore) reach() error {
@@ -29,6 +30,9 @@ func (s *awayStore) reach() error {
 func (s *awayStore) PutBlob(ctx context.Context, tenant string, r io.Reader) (adapters.BlobInfo, error) {
 	if err := s.reach(); err != nil {
 		return adapters.BlobInfo{}, err
+	}
+	if s.full.Load() {
+		return adapters.BlobInfo{}, fmt.Errorf("a test: disk full: %w", adapters.ErrStoreUnavailable)
 	}
 	return s.Store.PutBlob(ctx, tenant, r)
 }
@@ -87,6 +91,32 @@ func TestStopWhileStoreIsAway(t *testing.T) {
 	}
 	if j, err := h.m.Cancel(t.Context(), "anna", running.ID); err != nil || j.State != Cancelled {
 		t.Errorf("%+v, %v", j, err)
+	}
+}
+
+// TestCancelWhileItWaitsForRoom: a job whose B is not stored for want of room is cancelled when it is asked to be, and publishes nothing later.
+func TestCancelWhileItWaitsForRoom(t *testing.T) {
+	store := &awayStore{Store: openStore(t, t.TempDir())}
+	var hold atomic.Bool
+	hold.Store(true)
+	h := openHive(t, demoModel(t, 16), store, Config{}, held(&hold))
+	j := h.submit(t, spec("large", nil))
+	store.full.Store(true)
+	hold.Store(false)
+	h.look(t, j.ID, func(j *job) bool { return j.finishing })
+	if _, err := h.m.Pause(t.Context(), "anna", j.ID); !errors.Is(err, ErrState) {
+		t.Errorf("pausing it: %v", err)
+	}
+	if got, err := h.m.Cancel(t.Context(), "anna", j.ID); err != nil || got.State != Cancelled {
+		t.Errorf("%+v, %v", got, err)
+	}
+	store.full.Store(false)
+	h.stop() // what would be tried again is
+	if r, err := store.GetJob(t.Context(), "anna", j.ID); err != nil || State(r.State) != Cancelled {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := store.Get(t.Context(), "anna", "large", 0); !errors.Is(err, adapters.ErrNotFound) {
+		t.Errorf("it is published: %v", err)
 	}
 }
 

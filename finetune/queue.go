@@ -272,9 +272,14 @@ func (m *Manager) shutdown() {
 
 // cancel ends a job.
 func (m *Manager) cancel(j *job, done func(error)) {
-	m.halt(j, func(ctx context.Context, _ *Checkpoint) error {
+	end := func(ctx context.Context, _ *Checkpoint) error {
 		return m.finish(ctx, j, Cancelled, Event{Type: EventState, State: Cancelled, Message: "cancelled"})
-	}, done)
+	}
+	if j.finishing { // its B waits for the store
+		done(end(context.Background(), nil))
+		return
+	}
+	m.halt(j, end, done)
 }
 
 // pause stops a job where it is.
