@@ -46,8 +46,8 @@ func (m *Manager) check(ctx context.Context, spec *JobSpec) error {
 	if spec.Rank > basis.R {
 		return fmt.Errorf("%w: %w", fieldErrorf("rank", "must be at most %d, the rows of the basis, is %d", basis.R, spec.Rank), adapters.ErrRank)
 	}
-	if spec.MaxLength > min(m.c.Trainer.BatchTokens, m.d.Model.Config.MaxPositions) {
-		return fieldErrorf("max_length", "must be at most %d, is %d", min(m.c.Trainer.BatchTokens, m.d.Model.Config.MaxPositions), spec.MaxLength)
+	if spec.MaxLength > min(m.c.Trainer.BatchTokens, m.d.Model.Positions) {
+		return fieldErrorf("max_length", "must be at most %d, is %d", min(m.c.Trainer.BatchTokens, m.d.Model.Positions), spec.MaxLength)
 	}
 	if !next {
 		return m.free(ctx, spec.Tenant, spec.Name)

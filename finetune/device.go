@@ -81,19 +81,23 @@ func (m *Manager) Enqueue(after kernels.Event) kernels.Event {
 		for _, f := range commands {
 			f()
 		}
+		d.check(m)
 		return nil
 	}
 	if d.trainer == nil || d.failed != nil {
 		return nil
 	}
 	end := d.trainer.Enqueue(after)
-	if err := d.trainer.err; err != nil {
-		d.fail(m, err)
-	}
+	d.check(m)
 	return end
 }
 
-func (d *device) fail(m *Manager, err error) {
+// check ends what runs when the device has failed. After that there are no more units.
+func (d *device) check(m *Manager) {
+	if d.failed != nil || d.trainer == nil || d.trainer.err == nil {
+		return
+	}
+	err := d.trainer.err
 	d.failed = err
 	d.trainer.failCopies()
 	m.post(func() { m.failAll(err) })
@@ -122,6 +126,7 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 	if p.truncated > 0 && p.options.From == nil {
 		m.append(j, Event{Type: EventWarning, Level: "warn", Message: fmt.Sprintf("%d examples were cut to the longest possible", p.truncated)})
 	}
+	j.options.Start, j.options.From = nil, nil // the lane has them, until they are on the device
 	r := &runner{m: m, j: j, p: p, run: ctx, ctx: context.WithoutCancel(ctx)}
 	m.device.command(m, func() {
 		lane, err := r.open()
@@ -138,9 +143,9 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 				return
 			}
 			if err != nil {
-				if errors.Is(err, kernels.ErrNoMemory) && m.others(j) {
-					j.blocked = true
-					m.setState(ctx, j, Queued, "waits for memory")
+				if errors.Is(err, errNoLane) || errors.Is(err, kernels.ErrNoMemory) && m.others(j) { // a job that is lost may still have the lane
+					j.blocked, j.options = true, LaneOptions{}
+					m.setState(ctx, j, Queued, "waits for a lane and its memory")
 					return
 				}
 				m.fail(ctx, j, err)
@@ -160,25 +165,41 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 	})
 }
 
+// others reports whether another job has a lane, or is about to get one or to give one back.
 func (m *Manager) others(j *job) bool {
 	for _, o := range m.jobs {
-		if o != j && o.lane != nil {
+		if o != j && (o.lane != nil || o.joining) {
 			return true
 		}
 	}
-	return false
+	return m.leaving > 0
 }
 
-// leave takes a job off the device; then gets its state, or nil where the device has failed.
+// leave takes a job off the device; then gets its state, or nil where the device has failed, when the lane is free.
 func (m *Manager) leave(j *job, then func(*Checkpoint)) {
 	lane := j.lane
 	j.lane = nil
+	m.leaving++
 	m.device.command(m, func() {
 		lane.checkpoint(func(c *Checkpoint, _ error) {
-			m.device.command(m, func() { m.device.remove(lane) })
-			m.post(func() { then(c) })
+			m.device.command(m, func() {
+				m.device.remove(lane)
+				m.post(func() {
+					m.leaving--
+					j.options = LaneOptions{} // they hold the examples
+					m.unblock()
+					then(c)
+				})
+			})
 		})
 	})
+}
+
+// unblock has those that wait for memory try again.
+func (m *Manager) unblock() {
+	for _, o := range m.jobs {
+		o.blocked = false
+	}
 }
 
 func (d *device) remove(l *Lane) {
@@ -223,7 +244,7 @@ func (r *runner) open() (*Lane, error) {
 		}
 		return nil, err
 	}
-	r.lane = l
+	r.lane, r.p.options.Start, r.p.options.From = l, nil, nil
 	if len(r.p.promptIDs) > 0 {
 		enc := r.m.d.Encoder
 		d.trainer.Sample(l, true, r.p.promptIDs, r.p.spec.SampleTokens, enc.Stops, func(out [][]int) {
@@ -241,10 +262,16 @@ func (r *runner) open() (*Lane, error) {
 // report is called by the trainer after a step or an evaluation.
 func (r *runner) report(rep Report) {
 	position, now := r.lane.pos, time.Now()
-	r.m.post(func() { r.m.progress(r.ctx, r.j, rep, position, now) })
+	progress := func() { r.m.progress(r.ctx, r.j, rep, position, now) }
+	if rep.Err != nil { // whoever takes its place finds it free
+		r.m.device.command(r.m, func() {
+			r.m.device.remove(r.lane)
+			r.m.post(progress)
+		})
+		return
+	}
+	r.m.post(progress)
 	switch {
-	case rep.Err != nil:
-		r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
 	case rep.Completed:
 		r.sample(rep.Step, r.complete)
 	case !rep.Eval && rep.Step%r.p.spec.SampleSteps == 0:
@@ -290,12 +317,25 @@ func (r *runner) complete() {
 			result.loss = &loss
 		}
 		result.b = r.lane.encoding()
-		r.m.post(func() { r.m.complete(r.ctx, r.j, result) })
+		free := make(chan struct{})
+		gone := sync.OnceFunc(func() { close(free) })
+		r.m.post(func() {
+			r.m.complete(r.ctx, r.j, result)
+			<-free // no other job is begun before: it would find no lane
+		})
 		// Run waits for it, and must not for ever when the engine is gone.
-		stop := context.AfterFunc(r.run, func() { time.AfterFunc(r.m.c.Shutdown, func() { result.b.Fail(errStopped) }) })
+		stop := context.AfterFunc(r.run, func() {
+			time.AfterFunc(r.m.c.Shutdown, func() {
+				result.b.Fail(errStopped)
+				gone()
+			})
+		})
 		r.lane.weights(best, result.b, func() {
-			stop()
-			r.m.device.command(r.m, func() { r.m.device.remove(r.lane) })
+			r.m.device.command(r.m, func() {
+				r.m.device.remove(r.lane)
+				stop()
+				gone()
+			})
 		})
 	})
 }

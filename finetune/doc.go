@@ -27,7 +27,10 @@
 //   - A copy of a lane to the host is of one moment: no optimizer step comes between its pieces.
 //   - No sample is begun before the micro-batch under way is through, and none of those before the samples are: they use the same memory.
 //   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
-//   - Nobody sees a job's end before it is durable.
+//   - Nobody sees a job's end before it is durable; a pause, a resumption and a cancellation are durable when they are acknowledged. What
+//     cannot be stored changes nothing: the job goes on.
+//   - A job is begun when the lane that it is to have is free on the device, not when the one before is done with it.
+//   - A job trains over the base model and the rows of A that it began with.
 //   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw. Examples of
 //     tokens (input_ids, labels) are taken as they are.
 package finetune

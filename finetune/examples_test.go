@@ -257,13 +257,14 @@ func FuzzDecodeCheckpoint(f *testing.F) {
 }
 
 func TestSpecErrors(t *testing.T) {
-	for text, field := range map[string]string{`{"rank":"8"}`: "rank", `{"epochs":[]}`: "epochs", `{"nme":"x"}`: "nme", `{"learning_rate":"fast"}`: "learning_rate", `{`: "body", `[]`: "body"} {
+	for text, field := range map[string]string{`{"rank":"8"}`: "rank", `{"epochs":[]}`: "epochs", `{"nme":"x"}`: "nme", `{"learning_rate":"fast"}`: "learning_rate", `{`: "body", `[]`: "body",
+		`{"name":"a"} {"rank":8}`: "body", `{"name":"a"}}`: "body"} {
 		_, err := ParseSpec(strings.NewReader(text))
 		if e, ok := errors.AsType[*FieldError](err); !ok || e.Field != field {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	s, err := ParseSpec(strings.NewReader(`{"name":"a"}`))
+	s, err := ParseSpec(strings.NewReader(`{"name":"a"}` + "\n"))
 	if err != nil || s.Validate() != nil || !s.LearningRate.Auto || s.Scheduler != ScheduleCosine || s.Publish != PublishLast || *s.MaxGradNorm != 1 || !*s.Shuffle {
 		t.Errorf("defaults: %+v, %v", s, err)
 	}

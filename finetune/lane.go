@@ -1,6 +1,7 @@
 package finetune
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -66,6 +67,7 @@ type Lane struct {
 	correction         kernels.Tensor // F32 [4·L·rank, rank]
 	hyper              kernels.Tensor // F32 [1, HyperWords]
 	frozen             [][2]int       // columns of grad that are not trained
+	kept, keptWorking  kernels.Tensor // what master and working hold there, where a decay would shrink it
 	owned              []kernels.Tensor
 
 	order    *Order
@@ -155,10 +157,17 @@ func (l *Lane) open() error {
 		w.Scaling = l.scale
 		be.Upload(l.t.stream, l.master, floatBytes(w.Data))
 		be.Upload(l.t.stream, l.working, w.Pack(infer.PackType(info.Working)))
+		if n := l.frozenColumns(); n > 0 && l.o.Decay > 0 {
+			if err := errors.Join(alloc(&l.kept, kernels.F32, 1, n), alloc(&l.keptWorking, info.Working, 1, n)); err != nil {
+				return err
+			}
+			l.copyFrozen(false)
+		}
 	}
 	be.SetAdapter(l.t.stream, l.t.table, l.index, l.working, r)
 	be.SetLane(l.t.stream, l.t.lanes, l.index, l.grad, r, float32(l.scale))
 	l.t.sync()
+	l.o.Start, l.o.From = nil, nil // on the device
 	l.complete = l.pos.Step >= l.o.Schedule.Steps && !l.evalDue()
 	return nil
 }
@@ -182,6 +191,29 @@ func (l *Lane) freeze(g adapters.Geometry) {
 				l.frozen = append(l.frozen, [2]int{from, to})
 			}
 		}
+	}
+}
+
+func (l *Lane) frozenColumns() (n int) {
+	for _, f := range l.frozen {
+		n += f[1] - f[0]
+	}
+	return n
+}
+
+// copyFrozen copies what is not trained to where it is kept, or back.
+func (l *Lane) copyFrozen(back bool) {
+	at := 0
+	for _, f := range l.frozen {
+		to := at + f[1] - f[0]
+		for _, x := range [...][2]kernels.Tensor{{l.kept, l.master}, {l.keptWorking, l.working}} {
+			dst, src := x[0].ColRange(at, to), x[1].ColRange(f[0], f[1])
+			if back {
+				dst, src = src, dst
+			}
+			l.t.m.Backend.Copy(l.t.stream, dst, src)
+		}
+		at = to
 	}
 }
 
@@ -238,8 +270,9 @@ func (l *Lane) add(nll float64, tokens, labels int) {
 
 func (l *Lane) finishEval() {
 	loss := l.lossSum / float64(max(l.lossN, 1))
-	l.pos.EvalStep, l.pos.LastEval = l.pos.Step, loss
-	better := !math.IsNaN(loss) && (!l.pos.HasBest || loss < l.pos.BestLoss)
+	finite := !math.IsNaN(loss) && !math.IsInf(loss, 0)
+	l.pos.EvalStep, l.pos.LastEval = l.pos.Step, finiteOr(loss, math.MaxFloat32) // which is stored as JSON
+	better := finite && (!l.pos.HasBest || loss < l.pos.BestLoss)
 	if better {
 		l.pos.HasBest, l.pos.BestLoss, l.pos.BestStep = true, loss, l.pos.Step
 		if l.o.KeepBest {
@@ -274,6 +307,9 @@ func (l *Lane) update(norms kernels.Tensor, sites []kernels.SiteRows) {
 	be.Upload(l.t.stream, l.hyper, floatBytes(l.hyperparameters()))
 	be.AdamW(l.t.stream, kernels.AdamWArgs{Lane: l.index, Master: l.master, M: l.m, V: l.v, Grad: l.grad, Working: l.working, Rank: l.o.Rank,
 		Sites: sites, Correction: l.correction, Norms: norms, Hyper: l.hyper})
+	if l.kept.Present() {
+		l.copyFrozen(true)
+	}
 }
 
 // finishStep takes note of an optimizer step whose squared gradient norm was norm2.
@@ -286,7 +322,7 @@ func (l *Lane) finishStep(norm2 float32) {
 		r.Skipped = true
 		l.pos.Skips++
 		l.pos.Skipped++
-		if l.pos.Skips >= l.o.MaxSkips {
+		if l.pos.Skips >= l.o.MaxSkips || l.pos.Step >= l.o.Schedule.Steps && l.pos.Updates == 0 { // or it has learnt nothing
 			r.Err = fmt.Errorf("%w: %d optimizer steps in a row had a gradient that was not finite", ErrDiverged, l.pos.Skips)
 		}
 	} else {

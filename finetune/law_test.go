@@ -278,10 +278,47 @@ func TestNotFinite(t *testing.T) {
 	if skipped != 3 || !errors.Is(last.Err, ErrDiverged) || !last.Completed {
 		t.Errorf("%d steps were skipped, the last report is %+v", skipped, last)
 	}
+	state(t, bad) // can be stored
 	after := bad.Weights().Data
 	for i := range after {
 		if math.Float32bits(before[i]) != math.Float32bits(after[i]) {
 			t.Fatalf("a skipped step changed B at %d", i)
+		}
+	}
+}
+
+// TestNothingLearnt: a lane all of whose steps were skipped has failed, however few they are.
+func TestNothingLearnt(t *testing.T) {
+	m := tinyModel(t, "llama-bias", 8)
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 160, Seqs: 12})
+	o := laneOptions(m, 2, 4, 3)
+	o.Start = randomStart(1, m.Geometry, 4, 8, 0.1)
+	o.Start.Data[5] = float32(math.NaN())
+	var last Report
+	o.Report = func(r Report) { last = r }
+	addLane(t, tr, o)
+	runUnits(t, tr)
+	if !errors.Is(last.Err, ErrDiverged) || !last.Completed {
+		t.Errorf("the last report is %+v", last)
+	}
+}
+
+// TestNotFiniteEvaluation: a loss that is not finite is never the best, and the lane's state can be stored after it.
+func TestNotFiniteEvaluation(t *testing.T) {
+	m := tinyModel(t, "llama", 4)
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 64, Seqs: 8})
+	l := addLane(t, tr, laneOptions(m, 2, 3, 4))
+	for _, c := range []struct {
+		loss float64
+		best bool
+	}{{math.NaN(), false}, {math.Inf(1), false}, {3, true}, {math.NaN(), false}, {2, true}, {math.Inf(1), false}} {
+		var got Report
+		l.o.Report = func(r Report) { got = r }
+		l.lossSum, l.lossN = c.loss, 1
+		l.finishEval()
+		state(t, l)
+		if got.Best != c.best || l.pos.HasBest && l.pos.BestLoss > 3 {
+			t.Errorf("after a loss of %g: %+v, %+v", c.loss, got, l.pos)
 		}
 	}
 }
@@ -324,14 +361,18 @@ func TestTargets(t *testing.T) {
 	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 160, Seqs: 12})
 	o := laneOptions(m, 2, 4, 3)
 	o.Targets = []adapters.Proj{adapters.Q, adapters.V, adapters.Down}
-	l := addLane(t, tr, o)
-	runUnits(t, tr)
-	w := l.Weights()
-	for layer := range m.Geometry.Layers {
-		for p := range adapters.NumProjs {
-			if got, want := norm(w.Module(layer, p), nil) > 0, slices.Contains(o.Targets, p); got != want {
-				t.Errorf("layer %d, %v: changed %v, want %v", layer, p, got, want)
+	for _, o.Start = range []*adapters.Weights{nil, randomStart(3, m.Geometry, 4, 8, 0.1)} {
+		l := addLane(t, tr, o)
+		before := l.Weights()
+		runUnits(t, tr)
+		w := l.Weights()
+		for layer := range m.Geometry.Layers {
+			for p := range adapters.NumProjs {
+				if got, want := norm(w.Module(layer, p), before.Module(layer, p)) > 0, slices.Contains(o.Targets, p); got != want {
+					t.Errorf("layer %d, %v: changed %v, want %v", layer, p, got, want)
+				}
 			}
 		}
+		tr.Remove(l)
 	}
 }

@@ -26,13 +26,15 @@ type job struct {
 	lane         *Lane // while it has one; its methods are the engine goroutine's
 	options      LaneOptions
 	preparing    bool                  // its examples are being read
+	stopReading  context.CancelFunc    // of them
 	joining      bool                  // it waits for a lane
 	ending       bool                  // its last step is done
 	finishing    bool                  // it has come to its end and is being published, while its B comes from the device
-	blocked      bool                  // there was no memory; until another job leaves
+	blocked      bool                  // there was no memory, until another job leaves; or no store, for a moment
 	saving       bool                  // a checkpoint is under way
 	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
+	saved        time.Time             // its record, by us
 	checkpointed time.Time
 	reported     time.Time // of the last progress event
 	stepped      time.Time // of the last step
@@ -47,6 +49,8 @@ type jobData struct {
 	Checkpoint string `json:"checkpoint,omitempty"` // blob
 	Parent     string `json:"parent,omitempty"`     // name@number that it went on from
 	ParentNo   int    `json:"parent_number,omitempty"`
+	Base       string `json:"base,omitempty"` // hash of the base model
+	Rows       string `json:"rows,omitempty"` // digest of the rows of A that it trains over
 }
 
 // busy says whether the job holds, or is about to hold, a lane.
@@ -149,7 +153,7 @@ func (m *Manager) saveAs(ctx context.Context, j *job, public Job, events ...Even
 	if err != nil {
 		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
 	}
-	j.rev, j.pending = r.Rev, nil
+	j.rev, j.saved, j.pending = r.Rev, time.Now(), nil
 	if len(raw) > 0 {
 		m.announce()
 	}
@@ -211,6 +215,17 @@ func (m *Manager) setState(ctx context.Context, j *job, s State, message string)
 	}
 }
 
+// commitState moves a job to a state that is not final and that somebody has asked for. On an error it is in the state that it was in.
+func (m *Manager) commitState(ctx context.Context, j *job, s State, message string) error {
+	public := j.public
+	public.State = s
+	if err := m.saveAs(ctx, j, public, Event{Type: EventState, State: s, Message: message}); err != nil {
+		return err
+	}
+	m.update(j, func(p *Job) { p.State = s })
+	return nil
+}
+
 // finish moves a job to a final state.
 func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) error {
 	now := time.Now().UTC()
@@ -219,19 +234,18 @@ func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) 
 	if err := m.saveAs(ctx, j, public, events...); err != nil && !errors.Is(err, errLost) {
 		return err
 	}
-	m.retire(j)
+	m.retire(j, public)
 	return nil
 }
 
-// retire forgets a job that is final in the store.
-func (m *Manager) retire(j *job) {
+// retire forgets a job that is final in the store. What was under way for it sees that it is.
+func (m *Manager) retire(j *job, public Job) {
 	m.mu.Lock()
+	j.public = public
 	delete(m.jobs, j.public.ID)
 	m.mu.Unlock()
 	m.announce()
-	for _, o := range m.jobs {
-		o.blocked = false
-	}
+	m.unblock()
 }
 
 // fail ends a job with an error.
@@ -253,19 +267,23 @@ func (m *Manager) fail(ctx context.Context, j *job, err error) {
 		e.Code = "already_exists"
 	}
 	m.update(j, func(p *Job) { p.Error = e })
-	if err := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
-		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); err != nil {
-		m.retry(ctx, j, "storing a failure", err, func() { m.fail(ctx, j, errors.New(e.Message)) })
+	if away := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
+		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); away != nil {
+		m.retry(ctx, j, "storing a failure", away, func() { m.fail(ctx, j, err) })
 	}
 }
 
-// retry does something again later, because the store is away.
+// retry does something again later, because the store is away, unless the job has ended by then.
 func (m *Manager) retry(ctx context.Context, j *job, what string, err error, f func()) {
 	m.log.Warn(what, "job", j.public.ID, "error", err)
 	m.workers.Go(func() {
 		select {
 		case <-time.After(2 * time.Second):
-			m.post(f)
+			m.post(func() {
+				if m.jobs[j.public.ID] == j {
+					f()
+				}
+			})
 		case <-ctx.Done():
 		case <-m.stopped:
 		}

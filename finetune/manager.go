@@ -43,6 +43,7 @@ type Manager struct {
 	signal  chan struct{} // the inbox has something
 	stopped chan struct{} // closed by Close
 	workers sync.WaitGroup
+	leaving int // lanes on their way back; Run's goroutine's
 
 	device device
 	ready  atomic.Bool
@@ -117,7 +118,7 @@ func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
 	if err := m.check(ctx, &spec); err != nil {
 		return Job{}, err
 	}
-	j := &job{spec: spec}
+	j := &job{spec: spec, data: jobData{Base: m.d.Model.Basis.BaseHash}}
 	var err error
 	param := "training_file"
 	training := spec.Training
@@ -172,7 +173,7 @@ func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*E
 		return nil, fmt.Errorf("opening examples: %w", err)
 	}
 	defer blob.Close()
-	longest := min(m.c.Trainer.BatchTokens, m.d.Model.Config.MaxPositions)
+	longest := min(m.c.Trainer.BatchTokens, m.d.Model.Positions)
 	if spec.MaxLength > 0 {
 		longest = min(longest, spec.MaxLength)
 	}
@@ -298,6 +299,10 @@ func (m *Manager) change(ctx context.Context, tenant, id string, f func(*job, fu
 	err = m.do(ctx, func(done func(error)) {
 		if j, ok := m.jobs[id]; ok {
 			f(j, done)
+			return
+		}
+		if !p.State.Final() {
+			done(fmt.Errorf("%w: it is %s, with another worker or for another base model", ErrState, p.State))
 			return
 		}
 		done(fmt.Errorf("%w: it is %s", ErrState, p.State))

@@ -151,13 +151,16 @@ func TestPauseAndRestart(t *testing.T) {
 	dir := t.TempDir()
 	store := openStore(t, dir)
 	long := func(s *JobSpec) { s.MaxSteps, s.ValidationSplit = 12, 0.25 }
-	h := openHive(t, model, store, Config{}, nil)
+	var p passes // what is broken off must not come to its end before
+	p.allow(1000)
+	h := openHive(t, model, store, Config{}, p.hold)
 	whole := h.submit(t, spec("whole", long))
 	if j, _ := h.wait(t, "anna", whole.ID); j.State != Succeeded {
 		t.Fatalf("%+v %+v", j, j.Error)
 	}
 	want := loaded(t, h, "anna", "whole")
 
+	p.allow(6) // a step and an evaluation each
 	broken := h.submit(t, spec("broken", long))
 	h.until(t, broken.ID, 2)
 	j, err := h.m.Pause(t.Context(), "anna", broken.ID)
@@ -170,8 +173,11 @@ func TestPauseAndRestart(t *testing.T) {
 	if j, err = h.m.Resume(t.Context(), "anna", broken.ID); err != nil || j.State.Final() {
 		t.Fatalf("%+v, %v", j, err)
 	}
+	p.allow(6)
 	h.until(t, broken.ID, j.Progress.Step+2)
 	gone := h.submit(t, spec("gone", long))
+	h.look(t, gone.ID, func(j *job) bool { return j.lane != nil })
+	p.allow(6)
 	h.until(t, gone.ID, 1)
 	if j, err = h.m.Cancel(t.Context(), "anna", gone.ID); err != nil || j.State != Cancelled {
 		t.Fatalf("%+v, %v", j, err)
@@ -232,7 +238,8 @@ func TestPauseBeforeRunning(t *testing.T) {
 	hold.Store(true)
 	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}, Waiting: 2}, held(&hold))
 	waiting := h.submit(t, spec("waiting", nil)) // waits for the engine
-	queued := h.submit(t, spec("queued", nil))   // waits for the lane
+	h.look(t, waiting.ID, func(j *job) bool { return j.joining })
+	queued := h.submit(t, spec("queued", nil)) // waits for the lane
 	third := h.submit(t, spec("third", nil))
 	if _, err := h.m.Submit(t.Context(), spec("fourth", nil)); !errors.Is(err, ErrBusy) {
 		t.Errorf("a full queue: %v", err)
@@ -243,12 +250,7 @@ func TestPauseBeforeRunning(t *testing.T) {
 	if j, err := h.m.Cancel(t.Context(), "anna", third.ID); err != nil || j.State != Cancelled {
 		t.Fatalf("%+v, %v", j, err)
 	}
-	paused := make(chan error, 1)
-	go func() {
-		_, err := h.m.Pause(context.Background(), "anna", waiting.ID)
-		paused <- err
-	}()
-	time.Sleep(20 * time.Millisecond)
+	paused := h.stopping(t, waiting.ID)
 	hold.Store(false)
 	if err := <-paused; err != nil {
 		t.Fatal(err)
@@ -269,12 +271,7 @@ func TestCancelBeforeRunning(t *testing.T) {
 	hold.Store(true)
 	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, held(&hold))
 	j := h.submit(t, spec("short-lived", nil))
-	for joining := false; !joining; {
-		err := h.m.do(t.Context(), func(done func(error)) { joining = h.m.jobs[j.ID].joining; done(nil) })
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	h.look(t, j.ID, func(j *job) bool { return j.joining })
 	cancelled := make(chan error, 1)
 	go func() {
 		_, err := h.m.Cancel(context.Background(), "anna", j.ID)

@@ -56,7 +56,8 @@ func TestMemoryIsWhole(t *testing.T) {
 }
 
 func shapeModel(be kernels.Backend, c checkpoint.Config) *infer.Model {
-	m := &infer.Model{Backend: be, Config: c, Geometry: infer.GeometryOf(c), Basis: &adapters.Basis{R: 64}, Head: shapeWeight{c.Vocab, c.Hidden, 0}}
+	m := &infer.Model{Backend: be, Config: c, Positions: c.MaxPositions, Geometry: infer.GeometryOf(c), Basis: &adapters.Basis{R: 64},
+		Head: shapeWeight{c.Vocab, c.Hidden, 0}}
 	w := func(site adapters.Site, in int) kernels.Weight { return shapeWeight{m.SiteOut(site), in, 64} }
 	l := infer.Layer{AttnIn: w(adapters.AttnIn, c.Hidden), AttnOut: w(adapters.AttnOut, c.Heads*c.HeadDim), MLPIn: w(adapters.MLPIn, c.Hidden), MLPDown: w(adapters.MLPDown, c.FeedForward)}
 	for range c.Layers {

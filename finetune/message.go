@@ -8,6 +8,9 @@ import (
 	"slices"
 )
 
+// maxMessages of an example: what is trained of it is found by rendering it up to each trained turn.
+const maxMessages = 1024
+
 func parseMessages(raw json.RawMessage) ([]Message, error) {
 	var list []json.RawMessage
 	if json.Unmarshal(raw, &list) != nil {
@@ -15,6 +18,9 @@ func parseMessages(raw json.RawMessage) ([]Message, error) {
 	}
 	if len(list) == 0 {
 		return nil, fieldErrorf("messages", "must not be empty")
+	}
+	if len(list) > maxMessages {
+		return nil, fieldErrorf("messages", "at most %d, not %d", maxMessages, len(list))
 	}
 	turns := make([]Message, len(list))
 	trained := false

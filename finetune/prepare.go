@@ -64,7 +64,6 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 	if err := m.begins(ctx, p); err != nil {
 		return err
 	}
-	m.d.Model.Basis.RowsDigest(o.Rank) // hashed now, it need not be when the first of a rank is published
 	p.schedule(m.d.Model.Basis)
 	return p.chooseSamples(prompts, m.d.Encoder)
 }
@@ -73,7 +72,16 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 func (m *Manager) begins(ctx context.Context, p *preparation) error {
 	s, o := &p.spec, &p.options
 	o.Rank, o.Alpha = s.Rank, s.Alpha
+	basis := m.d.Model.Basis // which may be another than at Submit
+	if s.Rank > basis.R {
+		return fmt.Errorf("%w: %w", fieldErrorf("rank", "must be at most %d, the rows of the basis, is %d", basis.R, s.Rank), adapters.ErrRank)
+	}
+	before := p.data.Rows
+	p.data.Rows = basis.RowsDigest(s.Rank) // hashed now, it need not be when the first of a rank is published
 	if p.data.Checkpoint != "" {
+		if before != "" && before != p.data.Rows {
+			return fmt.Errorf("%w: it was trained over other rows of A than the basis has now", ErrCheckpoint)
+		}
 		c, err := m.loadCheckpoint(ctx, p, s.Rank*m.d.Model.Geometry.OutTotal())
 		if err != nil {
 			return err
@@ -117,6 +125,8 @@ func (p *preparation) schedule(basis *adapters.Basis) {
 	if s.BatchTokens == 0 {
 		setDefault(&s.BatchSize, 16)
 		s.BatchSize = min(s.BatchSize, len(o.Train))
+	} else {
+		s.BatchTokens = int(min(int64(s.BatchTokens), p.tokens))
 	}
 	o.Batching = Batching{Examples: s.BatchSize, Tokens: s.BatchTokens, Batches: s.Accumulation}
 	steps := s.MaxSteps

@@ -100,5 +100,5 @@ func (m *Manager) complete(ctx context.Context, j *job, c completion) {
 		m.fail(ctx, j, err)
 		return
 	}
-	m.retire(j)
+	m.retire(j, public)
 }

@@ -113,16 +113,7 @@ func TestPausedAtTheEnd(t *testing.T) {
 	for !last.Load() {
 		time.Sleep(time.Millisecond)
 	}
-	paused := make(chan error, 1)
-	go func() {
-		_, err := h.m.Pause(context.Background(), "anna", j.ID)
-		paused <- err
-	}()
-	for stopping := false; !stopping; {
-		if err := h.m.do(t.Context(), func(done func(error)) { stopping = h.m.jobs[j.ID].stop != nil; done(nil) }); err != nil {
-			t.Fatal(err)
-		}
-	}
+	paused := h.stopping(t, j.ID)
 	hold.Store(false)
 	if err := <-paused; err != nil {
 		t.Fatal(err)

@@ -86,6 +86,9 @@ func (m *Manager) adopt(ctx context.Context, first bool) error {
 			m.log.Error("reading a stored job", "job", r.ID, "error", err)
 			continue
 		}
+		if b := m.d.Model.Basis; b == nil || j.data.Base != "" && j.data.Base != b.BaseHash {
+			continue // a worker with its base model takes it up
+		}
 		m.insert(j)
 		if j.public.State == Running || j.public.State == ValidatingFiles {
 			m.setState(ctx, j, Queued, "goes on after a restart")
@@ -121,7 +124,7 @@ func (m *Manager) create(ctx context.Context, j *job) error {
 	if err != nil {
 		return fmt.Errorf("storing job %s: %w", j.public.ID, err)
 	}
-	j.rev = r.Rev
+	j.rev, j.saved = r.Rev, time.Now()
 	m.insert(j)
 	m.announce()
 	return nil
@@ -137,7 +140,7 @@ func (j *job) continues() bool {
 // follow each other, so that each goes on from the one before.
 func (m *Manager) start(ctx context.Context) {
 	for ctx.Err() == nil {
-		active := 0
+		active := m.leaving
 		byTenant := map[string]int{}
 		var next *job
 		var queued []*job
@@ -187,14 +190,21 @@ func (m *Manager) begin(ctx context.Context, j *job) {
 	j.preparing = true
 	m.setState(ctx, j, ValidatingFiles, "reading the examples")
 	p := preparation{spec: j.spec, data: j.data, id: j.public.ID}
+	reading, stop := context.WithCancel(ctx)
+	j.stopReading = stop
 	m.workers.Go(func() {
-		err := m.prepare(ctx, &p)
+		err := m.prepare(reading, &p)
+		stop()
 		m.post(func() {
 			j.preparing = false
 			switch {
 			case j.stop != nil: // paused or cancelled meanwhile
 				j.stop(ctx)
 			case ctx.Err() != nil: // goes on at the next start
+			case errors.Is(err, adapters.ErrStoreUnavailable):
+				j.blocked = true
+				m.setState(ctx, j, Queued, "waits for the store")
+				m.retry(ctx, j, "reading a job's examples", err, func() { j.blocked = false })
 			case err != nil:
 				m.fail(ctx, j, err)
 			default:
@@ -207,7 +217,7 @@ func (m *Manager) begin(ctx context.Context, j *job) {
 // tick checkpoints what runs and says that we live.
 func (m *Manager) tick(ctx context.Context, now time.Time) {
 	for _, j := range m.jobs {
-		if !j.busy() {
+		if !j.busy() && now.Sub(j.saved) < m.c.TakeOver/2 { // what only waits is written less often, before others take it for a dead worker's
 			continue
 		}
 		if j.public.State == Running && now.Sub(j.checkpointed) >= m.c.CheckpointEvery && !j.saving && j.lane != nil {
@@ -236,15 +246,12 @@ func (m *Manager) tick(ctx context.Context, now time.Time) {
 func (m *Manager) shutdown() {
 	ctx, cancel := context.WithTimeout(context.Background(), m.c.Shutdown)
 	defer cancel()
-	left := 0
 	for _, j := range m.jobs {
 		if j.lane == nil {
 			continue
 		}
-		left++
 		m.leave(j, func(c *Checkpoint) {
-			left--
-			if c == nil {
+			if c == nil || j.public.State.Final() {
 				return
 			}
 			if err := m.saveCheckpoint(ctx, j, c); err != nil {
@@ -252,12 +259,12 @@ func (m *Manager) shutdown() {
 			}
 		})
 	}
-	for left > 0 {
+	for m.leaving > 0 { // those that are being paused too
 		select {
 		case <-m.signal:
 			m.deliver()
 		case <-ctx.Done():
-			m.log.Error("the engine did not stop training in time; jobs will go on from older checkpoints", "jobs", left)
+			m.log.Error("the engine did not stop training in time; jobs will go on from older checkpoints", "jobs", m.leaving)
 			return
 		}
 	}
@@ -265,9 +272,14 @@ func (m *Manager) shutdown() {
 
 // cancel ends a job.
 func (m *Manager) cancel(j *job, done func(error)) {
-	m.halt(j, func(ctx context.Context, _ *Checkpoint) {
-		done(m.finish(ctx, j, Cancelled, Event{Type: EventState, State: Cancelled, Message: "cancelled"}))
-	}, done)
+	end := func(ctx context.Context, _ *Checkpoint) error {
+		return m.finish(ctx, j, Cancelled, Event{Type: EventState, State: Cancelled, Message: "cancelled"})
+	}
+	if j.finishing { // its B waits for the store
+		done(end(context.Background(), nil))
+		return
+	}
+	m.halt(j, end, done)
 }
 
 // pause stops a job where it is.
@@ -276,16 +288,14 @@ func (m *Manager) pause(j *job, done func(error)) {
 		done(fmt.Errorf("%w: it is paused already", ErrState))
 		return
 	}
-	m.halt(j, func(ctx context.Context, c *Checkpoint) {
+	m.halt(j, func(ctx context.Context, c *Checkpoint) error {
 		if c != nil {
 			if err := m.saveCheckpoint(ctx, j, c); err != nil {
 				m.log.Error("writing a checkpoint at a pause", "job", j.public.ID, "error", err)
-				done(err)
-				return
+				return err
 			}
 		}
-		m.setState(ctx, j, Paused, fmt.Sprintf("paused at step %d", j.public.Progress.Step))
-		done(nil)
+		return m.commitState(ctx, j, Paused, fmt.Sprintf("paused at step %d", j.public.Progress.Step))
 	}, done)
 }
 
@@ -295,23 +305,34 @@ func (m *Manager) resume(j *job, done func(error)) {
 		done(fmt.Errorf("%w: it is %s, not paused", ErrState, j.public.State))
 		return
 	}
-	m.setState(context.Background(), j, Queued, "resumed")
-	done(nil)
+	done(m.commitState(context.Background(), j, Queued, "resumed"))
 }
 
-// halt takes a job off the device, or out of its preparation, and then calls then with its checkpoint where it had a lane.
-func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint), done func(error)) {
-	ctx := context.Background()
+// halt takes a job off the device, or out of its preparation, and then calls then with its checkpoint where it had a lane. Where then fails the job goes on.
+func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, done func(error)) {
+	end := func(ctx context.Context, c *Checkpoint) {
+		j.stop = nil
+		if j.public.State.Final() { // it has failed meanwhile
+			done(fmt.Errorf("%w: it is %s", ErrState, j.public.State))
+			return
+		}
+		err := then(ctx, c)
+		if s := j.public.State; err != nil && m.jobs[j.public.ID] == j && (s == Running || s == ValidatingFiles) {
+			m.setState(ctx, j, Queued, "goes on: it could not be stopped")
+		}
+		done(err)
+	}
 	switch {
 	case j.stop != nil || j.finishing:
 		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
 	case j.preparing || j.joining:
-		j.stop = func(ctx context.Context) { j.stop = nil; then(ctx, nil) }
+		j.stop = func(ctx context.Context) { end(ctx, nil) }
+		j.stopReading()
 	case j.lane != nil:
 		j.stop = func(context.Context) {}
-		m.leave(j, func(c *Checkpoint) { j.stop = nil; then(ctx, c) })
+		m.leave(j, func(c *Checkpoint) { end(context.Background(), c) })
 	default:
-		then(ctx, nil)
+		end(context.Background(), nil)
 	}
 }
 

@@ -38,7 +38,7 @@ type sampleSeq struct {
 // Sample continues prompts greedily by a lane's present B, or with base by the base. done gets the continuations on the goroutine of Unit.
 // Prompts keep their last tokens where they are long. A lane that leaves takes its samples along.
 func (t *Trainer) Sample(l *Lane, base bool, prompts [][]int, tokens int, stop func(id int) bool, done func(out [][]int)) {
-	most := min(maxSampleTokens, t.c.BatchTokens/2)
+	most := min(maxSampleTokens, t.c.BatchTokens/2, t.m.Positions/2)
 	s := &sampling{lane: l, tokens: min(tokens, most), layers: len(t.m.Layers), stop: stop, done: done}
 	for _, p := range prompts {
 		q := &sampleSeq{slot: l.index}

@@ -74,8 +74,7 @@ type JobSpec struct {
 
 	Rank  int     `json:"rank,omitempty"`  // default: 16, or the parent's; at most the basis's R
 	Alpha float64 `json:"alpha,omitempty"` // default: 2·rank, or the parent's
-	// TargetModules restricts training to the sites of these projections (q_proj … down_proj): a site trains whole, so q, k and v
-	// go together, and gate and up. Default: all.
+	// TargetModules restricts training to these projections (q_proj … down_proj); the others stay as the parent has them. Default: all.
 	TargetModules []string `json:"target_modules,omitempty"`
 
 	LearningRate LearningRate `json:"learning_rate"` // default: auto
@@ -86,7 +85,7 @@ type JobSpec struct {
 	MaxSteps     int          `json:"max_steps,omitempty"`    // optimizer steps; default: as Epochs says
 
 	BatchSize    int `json:"batch_size,omitempty"`                  // examples of an optimizer step; default: 16, or fewer where examples are few
-	BatchTokens  int `json:"batch_tokens,omitempty"`                // instead of BatchSize: tokens of an optimizer step, in whole examples
+	BatchTokens  int `json:"batch_tokens,omitempty"`                // instead of BatchSize: tokens of an optimizer step, in whole examples; fewer where there are fewer in all
 	Accumulation int `json:"gradient_accumulation_steps,omitempty"` // so many of these batches make one optimizer step; default: 1
 
 	WeightDecay float64  `json:"weight_decay,omitempty"`  // decoupled; default: 0
@@ -113,7 +112,12 @@ type JobSpec struct {
 	SampleTokens  int      `json:"sample_tokens,omitempty"` // most tokens of a sample; default: 48
 }
 
-const maxSamplePrompts = 16
+const (
+	maxSamplePrompts = 16
+	maxPromptBytes   = 64 << 10
+	maxStepExamples  = 1 << 16
+	maxStepTokens    = 10_000_000
+)
 
 // Projections that target_modules may name.
 var projections = []string{"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -126,6 +130,9 @@ func ParseSpec(r io.Reader) (JobSpec, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&spec); err != nil {
 		return JobSpec{}, specError(err)
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return JobSpec{}, fieldErrorf("body", "there is something after the object")
 	}
 	return spec, nil
 }
@@ -201,8 +208,18 @@ func (s *JobSpec) Validate() error {
 	if s.BatchSize > 0 && s.BatchTokens > 0 {
 		return fieldErrorf("batch_tokens", "must not be given together with batch_size")
 	}
+	// A step's examples are listed before it.
+	if n := max(s.BatchSize, 1) * s.Accumulation; n > maxStepExamples {
+		return fieldErrorf("gradient_accumulation_steps", "an optimizer step must have at most %d examples, has %d", maxStepExamples, n)
+	}
+	if n := s.BatchTokens * s.Accumulation; n > maxStepTokens {
+		return fieldErrorf("gradient_accumulation_steps", "an optimizer step must have at most %d tokens, has %d", maxStepTokens, n)
+	}
 	if s.WarmupSteps > 0 && s.WarmupRatio > 0 {
 		return fieldErrorf("warmup_ratio", "must not be given together with warmup_steps")
+	}
+	if len(s.TargetModules) > len(projections) {
+		return fieldErrorf("target_modules", "at most %d, not %d", len(projections), len(s.TargetModules))
 	}
 	for i, p := range s.TargetModules {
 		if !slices.Contains(projections, p) {
@@ -228,6 +245,11 @@ func (s *JobSpec) Validate() error {
 	}
 	if len(s.SamplePrompts) > maxSamplePrompts {
 		return fieldErrorf("sample_prompts", "at most %d prompts, not %d", maxSamplePrompts, len(s.SamplePrompts))
+	}
+	for i, p := range s.SamplePrompts { // which are kept with the job's record
+		if len(p) > maxPromptBytes {
+			return fieldErrorf(fmt.Sprintf("sample_prompts[%d]", i), "must have at most %d bytes, has %d", maxPromptBytes, len(p))
+		}
 	}
 	return nil
 }

@@ -70,3 +70,19 @@ func TestHeadTokens(t *testing.T) {
 		}
 	}
 }
+
+// TestSamplesFitTheContext: a micro-batch may hold more tokens than the model has positions, and a sample still ends within them.
+func TestSamplesFitTheContext(t *testing.T) {
+	m := tinyModel(t, "llama", 8)
+	tr := newTrainer(t, m, TrainerConfig{Lanes: 1, BatchTokens: 4 * m.Positions})
+	o := laneOptions(m, 1, 4, 1)
+	o.Held = nil
+	l := addLane(t, tr, o)
+	prompt := make([]int, 2*m.Positions)
+	var got [][]int
+	tr.Sample(l, true, [][]int{prompt, {1}}, 512, func(int) bool { return false }, func(out [][]int) { got = out })
+	runUnits(t, tr)
+	if len(got) != 2 || len(got[0]) != m.Positions/2 || len(got[1]) != m.Positions/2 {
+		t.Errorf("%d texts", len(got))
+	}
+}

@@ -1257,7 +1257,7 @@ type AdapterContinue struct {
 	// BatchSize Examples of an optimizer step.
 	BatchSize *int `json:"batch_size,omitempty"`
 
-	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples.
+	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples; fewer where there are fewer in all.
 	BatchTokens *int `json:"batch_tokens,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
@@ -1267,8 +1267,10 @@ type AdapterContinue struct {
 	Epochs *float32 `json:"epochs,omitempty"`
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
-	EvalSteps                 *int                            `json:"eval_steps,omitempty"`
-	Examples                  *[]Example                      `json:"examples,omitempty"`
+	EvalSteps *int       `json:"eval_steps,omitempty"`
+	Examples  *[]Example `json:"examples,omitempty"`
+
+	// GradientAccumulationSteps An optimizer step has at most 65,536 examples, or 10 million tokens.
 	GradientAccumulationSteps *int                            `json:"gradient_accumulation_steps,omitempty"`
 	LearningRate              *AdapterContinue_LearningRate   `json:"learning_rate,omitempty"`
 	LrSchedulerType           *AdapterContinueLrSchedulerType `json:"lr_scheduler_type,omitempty"`
@@ -1297,7 +1299,7 @@ type AdapterContinue struct {
 	// Shuffle Take the examples of an epoch in an order drawn by the seed; otherwise in their own.
 	Shuffle *bool `json:"shuffle,omitempty"`
 
-	// TargetModules Default: all. q, k and v are trained together, and gate and up.
+	// TargetModules Default: all. The others stay as the parent has them.
 	TargetModules *[]AdapterContinueTargetModules `json:"target_modules,omitempty"`
 
 	// TrainingFile Instead of examples: an uploaded file.
@@ -1346,7 +1348,7 @@ type AdapterCreate struct {
 	// BatchSize Examples of an optimizer step.
 	BatchSize *int `json:"batch_size,omitempty"`
 
-	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples.
+	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples; fewer where there are fewer in all.
 	BatchTokens *int `json:"batch_tokens,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
@@ -1356,8 +1358,10 @@ type AdapterCreate struct {
 	Epochs *float32 `json:"epochs,omitempty"`
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
-	EvalSteps                 *int                          `json:"eval_steps,omitempty"`
-	Examples                  *[]Example                    `json:"examples,omitempty"`
+	EvalSteps *int       `json:"eval_steps,omitempty"`
+	Examples  *[]Example `json:"examples,omitempty"`
+
+	// GradientAccumulationSteps An optimizer step has at most 65,536 examples, or 10 million tokens.
 	GradientAccumulationSteps *int                          `json:"gradient_accumulation_steps,omitempty"`
 	LearningRate              *AdapterCreate_LearningRate   `json:"learning_rate,omitempty"`
 	LrSchedulerType           *AdapterCreateLrSchedulerType `json:"lr_scheduler_type,omitempty"`
@@ -1392,7 +1396,7 @@ type AdapterCreate struct {
 	// Shuffle Take the examples of an epoch in an order drawn by the seed; otherwise in their own.
 	Shuffle *bool `json:"shuffle,omitempty"`
 
-	// TargetModules Default: all. q, k and v are trained together, and gate and up.
+	// TargetModules Default: all. The others stay as the parent has them.
 	TargetModules *[]AdapterCreateTargetModules `json:"target_modules,omitempty"`
 
 	// TrainingFile Instead of examples: an uploaded file.
@@ -2341,7 +2345,7 @@ type TrainingFields struct {
 	// BatchSize Examples of an optimizer step.
 	BatchSize *int `json:"batch_size,omitempty"`
 
-	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples.
+	// BatchTokens Instead of batch_size: tokens of an optimizer step, in whole examples; fewer where there are fewer in all.
 	BatchTokens *int `json:"batch_tokens,omitempty"`
 
 	// Correction LoRA-FA's gradient correction; default by the basis.
@@ -2351,7 +2355,9 @@ type TrainingFields struct {
 	Epochs *float32 `json:"epochs,omitempty"`
 
 	// EvalSteps Optimizer steps between validations. Default: a tenth of all.
-	EvalSteps                 *int                           `json:"eval_steps,omitempty"`
+	EvalSteps *int `json:"eval_steps,omitempty"`
+
+	// GradientAccumulationSteps An optimizer step has at most 65,536 examples, or 10 million tokens.
 	GradientAccumulationSteps *int                           `json:"gradient_accumulation_steps,omitempty"`
 	LearningRate              *TrainingFields_LearningRate   `json:"learning_rate,omitempty"`
 	LrSchedulerType           *TrainingFieldsLrSchedulerType `json:"lr_scheduler_type,omitempty"`
@@ -2380,7 +2386,7 @@ type TrainingFields struct {
 	// Shuffle Take the examples of an epoch in an order drawn by the seed; otherwise in their own.
 	Shuffle *bool `json:"shuffle,omitempty"`
 
-	// TargetModules Default: all. q, k and v are trained together, and gate and up.
+	// TargetModules Default: all. The others stay as the parent has them.
 	TargetModules *[]TrainingFieldsTargetModules `json:"target_modules,omitempty"`
 
 	// TrainingFile Instead of examples: an uploaded file.
