@@ -89,3 +89,34 @@ func TestFailedStep(t *testing.T) {
 		t.Errorf("at the end %+v", s)
 	}
 }
+
+// closing is a client's context that is looked at when Close has begun to stop the engine.
+type closing struct {
+	context.Context
+	e *Engine
+}
+
+func (c closing) Done() <-chan struct{} {
+	c.e.phase = phaseStopped // the mutex is held
+	return nil
+}
+
+// TestCloseMeetsSubmit: a request that is queued while the engine is closed ends once.
+func TestCloseMeetsSubmit(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	e, err := New(Config{MaxSeqs: 2, KVBlocks: 128}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Open(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Submit(closing{context.Background(), e}, Request{Prompt: []int{5}, Params: greedily(1)}); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+	e.stop(ErrClosed) // as Close goes on
+	if e.active != 0 || e.waiting != 0 {
+		t.Errorf("%d requests are left, %d of them waiting", e.active, e.waiting)
+	}
+	e.Close()
+}
