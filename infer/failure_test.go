@@ -120,3 +120,33 @@ func TestCloseMeetsSubmit(t *testing.T) {
 	}
 	e.Close()
 }
+
+// TestPlaceIsFree: whoever has seen the end of a request finds its place in the queue free.
+func TestPlaceIsFree(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	e, err := New(Config{MaxSeqs: 1, KVBlocks: 128, QueueLimit: 1}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if err := e.Open(); err != nil {
+		t.Fatal(err)
+	}
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5}, Params: greedily(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan int)
+	go func() {
+		_, _ = all(context.Background(), g, 1)
+		waiting <- e.waiting // without the mutex: the end must have come after it
+	}()
+	e.mu.Lock()
+	w := e.inbox[0]
+	e.inbox = nil
+	e.mu.Unlock()
+	go e.settle(w, nil)
+	if n := <-waiting; n != 0 {
+		t.Errorf("%d requests wait", n)
+	}
+}

@@ -131,7 +131,7 @@ func (e *Engine) release(w *work, err error) {
 	e.settle(w, err)
 }
 
-// settle ends a work towards its client.
+// settle gives a work's lease and its place in the queue back, and ends it towards its client.
 func (e *Engine) settle(w *work, err error) {
 	for _, f := range w.end {
 		f()
@@ -139,11 +139,13 @@ func (e *Engine) settle(w *work, err error) {
 	if w.lease != nil {
 		w.lease.Release()
 	}
-	w.gen.finish(err)
 	e.mu.Lock()
 	if !w.seqs[0].counted {
 		e.waiting--
 	}
+	e.mu.Unlock()
+	w.gen.finish(err) // behind that, so that whoever has seen the end finds a place in the queue; before Drain ends
+	e.mu.Lock()
 	e.leave(1)
 	e.mu.Unlock()
 }
