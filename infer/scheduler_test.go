@@ -202,3 +202,22 @@ func TestTenantsShareFairly(t *testing.T) {
 		t.Errorf("the second to run is %s's, want few's", s.run[0].Tenant)
 	}
 }
+
+// TestChoicesShareTheirPrompt: until they run, many choices hold one prompt; then each has tokens of its own.
+func TestChoicesShareTheirPrompt(t *testing.T) {
+	w := &work{prompt: []int32{1, 2, 3}}
+	w.Params = DefaultParams()
+	w.Params.N = maxChoices
+	w.newSequences(64)
+	for i, q := range w.seqs {
+		if &q.tokens[0] != &w.prompt[0] {
+			t.Fatalf("choice %d holds a prompt of its own", i)
+		}
+		q.tokens = append(q.tokens, int32(i))
+	}
+	for i, q := range w.seqs {
+		if q.tokens[3] != int32(i) {
+			t.Errorf("choice %d has token %d of another", i, q.tokens[3])
+		}
+	}
+}

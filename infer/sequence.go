@@ -2,6 +2,7 @@ package infer
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"bhive/adapters"
@@ -88,7 +89,7 @@ func (w *work) newSequences(limit int) {
 	}
 	for i := range p.N {
 		q := &sequence{work: w, index: i, limit: limit, seed: seed + uint64(i), row: -1}
-		q.tokens = append(make([]int32, 0, len(w.prompt)+min(limit-len(w.prompt), 64)), w.prompt...)
+		q.tokens = slices.Clip(w.prompt) // copied with the first token: many choices of a long prompt may wait
 		if w.Constrain != nil {
 			q.constraint = w.Constrain()
 		}
