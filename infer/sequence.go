@@ -13,6 +13,7 @@ type work struct {
 	Request
 	order  uint64 // of arrival
 	prompt []int32
+	stops  []stopString
 	root   blockKey // where its prefix-cache keys begin
 	lease  *adapters.Lease
 	gen    *Generation
@@ -86,6 +87,9 @@ func (w *work) newSequences(limit int) {
 	}
 	if p.MaxTokens > 0 {
 		limit = min(limit, len(w.prompt)+p.MaxTokens)
+	}
+	for _, s := range p.Stop {
+		w.stops = append(w.stops, newStopString(s))
 	}
 	for i := range p.N {
 		q := &sequence{work: w, index: i, limit: limit, seed: seed + uint64(i), row: -1}
