@@ -18,6 +18,9 @@ func LoadText(cp *checkpoint.Checkpoint, other []byte) (*tokenizer.Tokenizer, *c
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading tokenizer.json: %w", err)
 	}
+	if data == nil {
+		return nil, nil, fmt.Errorf("%w: there is no tokenizer.json; other forms of tokenizers are not read", checkpoint.ErrUnsupported)
+	}
 	t, err := tokenizer.Parse(data)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tokenizer.json: %w", err)
