@@ -144,3 +144,20 @@ func TestPlaceIsFree(t *testing.T) {
 		t.Errorf("%d requests wait", n)
 	}
 }
+
+// TestClosedUnopened: a request to an engine that is closed before it was opened ends.
+func TestClosedUnopened(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	e, err := New(Config{MaxSeqs: 2, KVBlocks: 128}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := e.Submit(t.Context(), Request{Prompt: []int{5}, Params: greedily(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Close()
+	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}

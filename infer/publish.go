@@ -86,7 +86,11 @@ func (e *Engine) show(q *sequence, s shown, reason FinishReason, stop string) {
 
 // finish takes a sequence out of everything and accounts for it.
 func (e *Engine) finish(q *sequence, reason FinishReason) {
-	e.sched.finish(q)
+	if e.sched == nil { // closed before Open
+		q.phase = done
+	} else {
+		e.sched.finish(q)
+	}
 	q.left--
 	e.mu.Lock()
 	e.stats.Requests[reason]++
