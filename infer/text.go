@@ -70,7 +70,9 @@ func ggufText(m *checkpoint.GGUFMeta, other []byte) (*tokenizer.Tokenizer, *chat
 			*at = &id
 		}
 	}
-	v.AddBOS, _ = m.Bool(prefix + "add_bos_token")
+	if add, ok := m.Bool(prefix + "add_bos_token"); ok {
+		v.AddBOS = &add
+	}
 	v.AddEOS, _ = m.Bool(prefix + "add_eos_token")
 	v.AddSpacePrefix = true
 	if add, ok := m.Bool(prefix + "add_space_prefix"); ok {
