@@ -7,12 +7,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"bhive/adapters"
 	"bhive/kernels"
+	"bhive/kernels/devicetest"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -259,5 +261,40 @@ func TestMissingAdapterDelaysNobody(t *testing.T) {
 	}
 	if s := pool.Stats(); s.Leased != 0 {
 		t.Errorf("%d leases are left", s.Leased)
+	}
+}
+
+// TestAdapterWithoutNumbers: an adapter under which the logits are no numbers fails its own requests, and nobody else's.
+func TestAdapterWithoutNumbers(t *testing.T) {
+	h := newHive(t, kernels.F32)
+	huge := *h.weights["one"]
+	huge.Data = slices.Clone(huge.Data)
+	for i := range huge.Data {
+		huge.Data[i] = 1e38
+	}
+	bad, good := h.publish(t, "bad", &huge), h.publish(t, "good", h.weights["two"])
+	e, _ := h.start(t, Config{MaxSeqs: 4, KVBlocks: 100, Overlap: devicetest.OnCPU()}, 2)
+	request := func(a adapters.Target, p Params) Request {
+		p.MaxTokens, p.IgnoreEOS = 20, true
+		return Request{Tenant: "t", Prompt: []int{5, 6, 7}, Adapter: a, Params: p}
+	}
+	want := generate(t, e, request(good, greedily(20)))[0]
+	beside, err := e.Submit(t.Context(), request(good, greedily(20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sampled, counted := DefaultParams(), greedily(20)
+	counted.PresencePenalty, counted.Logprobs = 1, 3
+	for name, p := range map[string]Params{"greedy": greedily(20), "sampled": sampled, "with penalties and logprobs": counted} {
+		g, err := e.Submit(t.Context(), request(bad, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := all(t.Context(), g, 1); !errors.Is(err, ErrStep) || len(got[0].IDs) > 0 {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+	}
+	if got, err := all(t.Context(), beside, 1); err != nil || got[0].Text != want.Text {
+		t.Errorf("beside them %q, %v; alone %q", got[0].Text, err, want.Text)
 	}
 }

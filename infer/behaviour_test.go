@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -192,10 +193,42 @@ func (s *scripted) Accept(token int) {
 	s.ids = s.ids[1:]
 }
 
+// paced lets an engine make so many steps, so that a text does not come to the end of its context while a test's goroutine waits for its turn.
+type paced struct {
+	mu   sync.Mutex
+	more sync.Cond
+	left int
+}
+
+// allow lets n steps be made from now on.
+func (p *paced) allow(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left = n
+	p.more.Broadcast()
+}
+
+func (p *paced) ObserveStep(StepInfo) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.left == 0 {
+		p.more.Wait()
+	}
+	p.left--
+}
+
+func (p *paced) ObserveFinish(RequestInfo)  {}
+func (p *paced) ObserveSlice(time.Duration) {}
+
 // TestEndings: a request that ends early gives everything back, and others go on.
 func TestEndings(t *testing.T) {
 	b := newRig(t, kernels.F32)
-	e := b.start(t, Config{MaxSeqs: 2, MaxTokens: 64, KVBlocks: 128, QueueLimit: 3, Overlap: true})
+	pace := &paced{}
+	pace.more.L = &pace.mu
+	const some = 40 // steps: all that follow one call of allow need fewer
+	e := b.start(t, Config{MaxSeqs: 2, MaxTokens: 64, KVBlocks: 128, QueueLimit: 3, Overlap: true, Observer: pace})
+	defer pace.allow(math.MaxInt)
+	pace.allow(some)
 	prompt := b.tok.Encode("Once upon a time", false)
 	endless := greedily(0)
 	endless.IgnoreEOS = true
@@ -205,6 +238,7 @@ func TestEndings(t *testing.T) {
 	}
 	read := func(g *Generation) Delta {
 		t.Helper()
+		pace.allow(some)
 		d, err := g.Next(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -236,6 +270,7 @@ func TestEndings(t *testing.T) {
 	}
 	waiting[0].Close() // cancelled in the queue
 	leave()            // the client goes away
+	pace.allow(some)
 	for _, x := range []*Generation{g, waiting[0]} {
 		last := Delta{}
 		for {
@@ -253,6 +288,7 @@ func TestEndings(t *testing.T) {
 		}
 	}
 	for _, w := range waiting[1:] {
+		pace.allow(some)
 		if got, err := all(t.Context(), w, 1); err != nil || got[0].Usage.Completion != 2 {
 			t.Errorf("%+v, %v", got, err)
 		}
@@ -261,6 +297,7 @@ func TestEndings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pace.allow(some)
 	if got, err := all(t.Context(), late, 1); err != nil || got[0].Reason != FinishDeadline {
 		t.Errorf("%+v, %v", got, err)
 	}
@@ -276,6 +313,7 @@ func TestEndings(t *testing.T) {
 		t.Error(err)
 	}
 	beside.Close()
+	pace.allow(some)
 	if err := e.Drain(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -292,7 +330,7 @@ func TestGoneBeforeItStarts(t *testing.T) {
 	gone, leave := context.WithCancel(t.Context())
 	leave()
 	for i := range 2000 { // a cancellation that is lost in one of some thousand shows here
-		r, ctx, want := Request{Prompt: []int{1}, Params: greedily(200)}, gone, FinishCancelled
+		r, ctx, want := Request{Prompt: []int{1}, Params: greedily(0)}, gone, FinishCancelled // a text as long as the context: the canceller has time
 		r.Params.IgnoreEOS = true
 		if i%2 == 1 {
 			r.Deadline, ctx, want = time.Now(), t.Context(), FinishDeadline

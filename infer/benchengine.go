@@ -12,6 +12,7 @@ import (
 
 	"bhive/adapters"
 	"bhive/infer/tokenizer"
+	"bhive/kernels"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -33,26 +34,33 @@ type EngineBench struct {
 	m      *Model
 	tok    *tokenizer.Tokenizer
 	c      EngineBenchConfig
+	stream kernels.Stream
 	device *Device
 	store  seedStore
 }
 
 // OpenEngineBench takes the memory for adapters. Close gives it back. The model has a basis.
 func OpenEngineBench(m *Model, tok *tokenizer.Tokenizer, c EngineBenchConfig) (*EngineBench, error) {
-	d, err := NewDevice(m.Backend, m.Backend.NewStream(), c.Slots)
-	if err != nil {
-		return nil, err
-	}
-	if err := d.Reserve(c.DeviceBytes, c.HostBytes); err != nil {
-		return nil, err
-	}
-	b := &EngineBench{m: m, tok: tok, c: c, device: d}
+	b := &EngineBench{m: m, tok: tok, c: c, stream: m.Backend.NewStream()}
 	b.store.wide = m.Backend.Info().Working.Size() == 4
+	var err error
+	if b.device, err = NewDevice(m.Backend, b.stream, c.Slots); err == nil {
+		err = b.device.Reserve(c.DeviceBytes, c.HostBytes)
+	}
+	if err != nil {
+		b.Close()
+		return nil, err
+	}
 	return b, nil
 }
 
 // Close frees what Open took.
-func (b *EngineBench) Close() { b.device.Close() }
+func (b *EngineBench) Close() {
+	if b.device != nil {
+		b.device.Close()
+	}
+	b.m.Backend.FreeStream(b.stream)
+}
 
 // AdapterBytes is the size of a B.
 func (b *EngineBench) AdapterBytes() int64 {

@@ -83,6 +83,16 @@ func TestCloseFrees(t *testing.T) {
 			_, err := Bench(t.Context(), m, BenchConfig{Batches: []int{1}, Steps: 1, Context: 8, Prefill: 8, Prefills: 1})
 			return err
 		},
+		"engine bench": func() error {
+			reserving := *m
+			reserving.Backend = apart{be}
+			b, err := OpenEngineBench(&reserving, tok, EngineBenchConfig{Rank: 4, Slots: 4, DeviceBytes: 1 << 20, HostBytes: 1 << 20, MaxTokens: 16})
+			if err != nil {
+				return err
+			}
+			b.Close()
+			return nil
+		},
 		"device bench": func() error {
 			b, err := NewDeviceBench(m, 64, 2, 4)
 			if err != nil {

@@ -182,8 +182,10 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Generation, error) {
 		t := time.AfterFunc(time.Until(r.Deadline), func() { e.cancel(w, FinishDeadline) })
 		w.end = append(w.end, stopper(t.Stop))
 	}
-	e.inbox = append(e.inbox, w)
 	over := e.phase == phaseStopped
+	if !over { // else whoever takes what is left in the inbox would end it too
+		e.inbox = append(e.inbox, w)
+	}
 	e.mu.Unlock()
 	if over { // Run ended in between and has not seen it
 		e.discard(w)

@@ -188,7 +188,7 @@ func (e *Engine) prepare(q *sequence, f *flight) {
 	}
 	q.started = f.start
 	q.cached = min(q.confirmed, len(q.prompt))
-	q.out = &output{stream: e.tokenizer.NewStream(q.Params.SkipSpecial), stops: q.Params.Stop, include: q.Params.IncludeStop}
+	q.out = &output{stream: e.tokenizer.NewStream(q.Params.SkipSpecial), stops: q.stops, include: q.Params.IncludeStop}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if q.index == 0 {

@@ -1,7 +1,7 @@
 package infer
 
 import (
-	"strings"
+	"slices"
 
 	"bhive/infer/tokenizer"
 )
@@ -10,9 +10,10 @@ import (
 // it may be the beginning of one.
 type output struct {
 	stream  *tokenizer.Stream
-	stops   []string
+	stops   []stopString
 	include bool // the stop string stays
 
+	read   []int    // by stop string: how much of it the text ends with
 	held   string   // text that is not shown yet
 	tokens []placed // tokens that are not shown yet
 }
@@ -41,16 +42,17 @@ func (o *output) add(t TokenInfo, check bool) shown {
 func (o *output) end(check bool) shown { return o.take(o.stream.Flush(), check, true) }
 
 func (o *output) take(piece string, check, all bool) shown {
+	at := len(o.held)
 	o.held += piece
 	cut, stop := len(o.held), ""
 	if check {
-		if at, s := firstStop(o.held, o.stops); s != "" {
-			stop, cut, all = s, at, true
+		if begin, s := o.look(piece, at); s != "" {
+			stop, cut, all = s, begin, true
 			if o.include {
 				cut += len(s)
 			}
-		} else if !all {
-			cut -= stopPrefix(o.held, o.stops)
+		} else if !all && len(o.stops) > 0 {
+			cut -= slices.Max(o.read)
 		}
 	}
 	out := shown{text: o.held[:cut], stop: stop}
@@ -70,25 +72,50 @@ func (o *output) take(piece string, check, all bool) shown {
 	return out
 }
 
-// firstStop finds the stop string that begins first.
-func firstStop(text string, stops []string) (at int, stop string) {
-	for _, s := range stops {
-		if i := strings.Index(text, s); i >= 0 && (stop == "" || i < at) {
-			at, stop = i, s
-		}
-	}
-	return at, stop
+// stopString is a stop string as it is looked for: byte by byte, in time that does not depend on its length (Knuth, Morris and Pratt, 1977).
+type stopString struct {
+	text string
+	// back[i] is the length of the longest beginning of text that its first i+1 bytes end with, themselves left out.
+	back []int16
 }
 
-// stopPrefix is the length of the longest end of text that a stop string begins with.
-func stopPrefix(text string, stops []string) int {
-	longest := 0
-	for _, s := range stops {
-		for n := min(len(s)-1, len(text)); n > longest; n-- {
-			if strings.HasSuffix(text, s[:n]) {
-				longest = n
+func newStopString(text string) stopString {
+	s := stopString{text, make([]int16, len(text))}
+	n := 0
+	for i := 1; i < len(text); i++ {
+		n = s.next(n, text[i])
+		s.back[i] = int16(n)
+	}
+	return s
+}
+
+// next is how much of the stop string a text ends with behind a byte, where before it was n, less than all.
+func (s stopString) next(n int, b byte) int {
+	for n > 0 && s.text[n] != b {
+		n = int(s.back[n-1])
+	}
+	if s.text[n] == b {
+		n++
+	}
+	return n
+}
+
+// look follows the stop strings through a piece that begins at at in held. Where some come to their end it gives the one that began first.
+func (o *output) look(piece string, at int) (begin int, stop string) {
+	if o.read == nil {
+		o.read = make([]int, len(o.stops))
+	}
+	for i, s := range o.stops {
+		n := o.read[i]
+		for j := range len(piece) {
+			if n = s.next(n, piece[j]); n == len(s.text) {
+				if from := at + j + 1 - n; stop == "" || from < begin {
+					begin, stop = from, s.text
+				}
+				break
 			}
 		}
+		o.read[i] = n
 	}
-	return longest
+	return begin, stop
 }

@@ -86,7 +86,11 @@ func (e *Engine) show(q *sequence, s shown, reason FinishReason, stop string) {
 
 // finish takes a sequence out of everything and accounts for it.
 func (e *Engine) finish(q *sequence, reason FinishReason) {
-	e.sched.finish(q)
+	if e.sched == nil { // closed before Open
+		q.phase = done
+	} else {
+		e.sched.finish(q)
+	}
 	q.left--
 	e.mu.Lock()
 	e.stats.Requests[reason]++
@@ -131,7 +135,7 @@ func (e *Engine) release(w *work, err error) {
 	e.settle(w, err)
 }
 
-// settle ends a work towards its client.
+// settle gives a work's lease and its place in the queue back, and ends it towards its client.
 func (e *Engine) settle(w *work, err error) {
 	for _, f := range w.end {
 		f()
@@ -139,11 +143,13 @@ func (e *Engine) settle(w *work, err error) {
 	if w.lease != nil {
 		w.lease.Release()
 	}
-	w.gen.finish(err)
 	e.mu.Lock()
 	if !w.seqs[0].counted {
 		e.waiting--
 	}
+	e.mu.Unlock()
+	w.gen.finish(err) // behind that, so that whoever has seen the end finds a place in the queue; before Drain ends
+	e.mu.Lock()
 	e.leave(1)
 	e.mu.Unlock()
 }

@@ -53,10 +53,11 @@ func (u *queue) again(q *sequence) {
 
 // next is the sequence to be admitted next, or nil. It stays in the queue.
 func (u *queue) next() *sequence {
-	for _, q := range u.resumed {
-		if q.inflight == 0 { // else tokens of it are still to be read
+	if len(u.resumed) > 0 {
+		if q := u.resumed[0]; q.inflight == 0 {
 			return q
 		}
+		return nil // tokens of it are still to be read; until then nobody takes what it gave back
 	}
 	var best *share
 	for _, t := range u.tenants {

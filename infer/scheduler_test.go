@@ -202,3 +202,67 @@ func TestTenantsShareFairly(t *testing.T) {
 		t.Errorf("the second to run is %s's, want few's", s.run[0].Tenant)
 	}
 }
+
+// TestChoicesShareTheirPrompt: until they run, many choices hold one prompt; then each has tokens of its own.
+func TestChoicesShareTheirPrompt(t *testing.T) {
+	w := &work{prompt: []int32{1, 2, 3}}
+	w.Params = DefaultParams()
+	w.Params.N = maxChoices
+	w.newSequences(64)
+	for i, q := range w.seqs {
+		if &q.tokens[0] != &w.prompt[0] {
+			t.Fatalf("choice %d holds a prompt of its own", i)
+		}
+		q.tokens = append(q.tokens, int32(i))
+	}
+	for i, q := range w.seqs {
+		if q.tokens[3] != int32(i) {
+			t.Errorf("choice %d has token %d of another", i, q.tokens[3])
+		}
+	}
+}
+
+// TestPreemptedComeFirst: what a preempted sequence gave back is not given to one that has not run, also while a step of it is under way.
+func TestPreemptedComeFirst(t *testing.T) {
+	s := newScheduler(Config{MaxSeqs: 3, MaxTokens: 64, BlockTokens: 4, MaxContext: 16, Overlap: true}.defaults(), 4)
+	add := func(order, prompt int) *sequence {
+		w := &work{order: uint64(order), prompt: make([]int32, prompt)}
+		for i := range w.prompt {
+			w.prompt[i] = int32(order)
+		}
+		w.Params = DefaultParams()
+		w.newSequences(16)
+		s.queue.push(w.seqs[0], false)
+		return w.seqs[0]
+	}
+	old, young := add(0, 7), add(1, 7)
+	step := func() plan {
+		p := s.plan()
+		p.launched()
+		return p
+	}
+	read := func(p plan) {
+		for _, it := range p.items {
+			it.pending--
+			s.confirm(it)
+			it.tokens = append(it.tokens, 9)
+		}
+	}
+	first, second := step(), step()
+	late := add(2, 3)
+	read(first)
+	third := step() // old needs a third block
+	if young.phase != queued || young.inflight == 0 || old.phase != running {
+		t.Fatalf("the younger is not preempted in flight: %+v", young)
+	}
+	if late.phase == running {
+		t.Error("one that has not run got the blocks")
+	}
+	read(second)
+	read(third)
+	s.finish(old)
+	step()
+	if young.phase != running || late.phase != running {
+		t.Error("they do not run when there is room")
+	}
+}

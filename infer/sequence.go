@@ -2,6 +2,7 @@ package infer
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"bhive/adapters"
@@ -12,6 +13,7 @@ type work struct {
 	Request
 	order  uint64 // of arrival
 	prompt []int32
+	stops  []stopString
 	root   blockKey // where its prefix-cache keys begin
 	lease  *adapters.Lease
 	gen    *Generation
@@ -86,9 +88,12 @@ func (w *work) newSequences(limit int) {
 	if p.MaxTokens > 0 {
 		limit = min(limit, len(w.prompt)+p.MaxTokens)
 	}
+	for _, s := range p.Stop {
+		w.stops = append(w.stops, newStopString(s))
+	}
 	for i := range p.N {
 		q := &sequence{work: w, index: i, limit: limit, seed: seed + uint64(i), row: -1}
-		q.tokens = append(make([]int32, 0, len(w.prompt)+min(limit-len(w.prompt), 64)), w.prompt...)
+		q.tokens = slices.Clip(w.prompt) // copied with the first token: many choices of a long prompt may wait
 		if w.Constrain != nil {
 			q.constraint = w.Constrain()
 		}

@@ -18,6 +18,9 @@ func LoadText(cp *checkpoint.Checkpoint, other []byte) (*tokenizer.Tokenizer, *c
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading tokenizer.json: %w", err)
 	}
+	if data == nil {
+		return nil, nil, fmt.Errorf("%w: there is no tokenizer.json; other forms of tokenizers are not read", checkpoint.ErrUnsupported)
+	}
 	t, err := tokenizer.Parse(data)
 	if err != nil {
 		return nil, nil, fmt.Errorf("tokenizer.json: %w", err)
@@ -67,7 +70,9 @@ func ggufText(m *checkpoint.GGUFMeta, other []byte) (*tokenizer.Tokenizer, *chat
 			*at = &id
 		}
 	}
-	v.AddBOS, _ = m.Bool(prefix + "add_bos_token")
+	if add, ok := m.Bool(prefix + "add_bos_token"); ok {
+		v.AddBOS = &add
+	}
 	v.AddEOS, _ = m.Bool(prefix + "add_eos_token")
 	v.AddSpacePrefix = true
 	if add, ok := m.Bool(prefix + "add_space_prefix"); ok {

@@ -2,7 +2,9 @@ package infer
 
 import (
 	"encoding/json"
+	"errors"
 	"io/fs"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -10,6 +12,26 @@ import (
 	"bhive/infer/checkpoint"
 	"bhive/infer/demo"
 )
+
+// A checkpoint whose tokenizer is in another form says so.
+func TestNoTokenizer(t *testing.T) {
+	files := fstest.MapFS{"tokenizer.model": &fstest.MapFile{}}
+	for _, name := range []string{"config.json", "model.safetensors"} {
+		data, err := fs.ReadFile(demo.FS(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = &fstest.MapFile{Data: data}
+	}
+	cp, err := checkpoint.OpenFS(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cp.Close()
+	if _, _, err := LoadText(cp, nil); !errors.Is(err, checkpoint.ErrUnsupported) || !strings.Contains(err.Error(), "no tokenizer.json") {
+		t.Error(err)
+	}
+}
 
 // Where a checkpoint has a template of its own for tools, it is found.
 func TestChatTemplates(t *testing.T) {

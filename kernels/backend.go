@@ -116,7 +116,8 @@ type ServingOps interface {
 
 	// Sample draws a token for each row of logits [rows, V], F32, which it may overwrite. In this order: penalties, bias, mask,
 	// temperature, min-p, top-k, top-p; then argmax over the kept tokens of logit/temperature + gumbel(seed, RowDraw, token),
-	// so that a seed gives the same draw in any batch. Counts of rows with RowPenalties are updated.
+	// so that a seed gives the same draw in any batch. Counts of rows with RowPenalties are updated. Logits that are not all
+	// numbers have no draw: the token is −1, also of a row with a forced one, and its logprob NaN.
 	Sample(s Stream, out Sampled, logits Tensor, state SamplerState, step Step)
 }
 

@@ -88,7 +88,7 @@ func (c *compiler) alternatives(s conj) ([]flat, error) {
 	var out []flat
 	var follow func(todo []*schema, choices [][]*schema, f flat) error
 	follow = func(todo []*schema, choices [][]*schema, f flat) error {
-		todo, choices, f = slices.Clone(todo), slices.Clone(choices), slices.Clone(f)
+		todo, choices, f = slices.Clip(todo), slices.Clip(choices), slices.Clone(f)
 		for len(todo) > 0 {
 			if err := c.work.spend(8+len(f), s.pointer()); err != nil {
 				return err
@@ -186,11 +186,12 @@ func (c *compiler) enum(f flat) ([]value, bool, error) {
 			if err != nil {
 				return nil, true, err
 			}
-			if err := c.work.spend(len(out), s.at); err != nil {
-				return nil, true, err
-			}
-			if ok && !slices.ContainsFunc(out, func(o value) bool { return v.equal(&o) }) {
+			steps := 0
+			if ok && !v.among(out, &steps) {
 				out = append(out, v)
+			}
+			if err := c.work.spend(steps, s.at); err != nil {
+				return nil, true, err
 			}
 		}
 		return out, true, nil

@@ -50,7 +50,7 @@ func Regex(pattern string) (*Grammar, error) {
 	if err != nil {
 		return nil, err
 	}
-	return single(r, "the expression %.100q matches nothing", pattern)
+	return single(r, w, "the expression %.100q matches nothing", pattern)
 }
 
 // Choice is the grammar of some given texts, which must not be empty.
@@ -69,15 +69,18 @@ func Choice(texts []string) (*Grammar, error) {
 		}
 		b.textTo(start, t, end)
 	}
-	return single(b.rule(maxStates), "there is no choice")
+	return single(b.rule(maxStates), newWork(), "there is no choice")
 }
 
-func single(r *rule, empty string, args ...any) (*Grammar, error) {
+func single(r *rule, w *work, empty string, args ...any) (*Grammar, error) {
 	g := &Grammar{rules: []*rule{r}}
 	if r == nil {
 		return nil, bad("", "it needs more than %d states", maxStates)
 	}
-	if !g.prune() {
+	switch ok, err := g.prune(w); {
+	case err != nil:
+		return nil, err
+	case !ok:
 		return nil, bad("", empty, args...)
 	}
 	return g, nil
@@ -89,7 +92,10 @@ func (c *compiler) finish(root []int32) (*Grammar, error) {
 	b.call(start, root, end)
 	c.rules[0] = b.rule(maxStates)
 	g := &Grammar{rules: c.rules}
-	if !g.prune() {
+	switch ok, err := g.prune(c.work); {
+	case err != nil:
+		return nil, err
+	case !ok:
 		return nil, bad("", "no value of finite size satisfies the schema")
 	}
 	return g, nil

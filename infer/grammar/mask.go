@@ -191,12 +191,24 @@ func (b *Bound) positions() []position {
 	return nil
 }
 
-// follow adds the tokens below a node that a config lets pass.
-func (b *Bound) follow(below int32, c *config, dst []int32) {
+// hop is a config that stands at a node.
+type hop struct {
+	node   int32
+	config *config
+}
+
+// follow adds the tokens below a node that a config lets pass, unless it was followed there for this mask: of rules that may end at once each leads
+// to the same callers, whose number would multiply with each one that a token ends. It stops where b.visits has come to last.
+func (b *Bound) follow(below int32, c *config, dst []int32, last int) {
+	h := hop{below, c}
+	if _, ok := b.followed[h]; ok || b.visits > last {
+		return
+	}
+	b.followed[h] = struct{}{}
 	for _, f := range c.frames {
 		b.sweep(b.g.rules[f.rule], f.rule, f.state, below, 0, dst, func(node int32) {
 			if f.parent != nil {
-				b.follow(node, f.parent, dst)
+				b.follow(node, f.parent, dst, last)
 			}
 		})
 	}
@@ -206,6 +218,7 @@ func (b *Bound) follow(below int32, c *config, dst []int32) {
 func (b *Bound) mask(c *config) []int32 {
 	return b.v.store.get(maskKey{config: c}, func() *local {
 		dst := make([]int32, b.v.words)
+		clear(b.followed)
 		work := 0 // that this mask is worth, whether or not a part of it was found before: the mask must not depend on that
 		for _, f := range c.frames {
 			if work > maxMaskWork {
@@ -219,7 +232,7 @@ func (b *Bound) mask(c *config) []int32 {
 			}
 			if f.parent != nil {
 				for _, node := range l.exits {
-					b.follow(node, f.parent, dst)
+					b.follow(node, f.parent, dst, before+maxMaskWork-work)
 				}
 			}
 			work += b.visits - before

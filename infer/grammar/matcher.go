@@ -15,11 +15,12 @@ type Bound struct {
 	unlimited map[int32]*unlimited
 	visits    int // nodes, ever
 	spare     [][]position
+	followed  map[hop]struct{} // for the mask that is being found
 }
 
 // Bind binds a grammar to the vocabulary. It takes no notable time: masks are made when they are asked for.
 func (v *Vocabulary) Bind(g *Grammar) *Bound {
-	b := &Bound{g: g, v: v, stacks: newStacks(g), unlimited: map[int32]*unlimited{}}
+	b := &Bound{g: g, v: v, stacks: newStacks(g), unlimited: map[int32]*unlimited{}, followed: map[hop]struct{}{}}
 	for _, r := range g.rules {
 		q := make([]bool, r.states)
 		for s := range q {

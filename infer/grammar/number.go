@@ -24,6 +24,9 @@ func (c *compiler) number(f flat) (int32, error) {
 				n.multiple = s.multiple
 			} else {
 				n.multiple = leastCommon(n.multiple, s.multiple)
+				if err := c.work.spend(n.multiple.Num().BitLen()+n.multiple.Denom().BitLen(), s.at+"/multipleOf"); err != nil {
+					return 0, err
+				}
 			}
 		}
 	}

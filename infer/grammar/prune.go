@@ -80,13 +80,20 @@ func (r *rule) prune(productive func(rule int32) bool) {
 }
 
 // prune makes every state of every rule that the root needs lead to an end. It reports whether the root itself has a text.
-func (g *Grammar) prune() bool {
+func (g *Grammar) prune(w *work) (bool, error) {
 	productive := make([]bool, len(g.rules))
 	is := func(r int32) bool { return productive[r] }
 	for changed := true; changed; {
 		changed = false
-		for i, r := range g.rules {
-			if !productive[i] && r.states > 0 && r.live(is)[start] {
+		for i := len(g.rules) - 1; i >= 0; i-- { // mostly, what a rule calls comes behind it
+			r := g.rules[i]
+			if productive[i] || r.states == 0 {
+				continue
+			}
+			if err := w.spend(8*int(r.states), ""); err != nil {
+				return false, err
+			}
+			if r.live(is)[start] {
 				productive[i], changed = true, true
 			}
 		}
@@ -96,5 +103,5 @@ func (g *Grammar) prune() bool {
 			r.prune(is)
 		}
 	}
-	return productive[0]
+	return productive[0], nil
 }

@@ -35,7 +35,9 @@ func compilePattern(pattern string, whole bool, w *work, at string) (*runeDFA, e
 		return nil, bad(at, "the expression %.100q is not supported: %s", pattern, err)
 	}
 	d := subsets{prog: prog, ids: map[string]int32{}}
-	d.split()
+	if err := d.split(w, at); err != nil {
+		return nil, err
+	}
 	out, err := d.automaton(w, at)
 	if err != nil {
 		return nil, err
@@ -178,7 +180,7 @@ type subset struct {
 func isWord(r rune) bool { return syntax.IsWordChar(r) }
 
 // split finds the pieces of the alphabet that the expression tells apart.
-func (d *subsets) split() {
+func (d *subsets) split(w *work, at string) error {
 	cut := map[rune]bool{0: true, surrogateLo: true, surrogateHi + 1: true}
 	piece := func(lo, hi rune) { cut[lo], cut[hi+1] = true, true }
 	for i := range d.prog.Inst {
@@ -212,6 +214,9 @@ func (d *subsets) split() {
 		}
 	}
 	slices.Sort(d.lo)
+	if err := w.spend(len(d.lo)*len(d.prog.Inst)/8, at); err != nil {
+		return err
+	}
 	known := map[string]int{}
 	for _, r := range d.lo {
 		if r >= surrogateLo && r <= surrogateHi {
@@ -236,6 +241,7 @@ func (d *subsets) split() {
 		}
 		d.classes = append(d.classes, c)
 	}
+	return nil
 }
 
 // context is a character that stands for all that are alike to \b, ^ and $.

@@ -28,14 +28,18 @@ func (c *compiler) satisfies(v *value, s conj) (bool, error) {
 
 // own checks a value against a schema's own keywords.
 func (c *compiler) own(v *value, s *schema) (bool, error) {
-	if err := c.work.spend(8+len(s.enum), s.at); err != nil {
+	if err := c.work.spend(8+len(s.required)+len(v.keys), s.at); err != nil {
 		return false, err
 	}
 	if s.kinds&kinds(v.kind) == 0 || v.kind == number && s.kinds&kinds(integral) != 0 && !v.rat.IsInt() {
 		return false, nil
 	}
-	if s.enums && !slices.ContainsFunc(s.enum, func(o value) bool { return v.equal(&o) }) {
-		return false, nil
+	if s.enums {
+		steps := 0
+		found := v.among(s.enum, &steps)
+		if err := c.work.spend(steps, s.at); err != nil || !found {
+			return false, err
+		}
 	}
 	switch v.kind {
 	case number:

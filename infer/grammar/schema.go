@@ -20,6 +20,7 @@ type schema struct {
 	enums bool    // there is one
 
 	ref                 string
+	target              *schema // of ref, when it was followed
 	allOf, anyOf, oneOf []*schema
 	apart               bool // oneOf was found to be disjoint
 
@@ -90,6 +91,9 @@ func (d *document) findAnchors(v *value, at string) {
 
 // resolve finds what a $ref means.
 func (d *document) resolve(s *schema) (*schema, error) {
+	if s.target != nil {
+		return s.target, nil
+	}
 	at := s.at + "/$ref"
 	base, fragment, _ := strings.Cut(s.ref, "#")
 	if base != "" && base != d.id {
@@ -112,7 +116,7 @@ func (d *document) resolve(s *schema) (*schema, error) {
 			part = strings.ReplaceAll(strings.ReplaceAll(part, "~1", "/"), "~0", "~")
 			var next *value
 			if i, err := strconv.Atoi(part); v.kind == array && err == nil && i >= 0 && i < len(v.list) {
-				next = &v.list[i]
+				next, part = &v.list[i], strconv.Itoa(i) // 00 is another name of the same place
 			} else if v.kind == object {
 				next = v.get(part)
 			}
@@ -122,7 +126,9 @@ func (d *document) resolve(s *schema) (*schema, error) {
 			v, where = next, where+"/"+escapePointer(part)
 		}
 	}
-	return d.schema(v, where)
+	var err error
+	s.target, err = d.schema(v, where)
+	return s.target, err
 }
 
 func unescapePercent(s string) (string, error) {
@@ -267,9 +273,8 @@ func (d *document) keyword(s *schema, key string, v *value, at string) (err erro
 
 func (s *schema) values(list []value) error {
 	if s.enums { // enum and const
-		list = slices.DeleteFunc(slices.Clone(list), func(v value) bool {
-			return !slices.ContainsFunc(s.enum, func(o value) bool { return v.equal(&o) })
-		})
+		steps := 0
+		list = slices.DeleteFunc(slices.Clone(list), func(v value) bool { return !v.among(s.enum, &steps) })
 	}
 	s.enum, s.enums = list, true
 	return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -38,10 +39,14 @@ type value struct {
 	str     string
 	list    []value // of an array, or the values of an object
 	keys    []string
+	places  map[string]int // of the keys
 }
 
 // maxDepth is how deep a schema and its values may be nested.
 const maxDepth = 200
+
+// maxPlaces bounds what naming all values of a schema takes, in bytes of their pointers together: each is a string of its own.
+const maxPlaces = 16 << 20
 
 // maxExponent bounds numbers in a schema: 1e400 as a rational has 400 digits.
 const maxExponent = 400
@@ -51,9 +56,9 @@ func parseValue(raw []byte) (value, error) {
 	if !utf8.Valid(raw) {
 		return value{}, bad("", "not UTF-8")
 	}
-	d := json.NewDecoder(bytes.NewReader(raw))
+	d := reader{json.NewDecoder(bytes.NewReader(raw)), maxPlaces}
 	d.UseNumber()
-	v, err := readValue(d, "", 0)
+	v, err := d.value("", 0)
 	if err != nil {
 		return value{}, err
 	}
@@ -63,7 +68,16 @@ func parseValue(raw []byte) (value, error) {
 	return v, nil
 }
 
-func readValue(d *json.Decoder, at string, depth int) (value, error) {
+// reader reads values.
+type reader struct {
+	*json.Decoder
+	left int // of maxPlaces
+}
+
+func (d *reader) value(at string, depth int) (value, error) {
+	if d.left -= len(at); d.left < 0 {
+		return value{}, bad("", "the keys are too long for so many values below them")
+	}
 	if depth > maxDepth {
 		return value{}, bad(at, "nested deeper than %d", maxDepth)
 	}
@@ -82,7 +96,6 @@ func readValue(d *json.Decoder, at string, depth int) (value, error) {
 		return readNumber(string(t), at)
 	case json.Delim:
 		v := value{kind: array}
-		var seen map[string]bool
 		if t == '{' {
 			v.kind = object
 		}
@@ -97,18 +110,18 @@ func readValue(d *json.Decoder, at string, depth int) (value, error) {
 				key = k.(string)
 				next = at + "/" + escapePointer(key)
 			}
-			e, err := readValue(d, next, depth+1)
+			e, err := d.value(next, depth+1)
 			if err != nil {
 				return value{}, err
 			}
 			if v.kind == object {
-				if seen[key] {
+				if _, ok := v.places[key]; ok {
 					return value{}, bad(next, "the key occurs twice")
 				}
-				if seen == nil {
-					seen = map[string]bool{}
+				if v.places == nil {
+					v.places = map[string]int{}
 				}
-				seen[key] = true
+				v.places[key] = i
 				v.keys = append(v.keys, key)
 			}
 			v.list = append(v.list, e)
@@ -146,18 +159,22 @@ func escapePointer(key string) string {
 	return strings.ReplaceAll(strings.ReplaceAll(key, "~", "~0"), "/", "~1")
 }
 
+// among reports whether a value is in a list.
+func (v *value) among(list []value, steps *int) bool {
+	return slices.ContainsFunc(list, func(o value) bool { return v.equal(&o, steps) })
+}
+
 // get is the value of a key, nil where there is none.
 func (v *value) get(key string) *value {
-	for i, k := range v.keys {
-		if k == key {
-			return &v.list[i]
-		}
+	if i, ok := v.places[key]; ok {
+		return &v.list[i]
 	}
 	return nil
 }
 
-// equal compares as JSON Schema does: numbers by value, objects without order.
-func (v *value) equal(o *value) bool {
+// equal compares as JSON Schema does: numbers by value, objects without order. It adds to steps what that took.
+func (v *value) equal(o *value, steps *int) bool {
+	*steps++
 	if v.kind != o.kind || len(v.list) != len(o.list) {
 		return false
 	}
@@ -165,18 +182,19 @@ func (v *value) equal(o *value) bool {
 	case boolean:
 		return v.truth == o.truth
 	case number:
+		*steps += (len(v.literal) + len(o.literal)) / 8
 		return v.rat.Cmp(o.rat) == 0
 	case text:
 		return v.str == o.str
 	case object:
 		for i, k := range v.keys {
-			if e := o.get(k); e == nil || !v.list[i].equal(e) {
+			if e := o.get(k); e == nil || !v.list[i].equal(e, steps) {
 				return false
 			}
 		}
 	case array:
 		for i := range v.list {
-			if !v.list[i].equal(&o.list[i]) {
+			if !v.list[i].equal(&o.list[i], steps) {
 				return false
 			}
 		}

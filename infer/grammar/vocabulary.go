@@ -35,7 +35,12 @@ type Vocabulary struct {
 // NewVocabulary makes a vocabulary of the tokens 0 … size−1. text gives a token's bytes inside a text, nil for one that must not occur in
 // it (a special token, say); ends are the tokens that end a text.
 func NewVocabulary(size int, text func(token int) []byte, ends []int) *Vocabulary {
-	v := &Vocabulary{size: size, words: (size + 31) / 32, ends: slices.Clone(ends), texts: make([][]byte, size),
+	ends = slices.DeleteFunc(slices.Clone(ends), func(id int) bool { return id < 0 })
+	wide := size // an end may lie behind the last token
+	for _, id := range ends {
+		wide = max(wide, id+1)
+	}
+	v := &Vocabulary{size: size, words: (wide + 31) / 32, ends: ends, texts: make([][]byte, size),
 		longs: map[int][]int32{}, shared: map[[sha256.Size]byte]*identity{}, store: newStore(maxMaskBytes)}
 	type token struct {
 		text []byte

@@ -18,10 +18,10 @@ type GGUFVocab struct {
 	TokenTypes []int32   // token_type by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; may be empty
 	Scores     []float32 // scores by id, higher merges first (llama only)
 
-	BOS, EOS, Pad, Unk *int // ids, nil where the file names none
-	AddBOS             bool // add_bos_token: Encode with addSpecial begins with BOS
-	AddEOS             bool // add_eos_token: and ends with EOS
-	AddSpacePrefix     bool // add_space_prefix (llama only; true where the file does not say)
+	BOS, EOS, Pad, Unk *int  // ids, nil where the file names none
+	AddBOS             *bool // add_bos_token: Encode with addSpecial begins with BOS; nil where the file does not say: as in llama.cpp
+	AddEOS             bool  // add_eos_token: and ends with EOS
+	AddSpacePrefix     bool  // add_space_prefix (llama only; true where the file does not say)
 }
 
 const (
@@ -37,6 +37,7 @@ type preScheme struct {
 	patterns     []string // applied one after the other, matches isolated
 	nfc          bool
 	ignoreMerges bool
+	bos          bool // texts begin with BOS where the file does not say
 }
 
 // preSchemeOf knows the names that llama.cpp writes for patterns whose original is known here.
@@ -47,7 +48,7 @@ func preSchemeOf(name string) (preScheme, bool) {
 	case "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b":
 		return preScheme{patterns: []string{`\p{N}`, patternGPT2}}, true
 	case "llama3", "llama-v3", "llama-bpe", "falcon3":
-		return preScheme{patterns: []string{patternLlama3}, ignoreMerges: true}, true
+		return preScheme{patterns: []string{patternLlama3}, ignoreMerges: true, bos: true}, true
 	case "dbrx", "smaug-bpe":
 		return preScheme{patterns: []string{patternLlama3}}, true
 	case "qwen2", "deepseek-r1-qwen":
@@ -55,7 +56,7 @@ func preSchemeOf(name string) (preScheme, bool) {
 	case "stablelm2", "hunyuan":
 		return preScheme{patterns: []string{patternQwen2}}, true
 	case "tekken":
-		return preScheme{patterns: []string{patternTekken}, ignoreMerges: true}, true
+		return preScheme{patterns: []string{patternTekken}, ignoreMerges: true, bos: true}, true
 	case "gpt-4o":
 		return preScheme{patterns: []string{patternO200k}, ignoreMerges: true}, true
 	case "default", "":
@@ -98,7 +99,7 @@ func FromGGUF(v GGUFVocab) (*Tokenizer, error) {
 		return nil, err
 	}
 	edge := template{}
-	if v.AddBOS && v.BOS != nil {
+	if v.addBOS() && v.BOS != nil {
 		edge = append(edge, *v.BOS)
 	}
 	edge = append(edge, -1)
@@ -126,6 +127,15 @@ func FromGGUF(v GGUFVocab) (*Tokenizer, error) {
 		}
 	}
 	return t, nil
+}
+
+// addBOS reports whether texts begin with BOS.
+func (v *GGUFVocab) addBOS() bool {
+	if v.AddBOS != nil {
+		return *v.AddBOS
+	}
+	scheme, _ := preSchemeOf(v.Pre)
+	return v.Model == "llama" || scheme.bos
 }
 
 // ggufBytes sets up BPE over bytes.

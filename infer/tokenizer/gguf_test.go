@@ -132,7 +132,7 @@ func TestGGUFIsTokenizerJSON(t *testing.T) {
 
 // scored is a small SentencePiece vocabulary.
 func scored() GGUFVocab {
-	v := GGUFVocab{Model: "llama", AddSpacePrefix: true, AddBOS: true, AddEOS: true}
+	v := GGUFVocab{Model: "llama", AddSpacePrefix: true, AddEOS: true}
 	add := func(token string, kind int32, score float32) int {
 		v.Tokens, v.TokenTypes, v.Scores = append(v.Tokens, token), append(v.TokenTypes, kind), append(v.Scores, score)
 		return len(v.Tokens) - 1
@@ -177,6 +177,31 @@ func TestGGUFScores(t *testing.T) {
 		}
 		if back := tok.Decode(ids, true); back != lossy(text) && text != "a</s>b" {
 			t.Errorf("%q came back as %q", text, back)
+		}
+	}
+}
+
+// TestGGUFBOS: where a file does not say whether texts begin with BOS, those of its kind do, or do not.
+func TestGGUFBOS(t *testing.T) {
+	bos, yes, no := 0, true, false
+	for _, c := range []struct {
+		model, pre string
+		add        *bool
+		want       bool
+	}{
+		{"gpt2", "llama-bpe", nil, true}, {"gpt2", "tekken", nil, true}, {"gpt2", "smollm", nil, false}, {"gpt2", "qwen2", nil, false}, {"llama", "", nil, true},
+		{"gpt2", "llama-bpe", &no, false}, {"gpt2", "smollm", &yes, true}, {"llama", "default", &no, false},
+	} {
+		v := GGUFVocab{Model: c.model, Pre: c.pre, AddBOS: c.add, BOS: &bos, Tokens: []string{"<s>", "a"}, TokenTypes: []int32{typeControl, 1}}
+		if c.model == "llama" {
+			v.Scores = []float32{0, 0}
+		}
+		tok, err := FromGGUF(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ids := tok.Encode("a", true); slices.Contains(ids, bos) != c.want {
+			t.Errorf("%s %s: %v", c.model, c.pre, ids)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -169,30 +170,40 @@ func normalForm(f norm.Form, s string) string {
 	if f == norm.NFKC || f == norm.NFKD {
 		decompose = norm.NFKD
 	}
-	var runes []rune
-	var ccc []uint8
+	type char struct {
+		r     rune
+		class uint8
+	}
+	var chars []char
+	marks := 0 // where the marks at the end begin
+	order := func() {
+		slices.SortStableFunc(chars[marks:], func(a, b char) int { return int(a.class) - int(b.class) })
+		marks = len(chars)
+	}
 	for i := 0; i < len(s); {
 		_, n := utf8.DecodeRuneInString(s[i:])
 		d := decompose.String(s[i : i+n]) // one character is never long
 		for k, r := range d {
 			c := norm.NFD.PropertiesString(d[k:]).CCC()
-			at := len(runes)
-			runes, ccc = append(runes, r), append(ccc, c)
-			for c != 0 && at > 0 && ccc[at-1] > c {
-				runes[at], ccc[at] = runes[at-1], ccc[at-1]
-				at--
+			if c == 0 {
+				order()
+				marks++
 			}
-			runes[at], ccc[at] = r, c
+			chars = append(chars, char{r, c})
 		}
 		i += n
 	}
+	order()
+	out := make([]rune, 0, len(chars))
 	if f == norm.NFD || f == norm.NFKD {
-		return string(runes)
+		for _, x := range chars {
+			out = append(out, x.r)
+		}
+		return string(out)
 	}
-	out := runes[:0]
 	starter, last := -1, uint8(0) // index in out of the last starter, class of the last character kept since
-	for i, r := range runes {
-		c := ccc[i]
+	for _, x := range chars {
+		r, c := x.r, x.class
 		if starter >= 0 && (last == 0 && starter == len(out)-1 || last < c && last != 0) {
 			if both := []rune(norm.NFC.String(string([]rune{out[starter], r}))); len(both) == 1 {
 				out[starter] = both[0]

@@ -189,6 +189,10 @@ func TestLongMarks(t *testing.T) {
 			t.Errorf("not stable: %q", got)
 		}
 	}
+	const n = 500_000 // by the square of it, this takes minutes
+	if got, want := f("a"+strings.Repeat("\u0301\u0323", n)), "\u1ea1"+strings.Repeat("\u0323", n-1)+strings.Repeat("\u0301", n); got != want {
+		t.Errorf("%d marks of two classes are not in order", 2*n)
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		s := rapid.StringOf(rapid.OneOf(rapid.Rune(), rapid.RuneFrom(nil, unicode.M), rapid.RuneFrom([]rune("aeioué가각")))).Draw(t, "s")
 		if longMarks(s) {

@@ -36,7 +36,7 @@ func (t *embedTask) part(_, i int) {
 	for at := i * embedTokens; at < min((i+1)*embedTokens, tokens(t.r)); at++ {
 		id := t.r.Token[at]
 		if f := t.r.Feed[at]; f >= 0 {
-			id = t.previous[f]
+			id = max(t.previous[f], 0) // −1: that row had no draw
 		}
 		t.w.row(int(id), t.x.row(at))
 	}

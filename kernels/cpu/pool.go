@@ -81,7 +81,7 @@ func (p *pool) run(id, n int) {
 			runtime.Gosched()
 		}
 	}
-	if f := p.failed.Load(); f != nil {
+	if f := p.failed.Swap(nil); f != nil { // this task's alone: the next one has done nothing wrong
 		panic(*f)
 	}
 }

@@ -45,16 +45,26 @@ func TestPool(t *testing.T) {
 	}
 }
 
+// TestPoolPanic: a part that panics fails its run, and no other.
 func TestPoolPanic(t *testing.T) {
 	var p pool
-	p.start(3, []task{&countTask{hits: make([]atomic.Int32, 50), bad: 20}})
+	good := &countTask{hits: make([]atomic.Int32, 50), bad: -1}
+	p.start(3, []task{&countTask{hits: make([]atomic.Int32, 50), bad: 20}, good})
 	defer p.stop()
-	defer func() {
-		if r, ok := recover().(string); !ok || !strings.Contains(r, "a bad part") {
-			t.Errorf("recovered %v", r)
-		}
+	func() {
+		defer func() {
+			if r, ok := recover().(string); !ok || !strings.Contains(r, "a bad part") {
+				t.Errorf("recovered %v", r)
+			}
+		}()
+		p.run(0, 50)
 	}()
-	p.run(0, 50)
+	p.run(1, 50)
+	for i := range good.hits {
+		if n := good.hits[i].Load(); n != 1 {
+			t.Errorf("part %d of the next task ran %d times", i, n)
+		}
+	}
 }
 
 func BenchmarkPool(b *testing.B) {

@@ -39,7 +39,12 @@ func (t *sampleTask) part(worker, i int) {
 	lse := logSumExp(t.b.k, raw)
 	t.top(s, i, raw, lse)
 
-	token := t.r.RowForced[i]
+	token, rank := t.r.RowForced[i], int32(1)
+	if sum := t.b.k.SumSquares(raw); sum != sum { // one of them is no number
+		ints(t.out.Token, "sample: tokens")[i], ints(t.out.Rank, "sample: ranks")[i] = -1, rank
+		elements[float32](t.out.Logprob, kernels.F32, "sample: logprobs")[i] = sum
+		return
+	}
 	if token < 0 {
 		token = t.draw(s, i, raw)
 	}
@@ -49,7 +54,6 @@ func (t *sampleTask) part(worker, i int) {
 	ints(t.out.Token, "sample: tokens")[i] = token
 	at := raw[token]
 	elements[float32](t.out.Logprob, kernels.F32, "sample: logprobs")[i] = at - lse
-	rank := int32(1)
 	for j, v := range raw {
 		if v > at || v == at && int32(j) < token {
 			rank++

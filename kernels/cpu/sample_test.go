@@ -314,3 +314,30 @@ func BenchmarkSample(b *testing.B) {
 		}
 	}
 }
+
+// TestNoNumbersNoDraw: a row with a logit that is no number draws nothing, however it would, and a step that is fed from it runs.
+func TestNoNumbersNoDraw(t *testing.T) {
+	r := newRig(t, Config{Threads: 2})
+	d := newDraws(r, 4, 50)
+	for i := range 4 {
+		for j, x := range d.row(i) {
+			d.row(i)[j] = x*0 + float32(j%7)
+		}
+	}
+	rec := d.b.rec
+	rec.RowFlags[1], rec.RowFlags[2] = kernels.RowGreedy, kernels.RowPenalties
+	rec.RowForced[3] = 5
+	for _, bad := range []float32{float32(math.NaN()), 1} { // first with, then without
+		for i := range 4 {
+			d.row(i)[49] = bad
+		}
+		for i, token := range d.run() {
+			if (token == -1) != (bad != bad) {
+				t.Errorf("beside %v row %d draws %d", bad, i, token)
+			}
+			if p := values(d.out.Logprob)[i]; (p != p) != (bad != bad) {
+				t.Errorf("beside %v row %d has a logprob of %v", bad, i, p)
+			}
+		}
+	}
+}
