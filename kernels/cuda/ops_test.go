@@ -20,8 +20,11 @@ func TestRowOps(t *testing.T) {
 		m := b.gpu.Bucket.Tokens
 		e := p.weight(v, h, 0)
 		b.rec.Feed[0] = 1
+		if b.tokens() > 1 {
+			b.rec.Feed[1] = 2
+		}
 		p.upload(b)
-		previous := []int32{5, 7, 9}
+		previous := []int32{5, -1, 9} // −1: a row without a draw
 		var sampled [2]kernels.Sampled
 		for i, s := range []*side{p.gpu, p.cpu} {
 			token, err := s.Alloc(kernels.I32, 1, 3)

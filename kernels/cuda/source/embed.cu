@@ -13,7 +13,7 @@ template <class T> __device__ void embed(const EmbedArgs& a) {
     const int t = blockIdx.x;
     if (t >= a.head[0]) return;
     const int feed = a.feed[t];
-    const int id = feed >= 0 ? a.previous[feed] : a.token[t];
+    const int id = feed >= 0 ? max(a.previous[feed], 0) : a.token[t]; // −1: its logits were no numbers, and its request fails
     T* x = (T*)a.x + t * a.xs;
     const T* e = (const T*)a.e + id * a.h;
     for (int i = threadIdx.x; i < a.h; i += blockDim.x) x[i] = e[i];
