@@ -46,13 +46,18 @@ func (c *tuneCmd) query() url.Values {
 			q.Set(name, strconv.FormatFloat(v, 'g', -1, 64))
 		}
 	}
-	number("rank", float64(c.Rank))
+	whole := func(name string, v int64) { // a float's form would have an exponent from a million on
+		if v != 0 {
+			q.Set(name, strconv.FormatInt(v, 10))
+		}
+	}
+	whole("rank", int64(c.Rank))
 	number("alpha", c.Alpha)
 	number("epochs", c.Epochs)
-	number("max_steps", float64(c.MaxSteps))
-	number("batch_size", float64(c.BatchSize))
+	whole("max_steps", int64(c.MaxSteps))
+	whole("batch_size", int64(c.BatchSize))
 	number("validation_split", c.ValidationSplit)
-	number("seed", float64(c.Seed))
+	whole("seed", c.Seed)
 	if !c.Continue {
 		q.Set("name", c.Name)
 	}
