@@ -217,21 +217,16 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	part := func(ctx context.Context, name string, f func(context.Context) error) {
 		g.Go(func() error {
 			err := f(ctx)
-			if err != nil && !errors.Is(err, context.Canceled) {
-				return fmt.Errorf("%s: %w", name, err)
+			if err == nil || errors.Is(err, context.Canceled) {
+				return nil
 			}
-			return nil
+			stopParts() // the others are no server without it
+			return fmt.Errorf("%s: %w", name, err)
 		})
 	}
 	engineContext, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopEngine()
-	part(engineContext, "engine", func(ctx context.Context) error {
-		err := engine.Run(ctx)
-		if err != nil && !errors.Is(err, context.Canceled) {
-			stopParts()
-		}
-		return err
-	})
+	part(engineContext, "engine", engine.Run)
 	part(run, "registry", registry.Run)
 	part(run, "jobs", func(ctx context.Context) error {
 		defer stopEngine() // the last checkpoint has been taken
@@ -243,7 +238,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	c.hint(address)
 	select {
 	case <-ctx.Done():
-	case <-run.Done(): // the engine failed
+	case <-run.Done(): // a part failed
 	}
 	err = drain()
 	stopParts()
