@@ -173,6 +173,18 @@ func TestOperations(t *testing.T) {
 	}
 }
 
+// Methods that clients make up are one in the metrics.
+func TestMadeUpMethods(t *testing.T) {
+	c := serve(t)
+	for _, method := range []string{"FOO", "BAR", "get"} {
+		c.do(method, "/", nil).want(405)
+	}
+	metrics := string(c.get("/metrics").want(200).Body)
+	if want := `bhive_http_requests_total{method="other",route="unknown",status="405"} 3`; !strings.Contains(metrics, want) || strings.Contains(metrics, "FOO") {
+		t.Errorf("not %s in\n%s", want, metrics)
+	}
+}
+
 // Every sentinel error of the packages below has its answer.
 func TestErrorTable(t *testing.T) {
 	for err, want := range map[error]int{
