@@ -109,23 +109,26 @@ func (s *Server) withOwner(param string, notFound func(written string) error) fu
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			written, err := url.PathUnescape(chi.URLParam(r, param))
-			owner, name, full := strings.Cut(written, "/")
-			if err != nil || !full {
+			if err != nil {
 				next.ServeHTTP(w, r)
 				return
 			}
-			c := callerOf(r.Context())
-			if !c.admin && owner != c.home || adapters.CheckName(owner) != nil {
-				s.fail(w, r, notFound(written))
-				return
+			ctx, name := r.Context(), written
+			if owner, own, full := strings.Cut(written, "/"); full {
+				c := callerOf(ctx)
+				if !c.admin && owner != c.home || adapters.CheckName(owner) != nil {
+					s.fail(w, r, notFound(written))
+					return
+				}
+				ctx, name = actFor(ctx, owner), own
 			}
-			params := &chi.RouteContext(r.Context()).URLParams
+			params := &chi.RouteContext(ctx).URLParams
 			for i, key := range params.Keys {
 				if key == param {
 					params.Values[i] = name
 				}
 			}
-			next.ServeHTTP(w, r.WithContext(actFor(r.Context(), owner)))
+			next.ServeHTTP(w, r.WithContext(ctx))
 		})
 	}
 }
