@@ -66,7 +66,7 @@ func TestDrain(t *testing.T) {
 			stop()
 			until(t, "draining", c.server.draining.Load)
 			w := httptest.NewRecorder()
-			c.server.Handler().ServeHTTP(w, httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"demo","prompt":"a"}`)))
+			c.server.Handler().ServeHTTP(w, httptest.NewRequest("POST", "http://localhost/v1/completions", strings.NewReader(`{"model":"demo","prompt":"a"}`)))
 			if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
 				t.Errorf("draining: status %d, %s", w.Code, w.Body)
 			}
@@ -124,6 +124,27 @@ func TestOtherOrigins(t *testing.T) {
 	c := serve(t)
 	c.do("POST", "/adapters", "{}", "Origin", "https://example.org", "Content-Type", "text/plain").wantError(403, "", "cross_origin")
 	c.do("POST", "/v1/completions", object{"prompt": "a", "max_tokens": 1}, "Origin", c.url).want(200)
+}
+
+// Without keys, a page whose name was made to lead to this machine is not let in, though its origin is the server's to the browser.
+func TestNamesOfOthers(t *testing.T) {
+	c := serve(t)
+	for host, status := range map[string]int{"localhost": 200, "LOCALHOST:8080": 200, "127.0.0.1:8080": 200, "[::1]:8080": 200, "[::1]": 200, "": 200, "host.docker.internal:8080": 200, "one.localhost": 200,
+		"example.org": 403, "internal": 403, "example.internal.": 403, "example.org:8080": 403, "127.0.0.1.example.org": 403, "localhost.example.org:80": 403, "10.0.0.1:8080": 403} {
+		r := httptest.NewRequest("GET", "/v1/models", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, r)
+		if w.Code != status {
+			t.Errorf("host %q: status %d, want %d: %s", host, w.Code, status, w.Body)
+		}
+		r.URL.Path = "/health"
+		w = httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, r)
+		if w.Code != 200 {
+			t.Errorf("host %q: health says %d", host, w.Code)
+		}
+	}
 }
 
 func TestPanicIsOneRequestsError(t *testing.T) {
