@@ -19,6 +19,7 @@ type flaky struct {
 	adapters.Store
 	away  atomic.Bool
 	asked atomic.Int64
+	put   func() // called after a value was put, if any
 }
 
 func (f *flaky) GetValue(ctx context.Context, tenant, key string) ([]byte, int64, error) {
@@ -27,6 +28,14 @@ func (f *flaky) GetValue(ctx context.Context, tenant, key string) ([]byte, int64
 		return nil, 0, fmt.Errorf("asking: %w", adapters.ErrStoreUnavailable)
 	}
 	return f.Store.GetValue(ctx, tenant, key)
+}
+
+func (f *flaky) PutValue(ctx context.Context, tenant, key string, value []byte, rev int64) (int64, error) {
+	rev, err := f.Store.PutValue(ctx, tenant, key, value, rev)
+	if f.put != nil {
+		f.put()
+	}
+	return rev, err
 }
 
 func open(t *testing.T) *flaky {
@@ -164,5 +173,29 @@ func TestDamage(t *testing.T) {
 		if _, err := New(store).Find(t.Context(), "x"); !errors.Is(err, adapters.ErrCorrupt) {
 			t.Errorf("%s: %v", bad, err)
 		}
+	}
+}
+
+// What a change has stored holds, whatever becomes of the store or the client right after.
+func TestChangeThenAway(t *testing.T) {
+	store := open(t)
+	r := New(store)
+	create(t, r, "default", Admin)
+	anna, secret := create(t, r, "anna", Tenant)
+	leave := func() { store.away.Store(true) }
+	store.put = leave
+	if err := r.Revoke(t.Context(), anna.ID, false); err != nil {
+		t.Errorf("a revocation that was stored: %v", err)
+	}
+	if _, err := r.Find(t.Context(), secret); !errors.Is(err, ErrUnknown) {
+		t.Errorf("a revoked key, with the store away: %v", err)
+	}
+	store.away.Store(false)
+	_, secret, err := r.Create(t.Context(), "ben", Tenant, "")
+	if err != nil {
+		t.Fatalf("a key that was stored: %v", err)
+	}
+	if k, err := r.Find(t.Context(), secret); err != nil || k.Tenant != "ben" {
+		t.Errorf("a new key, with the store away: %+v, %v", k, err)
 	}
 }
