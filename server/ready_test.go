@@ -69,7 +69,7 @@ func TestReady(t *testing.T) {
 	store.away.Store(false)
 	expect(200, "ready", "1")
 	store.away.Store(true)
-	c.server.draining.Store(true)
+	c.server.drain()
 	expect(503, "not_ready shutting_down store_unavailable", "0")
 	c.get("/health").wantError(503, "", "shutting_down")
 }

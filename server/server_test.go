@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -106,6 +107,31 @@ func TestDrainTimeout(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 	until(t, "freed", func() bool { return shared(t).deps.Engine.Stats().Running == 0 })
+}
+
+// Who follows a job does not keep a server from ending.
+func TestDrainOfEvents(t *testing.T) {
+	c, stop, ended := shared(t).run(t, time.Hour)
+	c.post("/adapters", object{"name": "followed", "rank": 4, "max_steps": 100000, "batch_size": 2, "examples": pirates()}).want(202)
+	c.wait("followed", "running")
+	a, err := http.Get(c.url + "/adapters/followed/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	stop()
+	if _, err := io.Copy(io.Discard, a.Body); err != nil {
+		t.Errorf("the events end with %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	w := httptest.NewRecorder()
+	c.server.Handler().ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/adapters/followed/events", nil))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("events of a server that drains: status %d", w.Code)
+	}
+	serve(t).post("/adapters/followed/cancel", nil).want(200)
 }
 
 func TestRequestID(t *testing.T) {
