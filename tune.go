@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -118,9 +119,15 @@ func (c *tuneCmd) follow(ctx context.Context, view *tuneView) (end finetune.Even
 		answer, err := c.send(ctx, http.MethodGet, adapterPath(c.Name, "events")+"?after="+strconv.FormatInt(seen, 10), "", nil)
 		if err == nil {
 			err = events(answer.Body, func(data []byte) error {
-				var e struct{ Data finetune.Event }
+				var e struct {
+					Error *struct{ Message string } // in place of an event
+					Data  finetune.Event
+				}
 				if err := json.Unmarshal(data, &e); err != nil {
 					return fmt.Errorf("reading an event: %w", err)
+				}
+				if e.Error != nil {
+					return errors.New(e.Error.Message)
 				}
 				attempt, seen = 0, e.Data.Seq
 				view.show(e.Data)
