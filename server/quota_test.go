@@ -116,14 +116,7 @@ func TestQuotas(t *testing.T) {
 	c.post("/adapters", object{"name": "third", "examples": pirates()}).wantError(429, "", "insufficient_quota")
 	c.get("/adapters/third").wantError(404, "name", "adapter_not_found")
 	c.post("/adapters/first/examples", object{"examples": pirates(), "max_steps": 1}).want(202) // a name that there is
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if strings.Contains(string(c.get("/adapters/first").want(200).Body), `"succeeded"`) {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("the job does not end")
-		}
-	}
+	until(t, "the job has ended", func() bool { return strings.Contains(string(c.get("/adapters/first").want(200).Body), `"succeeded"`) })
 	if message := c.post("/adapters/first/examples", object{"examples": pirates()}).wantError(429, "", "rate_limit_exceeded"); !strings.Contains(message, "training tokens a day") {
 		t.Error(message)
 	}

@@ -48,10 +48,10 @@ func open(t *testing.T) *flaky {
 	return &flaky{Store: s}
 }
 
-// age makes what the ring knows old.
-func (r *Ring) age() {
+// age makes what the ring knows old, or with a negative age fresh for that long.
+func (r *Ring) age(by time.Duration) {
 	old := *r.known.Load()
-	old.stay = time.Now().Add(-time.Second)
+	old.stay = time.Now().Add(-by)
 	r.known.Store(&old)
 }
 
@@ -78,22 +78,23 @@ func TestMemory(t *testing.T) {
 		}
 	}
 	find(there, secret, nil)
+	there.age(-time.Hour) // however slow the machine is
 	asked := store.asked.Load()
 	for range 100 {
 		find(there, secret, nil)
 	}
-	if n := store.asked.Load() - asked; n > 1 {
+	if n := store.asked.Load() - asked; n > 0 {
 		t.Errorf("100 requests asked the store %d times", n)
 	}
 	if err := here.Revoke(t.Context(), anna.ID, false); err != nil {
 		t.Fatal(err)
 	}
 	find(here, secret, ErrUnknown)
-	there.age()
+	there.age(time.Second)
 	find(there, secret, ErrUnknown)
 
 	store.away.Store(true)
-	there.age()
+	there.age(time.Second)
 	find(there, admin, nil)
 	find(there, secret, ErrUnknown)
 	if _, _, err := there.Create(t.Context(), "anna", Tenant, ""); !errors.Is(err, adapters.ErrStoreUnavailable) {
@@ -101,7 +102,7 @@ func TestMemory(t *testing.T) {
 	}
 	find(New(store), admin, adapters.ErrStoreUnavailable)
 	store.away.Store(false)
-	there.age()
+	there.age(time.Second)
 	find(there, admin, nil)
 }
 
