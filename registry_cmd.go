@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"bhive/adapters"
+	"bhive/adapters/redis"
 	"bhive/finetune"
 )
 
@@ -23,6 +25,11 @@ type registryCopyCmd struct {
 
 // Run copies.
 func (c *registryCopyCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if !redis.IsURL(c.From) { // openStore would make one
+		if _, err := os.Stat(c.From); err != nil {
+			return fmt.Errorf("the registry to read: %w", err)
+		}
+	}
 	from, err := openStore(ctx, c.From, log)
 	if err != nil {
 		return err
