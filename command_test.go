@@ -265,6 +265,16 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// TestHint: the commands that a server shows ask that server.
+func TestHint(t *testing.T) {
+	if said := hint("127.0.0.1:8080", "demo"); strings.Contains(said, "--server") || !strings.Contains(said, `"model": "demo"`) {
+		t.Errorf("at the address where the verbs look: %s", said)
+	}
+	if said := hint("[::1]:9090", "demo"); strings.Count(said, " --server http://[::1]:9090 ") != 2 || !strings.Contains(said, "curl http://[::1]:9090/") {
+		t.Errorf("at another address: %s", said)
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	bin, err := built()
 	if err != nil {

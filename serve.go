@@ -235,7 +235,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	engine.SetBackground(jobs)
 	front.Serve(s)
 	log.Info("serving", "address", "http://"+address, "model", l.name)
-	c.hint(address)
+	fmt.Print(hint(address, l.name))
 	select {
 	case <-ctx.Done():
 	case <-run.Done(): // a part failed
@@ -245,17 +245,21 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	return errors.Join(err, g.Wait())
 }
 
-// hint prints what to try next.
-func (c *serveCmd) hint(addr string) {
-	fmt.Printf(`
+// hint is what to try next.
+func hint(addr, model string) string {
+	server := ""
+	if addr != "127.0.0.1:8080" { // where the verbs look for one
+		server = " --server http://" + addr
+	}
+	return fmt.Sprintf(`
 Try, in another terminal:
 
   curl http://%[1]s/v1/chat/completions -H 'Content-Type: application/json' \
     -d '{"model": "%[2]s", "messages": [{"role": "user", "content": "What is a fox?"}]}'
 
-  bin/bhive tune examples/pirate.jsonl --name pirate --watch
+  bin/bhive tune%[3]s examples/pirate.jsonl --name pirate --watch
 
-  bin/bhive chat -m pirate "What is a fox?"
+  bin/bhive chat%[3]s -m pirate "What is a fox?"
 
-`, addr, modelName(c.Model))
+`, addr, model, server)
 }
