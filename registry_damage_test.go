@@ -274,7 +274,9 @@ func TestUnreadableJobs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte("jobs")).Put([]byte("default\x00ftjob-1"), []byte("{")) })
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("jobs")).Put([]byte("default\x00ftjob-1"), []byte("{"))
+	})
 	if err = errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
