@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bhive/adapters"
+	"bhive/adapters/redis"
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/tokenizer"
@@ -97,6 +98,14 @@ func (c *serveCmd) worker() string {
 
 // Run serves until ctx ends and everything has drained.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if c.AdapterSlots < 1 {
+		return fmt.Errorf("--adapter-slots must be at least 1, is %d", c.AdapterSlots)
+	}
+	if c.LoraRoot != "" {
+		if _, err := os.ReadDir(c.LoraRoot); err != nil {
+			return fmt.Errorf("--lora-root: %w", err)
+		}
+	}
 	name, err := c.registry()
 	if err != nil {
 		return err
@@ -115,6 +124,12 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	listener, err := front.Listen(ctx)
+	if errors.Is(err, server.ErrNoKeys) {
+		if redis.IsURL(name) { // which may hold a password
+			name = "redis://…"
+		}
+		return fmt.Errorf("%w; make one with: bhive keys create --registry %s --tenant default --role admin", err, name)
+	}
 	if err != nil {
 		return err
 	}
