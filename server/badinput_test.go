@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 )
@@ -203,6 +205,27 @@ func TestBodyEndsEarly(t *testing.T) {
 		}
 	}
 	c.get("/adapters/half").wantError(404, "name", "adapter_not_found")
+}
+
+// late is a body that stays away for too long.
+type late struct{}
+
+func (late) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+func (late) Close() error             { return nil }
+
+// A body that takes too long is told from one that ends early.
+func TestBodyTakesTooLong(t *testing.T) {
+	c := serve(t)
+	for path, kind := range map[string]string{"/v1/completions": "application/json", "/adapters": "application/json", "/adapters?name=late": "application/x-ndjson",
+		"/adapters/late/import": "application/x-tar", "/v1/files": "multipart/form-data; boundary=b"} {
+		r := httptest.NewRequest("POST", "http://localhost"+path, late{})
+		r.Header.Set("Content-Type", kind)
+		w := httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, r)
+		if w.Code != http.StatusRequestTimeout || !strings.Contains(w.Body.String(), `"body_timeout"`) {
+			t.Errorf("%s as %s: status %d, %s", path, kind, w.Code, w.Body)
+		}
+	}
 }
 
 func FuzzCompletionRequest(f *testing.F) {

@@ -128,7 +128,8 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 
 func unreadableForm(err error) error {
 	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	var api *apiError
+	if errors.As(err, &tooLarge) || errors.As(err, &api) && api.Code == bodyTimedOut {
 		return err
 	}
 	return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body is not a whole multipart form: " + err.Error()}
