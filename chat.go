@@ -45,17 +45,36 @@ func (c *chatCmd) Run(ctx context.Context) error {
 		prompt = "> "
 		fmt.Println("Ask something; an empty line or Ctrl-D ends.")
 	}
-	lines := bufio.NewScanner(os.Stdin)
-	lines.Buffer(nil, 1<<20)
-	for fmt.Print(prompt); lines.Scan() && strings.TrimSpace(lines.Text()) != ""; fmt.Print(prompt) {
-		history = append(history, turn{"user", lines.Text()})
-		text, err := c.answer(ctx, history)
-		if err != nil {
-			return err
+	// Nothing wakes a read from a terminal, so that it is left behind where ctx ends first.
+	lines, failed := make(chan string), make(chan error, 1)
+	go func() {
+		scan := bufio.NewScanner(os.Stdin)
+		scan.Buffer(nil, 1<<20)
+		for scan.Scan() {
+			lines <- scan.Text()
 		}
-		history = append(history, turn{"assistant", text})
+		failed <- scan.Err()
+	}()
+	for {
+		fmt.Print(prompt)
+		select {
+		case line := <-lines:
+			if strings.TrimSpace(line) == "" {
+				return nil
+			}
+			history = append(history, turn{"user", line})
+			text, err := c.answer(ctx, history)
+			if err != nil {
+				return err
+			}
+			history = append(history, turn{"assistant", text})
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			fmt.Println()
+			return nil
+		}
 	}
-	return lines.Err()
 }
 
 // answer streams the answer to the terminal and returns it.

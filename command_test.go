@@ -265,25 +265,41 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// TestHint: the commands that a server shows ask that server.
+func TestHint(t *testing.T) {
+	if said := hint("127.0.0.1:8080", "demo"); strings.Contains(said, "--server") || !strings.Contains(said, `"model": "demo"`) {
+		t.Errorf("at the address where the verbs look: %s", said)
+	}
+	if said := hint("[::1]:9090", "demo"); strings.Count(said, " --server http://[::1]:9090 ") != 2 || !strings.Contains(said, "curl http://[::1]:9090/") {
+		t.Errorf("at another address: %s", said)
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	bin, err := built()
 	if err != nil {
 		t.Fatal(err)
 	}
+	keyless := t.TempDir()
 	held := serve(t, filepath.Join(t.TempDir(), "held"))
 	for _, c := range []struct {
 		want string
 		args []string
 	}{
 		{"no server answers at http://127.0.0.1:9", []string{"chat", "--server", "http://127.0.0.1:9", "hello"}},
-		{"not a loopback address", []string{"serve", "--addr", "0.0.0.0:0", "--data", t.TempDir()}},
+		{"0.0.0.0:0; make one with: bhive keys create --registry " + keyless + " --tenant default --role admin", []string{"serve", "--addr", "0.0.0.0:0", "--data", keyless}},
+		{"--adapter-slots must be at least 1", []string{"serve", "--adapter-slots", "0", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
+		{"--adapter-slots must be at least 1", []string{"serve", "--adapter-slots=-1", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
+		{"--lora-root: open /absent", []string{"serve", "--lora-root", "/absent", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
 		{"int8 weights are not on the GPU yet", []string{"serve", "--device", "cuda", "--weights", "int8", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
 		{"make smollm2", []string{"serve", "--model", "smollm2", "--model-dirs", t.TempDir(), "--data", t.TempDir()}},
 		{"in use by another process", []string{"serve", "--addr", "127.0.0.1:0", "--data", held.cmd.Args[5]}},
 		{"unexpected argument", []string{"serve", "everything"}},
 		{"no such file", []string{"tune", "absent.jsonl", "--name", "x", "--server", held.url}},
 	} {
-		out, err := exec.Command(bin, c.args...).CombinedOutput()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // of what it does not refuse
+		out, err := exec.CommandContext(ctx, bin, c.args...).CombinedOutput()
+		cancel()
 		if err == nil || !strings.Contains(string(out), c.want) {
 			t.Errorf("bhive %s: want an error with %q, got %v:\n%s", strings.Join(c.args, " "), c.want, err, out)
 		}

@@ -27,10 +27,16 @@ type keyHolder struct {
 }
 
 // ring opens the registry and calls f with its keys. Where a server has it, or none was named, ok is false: the server is to be asked.
-func (h keyHolder) ring(ctx context.Context, log *slog.Logger, f func(*keys.Ring) error) (ok bool, err error) {
+// Only to make a key a new registry is made too.
+func (h keyHolder) ring(ctx context.Context, log *slog.Logger, create bool, f func(*keys.Ring) error) (ok bool, err error) {
 	name := cmp.Or(h.Registry, h.Data)
 	if name == "" {
 		return false, nil
+	}
+	if !create {
+		if err := registryExists(name); err != nil {
+			return true, err
+		}
 	}
 	store, err := openStore(ctx, name, log)
 	if errors.Is(err, adapters.ErrStoreLocked) {
@@ -54,7 +60,7 @@ type createKeyCmd struct {
 func (c *createKeyCmd) Run(ctx context.Context, log *slog.Logger) error {
 	var made api.APIKey
 	var secret string
-	ok, err := c.ring(ctx, log, func(r *keys.Ring) (err error) {
+	ok, err := c.ring(ctx, log, true, func(r *keys.Ring) (err error) {
 		_, secret, err = r.Create(ctx, c.Tenant, keys.Role(c.Role), c.Name)
 		return err
 	})
@@ -76,7 +82,7 @@ type lsKeysCmd struct{ keyHolder }
 // Run lists the keys.
 func (c *lsKeysCmd) Run(ctx context.Context, log *slog.Logger) error {
 	var list api.APIKeyList
-	ok, err := c.ring(ctx, log, func(r *keys.Ring) error {
+	ok, err := c.ring(ctx, log, false, func(r *keys.Ring) error {
 		all, err := r.List(ctx)
 		for _, k := range all {
 			list.Data = append(list.Data, api.APIKey{Id: k.ID, Tenant: k.Tenant, Role: api.APIKeyRole(k.Role), Created: int(k.Created.Unix()), Name: &k.Name})
@@ -108,7 +114,7 @@ type revokeKeyCmd struct {
 
 // Run revokes a key.
 func (c *revokeKeyCmd) Run(ctx context.Context, log *slog.Logger) error {
-	ok, err := c.ring(ctx, log, func(r *keys.Ring) error { return r.Revoke(ctx, c.ID, false) })
+	ok, err := c.ring(ctx, log, false, func(r *keys.Ring) error { return r.Revoke(ctx, c.ID, false) })
 	if !ok && err == nil {
 		err = c.call(ctx, "DELETE", "/admin/keys/"+c.ID, nil, nil)
 	}

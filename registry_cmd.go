@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 
 	"bhive/adapters"
+	"bhive/adapters/redis"
 	"bhive/finetune"
 )
 
@@ -23,6 +25,9 @@ type registryCopyCmd struct {
 
 // Run copies.
 func (c *registryCopyCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if err := registryExists(c.From); err != nil {
+		return err
+	}
 	from, err := openStore(ctx, c.From, log)
 	if err != nil {
 		return err
@@ -36,6 +41,17 @@ func (c *registryCopyCmd) Run(ctx context.Context, log *slog.Logger) (err error)
 	report, err := copyRegistry(ctx, from, to)
 	fmt.Println(report)
 	return err
+}
+
+// registryExists fails for a directory that is not there, which openStore would make.
+func registryExists(name string) error {
+	if redis.IsURL(name) {
+		return nil
+	}
+	if _, err := os.Stat(name); err != nil {
+		return fmt.Errorf("the registry: %w", err)
+	}
+	return nil
 }
 
 // copyReport counts what copyRegistry did.

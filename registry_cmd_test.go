@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -313,4 +316,22 @@ func TestSharedKeys(t *testing.T) {
 	}
 	one.stop()
 	two.stop()
+}
+
+// TestCopyNothing: a directory that is not there is no registry to read, nor to look for keys in, and is not made one.
+func TestCopyNothing(t *testing.T) {
+	from, to := filepath.Join(t.TempDir(), "absent"), filepath.Join(t.TempDir(), "to")
+	if out, err := (&process{t: t}).run("registry", "copy", from, to); err == nil || !strings.Contains(out, from) {
+		t.Errorf("%v: %s", err, out)
+	}
+	for _, args := range [][]string{{"keys", "ls", "--data", from}, {"keys", "revoke", "key-1", "--data", from}} {
+		if out, err := (&process{t: t}).run(args...); err == nil || !strings.Contains(out, from) {
+			t.Errorf("%q: %v: %s", args, err, out)
+		}
+	}
+	for _, dir := range []string{from, to} {
+		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
 }

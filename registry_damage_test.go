@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -12,14 +14,17 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"bhive/adapters"
 
 	"github.com/google/go-cmp/cmp"
 	goredis "github.com/redis/go-redis/v9"
+	"go.etcd.io/bbolt"
 )
 
 const goldenAdapters = "adapters/testdata/adapter_"
@@ -258,4 +263,31 @@ func ask(t *testing.T, method, address, body string) (int, string) {
 		t.Fatal(err)
 	}
 	return a.StatusCode, string(said)
+}
+
+// TestUnreadableJobs: a server that cannot go on with its registry's jobs ends and says so: it does not stay without an engine.
+func TestUnreadableJobs(t *testing.T) {
+	data := t.TempDir()
+	p := serve(t, data)
+	p.stop()
+	db, err := bbolt.Open(filepath.Join(data, "store.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("jobs")).Put([]byte("default\x00ftjob-1"), []byte("{"))
+	})
+	if err = errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, bin, "serve", "--addr", "127.0.0.1:0", "--data", data).CombinedOutput()
+	if err == nil || ctx.Err() != nil || !strings.Contains(string(out), "looking for unfinished jobs") {
+		t.Errorf("it ended with %v (%v):\n%s", err, ctx.Err(), out)
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bhive/adapters"
+	"bhive/adapters/redis"
 	"bhive/finetune"
 	"bhive/infer"
 	"bhive/infer/tokenizer"
@@ -97,6 +98,14 @@ func (c *serveCmd) worker() string {
 
 // Run serves until ctx ends and everything has drained.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if c.AdapterSlots < 1 {
+		return fmt.Errorf("--adapter-slots must be at least 1, is %d", c.AdapterSlots)
+	}
+	if c.LoraRoot != "" {
+		if _, err := os.ReadDir(c.LoraRoot); err != nil {
+			return fmt.Errorf("--lora-root: %w", err)
+		}
+	}
 	name, err := c.registry()
 	if err != nil {
 		return err
@@ -115,6 +124,12 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 		return err
 	}
 	listener, err := front.Listen(ctx)
+	if errors.Is(err, server.ErrNoKeys) {
+		if redis.IsURL(name) { // which may hold a password
+			name = "redis://…"
+		}
+		return fmt.Errorf("%w; make one with: bhive keys create --registry %s --tenant default --role admin", err, name)
+	}
 	if err != nil {
 		return err
 	}
@@ -217,21 +232,16 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	part := func(ctx context.Context, name string, f func(context.Context) error) {
 		g.Go(func() error {
 			err := f(ctx)
-			if err != nil && !errors.Is(err, context.Canceled) {
-				return fmt.Errorf("%s: %w", name, err)
+			if err == nil || errors.Is(err, context.Canceled) {
+				return nil
 			}
-			return nil
+			stopParts() // the others are no server without it
+			return fmt.Errorf("%s: %w", name, err)
 		})
 	}
 	engineContext, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopEngine()
-	part(engineContext, "engine", func(ctx context.Context) error {
-		err := engine.Run(ctx)
-		if err != nil && !errors.Is(err, context.Canceled) {
-			stopParts()
-		}
-		return err
-	})
+	part(engineContext, "engine", engine.Run)
 	part(run, "registry", registry.Run)
 	part(run, "jobs", func(ctx context.Context) error {
 		defer stopEngine() // the last checkpoint has been taken
@@ -240,27 +250,31 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	engine.SetBackground(jobs)
 	front.Serve(s)
 	log.Info("serving", "address", "http://"+address, "model", l.name)
-	c.hint(address)
+	fmt.Print(hint(address, l.name))
 	select {
 	case <-ctx.Done():
-	case <-run.Done(): // the engine failed
+	case <-run.Done(): // a part failed
 	}
 	err = drain()
 	stopParts()
 	return errors.Join(err, g.Wait())
 }
 
-// hint prints what to try next.
-func (c *serveCmd) hint(addr string) {
-	fmt.Printf(`
+// hint is what to try next.
+func hint(addr, model string) string {
+	server := ""
+	if addr != "127.0.0.1:8080" { // where the verbs look for one
+		server = " --server http://" + addr
+	}
+	return fmt.Sprintf(`
 Try, in another terminal:
 
   curl http://%[1]s/v1/chat/completions -H 'Content-Type: application/json' \
     -d '{"model": "%[2]s", "messages": [{"role": "user", "content": "What is a fox?"}]}'
 
-  bin/bhive tune examples/pirate.jsonl --name pirate --watch
+  bin/bhive tune%[3]s examples/pirate.jsonl --name pirate --watch
 
-  bin/bhive chat -m pirate "What is a fox?"
+  bin/bhive chat%[3]s -m pirate "What is a fox?"
 
-`, addr, modelName(c.Model))
+`, addr, model, server)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -46,13 +47,18 @@ func (c *tuneCmd) query() url.Values {
 			q.Set(name, strconv.FormatFloat(v, 'g', -1, 64))
 		}
 	}
-	number("rank", float64(c.Rank))
+	whole := func(name string, v int64) { // a float's form would have an exponent from a million on
+		if v != 0 {
+			q.Set(name, strconv.FormatInt(v, 10))
+		}
+	}
+	whole("rank", int64(c.Rank))
 	number("alpha", c.Alpha)
 	number("epochs", c.Epochs)
-	number("max_steps", float64(c.MaxSteps))
-	number("batch_size", float64(c.BatchSize))
+	whole("max_steps", int64(c.MaxSteps))
+	whole("batch_size", int64(c.BatchSize))
 	number("validation_split", c.ValidationSplit)
-	number("seed", float64(c.Seed))
+	whole("seed", c.Seed)
 	if !c.Continue {
 		q.Set("name", c.Name)
 	}
@@ -113,9 +119,15 @@ func (c *tuneCmd) follow(ctx context.Context, view *tuneView) (end finetune.Even
 		answer, err := c.send(ctx, http.MethodGet, adapterPath(c.Name, "events")+"?after="+strconv.FormatInt(seen, 10), "", nil)
 		if err == nil {
 			err = events(answer.Body, func(data []byte) error {
-				var e struct{ Data finetune.Event }
+				var e struct {
+					Error *struct{ Message string } // in place of an event
+					Data  finetune.Event
+				}
 				if err := json.Unmarshal(data, &e); err != nil {
 					return fmt.Errorf("reading an event: %w", err)
+				}
+				if e.Error != nil {
+					return errors.New(e.Error.Message)
 				}
 				attempt, seen = 0, e.Data.Seq
 				view.show(e.Data)

@@ -27,7 +27,7 @@ type Params struct {
 	N    int    // choices, 1 … 128
 
 	Stop        []string // end a choice; not part of its text unless IncludeStop
-	StopTokens  []int    // end a choice; not part of its text
+	StopTokens  []int    // end a choice; not part of its text. At most 1024: each token drawn is looked up among them
 	IncludeStop bool     // the matched stop string stays in the text
 	IgnoreEOS   bool     // end-of-text does not end a choice
 
@@ -48,6 +48,7 @@ const (
 	maxChoices = 128
 	maxStops   = 64
 	maxStopLen = 4096 // bytes of one stop string
+	maxStopIDs = 1024
 )
 
 // ParamError says which field of a request is wrong.
@@ -91,6 +92,8 @@ func (p *Params) Validate(vocab int) error {
 		return bad("top_logprobs", "must be in [0, %d], is %d", kernels.MaxTopLogprobs, p.Logprobs)
 	case len(p.LogitBias) > kernels.MaxBias:
 		return bad("logit_bias", "has %d entries, at most %d are possible", len(p.LogitBias), kernels.MaxBias)
+	case len(p.StopTokens) > maxStopIDs:
+		return bad("stop_token_ids", "has %d ids, at most %d are possible", len(p.StopTokens), maxStopIDs)
 	case len(p.Stop) > maxStops:
 		return bad("stop", "has %d strings, at most %d are possible", len(p.Stop), maxStops)
 	}

@@ -23,7 +23,7 @@ func (s *Server) withAccessLog(next http.Handler) http.Handler {
 			if status == 0 {
 				status = http.StatusOK
 			}
-			s.metrics.observeHTTP(r.Method, route, status, took)
+			s.metrics.observeHTTP(knownMethod(r.Method), route, status, took)
 			log := s.log.InfoContext
 			if route == "/metrics" || route == "/health" || route == "/ready" || route == "/ping" {
 				log = s.log.DebugContext
@@ -33,4 +33,13 @@ func (s *Server) withAccessLog(next http.Handler) http.Handler {
 		}()
 		next.ServeHTTP(wrapped, r)
 	})
+}
+
+// knownMethod keeps what a client makes up out of the metrics, which remember every label.
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions, http.MethodConnect, http.MethodTrace:
+		return method
+	}
+	return "other"
 }

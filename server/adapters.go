@@ -85,21 +85,19 @@ func shownVersion(v adapters.Version, live int) api.Version {
 	return out
 }
 
-func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
-	ctx := r.Context()
-	type named struct{ tenant, name string }
+// named is the name of a tenant's adapter.
+type named struct{ tenant, name string }
+
+// names are those of a tenant's adapters (from the store's list) and of the jobs that will publish one. A job that has ended has left a version, or
+// nothing that counts.
+func (s *Server) names(ctx context.Context, all []adapters.Adapter) (map[named]bool, error) {
 	names := map[named]bool{}
-	all, err := s.d.Store.List(ctx, tenant(ctx))
-	if err != nil {
-		return err
-	}
 	for _, a := range all {
 		names[named{a.Tenant, a.Name}] = true
 	}
-	// A job that has ended has left a version, or nothing worth a line.
 	jobs, err := s.d.Store.ListJobs(ctx, tenant(ctx), unfinished...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, record := range jobs {
 		j, err := s.d.Jobs.Get(ctx, record.Tenant, record.ID)
@@ -107,9 +105,22 @@ func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 		names[named{record.Tenant, j.Spec.Name}] = true
+	}
+	return names, nil
+}
+
+func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
+	ctx := r.Context()
+	all, err := s.d.Store.List(ctx, tenant(ctx))
+	if err != nil {
+		return err
+	}
+	names, err := s.names(ctx, all)
+	if err != nil {
+		return err
 	}
 	list := api.AdapterList{Object: api.AdapterListObjectList, Data: []api.Adapter{}}
 	for n := range names {

@@ -333,3 +333,13 @@ func TestPauseResumeCancel(t *testing.T) {
 	c.post("/adapters/nobody/cancel", nil).wantError(404, "name", "job_not_found")
 	c.get("/adapters/nobody/events").wantError(404, "name", "job_not_found")
 }
+
+// A path that escapes more than it must is the same path.
+func TestEscapedNames(t *testing.T) {
+	c := serve(t)
+	shared(t).publish(t, "an-escaped", 4, 1)
+	for _, path := range []string{"/v1/models/an%2Descaped", "/adapters/an%2Descaped", "/adapters/%61n-escaped/versions", "/adapters/an%2Descaped/export", "/adapters/default%2Fan%2Descaped"} {
+		c.get(path).want(200)
+	}
+	c.post("/adapters/an%2Descaped/rollback", object{"version": 1}).want(200)
+}

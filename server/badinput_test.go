@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 )
@@ -34,6 +36,10 @@ func TestBadCompletions(t *testing.T) {
 		{"prompt of another type", text, `{"model":"demo","prompt":{"a":1}}`, 400, "prompt", "", "array of strings"},
 		{"lists of strings", text, `{"model":"demo","prompt":[["a"]]}`, 400, "prompt", "", ""},
 		{"token out of range", text, `{"model":"demo","prompt":[4096]}`, 400, "prompt", "", "4096"},
+		{"no token", text, `{"model":"demo","prompt":[1,null]}`, 400, "prompt", "", "token ids"},
+		{"no token in a list", text, `{"model":"demo","prompt":[[1],[null]]}`, 400, "prompt", "", "token ids"},
+		{"no tokens in a list", text, `{"model":"demo","prompt":[[1],null]}`, 400, "prompt", "", "token ids"},
+		{"no text", text, `{"model":"demo","prompt":["a",null]}`, 400, "prompt", "", "strings"},
 		{"negative token", text, `{"model":"demo","prompt":[-1]}`, 400, "prompt", "", "-1"},
 		{"too many prompts", text, `{"model":"demo","prompt":[` + strings.Repeat(`"a",`, maxPrompts) + `"a"]}`, 400, "prompt", "", fmt.Sprint(maxPrompts)},
 		{"over the context", text, `{"model":"demo","prompt":"` + long + `"}`, 400, "prompt", "context_length_exceeded", ""},
@@ -56,6 +62,7 @@ func TestBadCompletions(t *testing.T) {
 		{"logprobs", text, `{"model":"demo","prompt":"a","logprobs":21}`, 400, "logprobs", "", "20"},
 		{"suffix", text, `{"model":"demo","prompt":"a","suffix":"x"}`, 400, "suffix", "", ""},
 		{"stop", text, `{"model":"demo","prompt":"a","stop":5}`, 400, "stop", "", ""},
+		{"too many stop tokens", text, `{"model":"demo","prompt":"a","stop_token_ids":[` + strings.Repeat(`5,`, 1024) + `5]}`, 400, "stop_token_ids", "", "1024"},
 		{"empty stop", text, `{"model":"demo","prompt":"a","stop":""}`, 400, "stop", "", ""},
 		{"bias of no token", text, `{"model":"demo","prompt":"a","logit_bias":{"x":5}}`, 400, "logit_bias", "", `"x"`},
 		{"bias out of range", text, `{"model":"demo","prompt":"a","logit_bias":{"3":500}}`, 400, "logit_bias", "", "100"},
@@ -198,6 +205,27 @@ func TestBodyEndsEarly(t *testing.T) {
 		}
 	}
 	c.get("/adapters/half").wantError(404, "name", "adapter_not_found")
+}
+
+// late is a body that stays away for too long.
+type late struct{}
+
+func (late) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
+func (late) Close() error             { return nil }
+
+// A body that takes too long is told from one that ends early.
+func TestBodyTakesTooLong(t *testing.T) {
+	c := serve(t)
+	for path, kind := range map[string]string{"/v1/completions": "application/json", "/adapters": "application/json", "/adapters?name=late": "application/x-ndjson",
+		"/adapters/late/import": "application/x-tar", "/v1/files": "multipart/form-data; boundary=b"} {
+		r := httptest.NewRequest("POST", "http://localhost"+path, late{})
+		r.Header.Set("Content-Type", kind)
+		w := httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, r)
+		if w.Code != http.StatusRequestTimeout || !strings.Contains(w.Body.String(), `"body_timeout"`) {
+			t.Errorf("%s as %s: status %d, %s", path, kind, w.Code, w.Body)
+		}
+	}
 }
 
 func FuzzCompletionRequest(f *testing.F) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -30,18 +31,22 @@ type prompts struct {
 
 func (p *prompts) UnmarshalJSON(b []byte) error {
 	var text string
-	var texts []string
+	var texts []*string
 	var ids []int
 	var lists [][]int
+	// A null in a list would be the empty text, or token 0.
 	switch b = bytes.TrimSpace(b); {
-	case bytes.Equal(b, []byte("null")):
+	case bytes.Equal(b, null):
 	case json.Unmarshal(b, &text) == nil:
 		p.texts = []string{text}
-	case json.Unmarshal(b, &texts) == nil:
-		p.texts = texts
-	case json.Unmarshal(b, &ids) == nil:
+	case json.Unmarshal(b, &texts) == nil && !slices.Contains(texts, nil):
+		p.texts = []string{}
+		for _, text := range texts {
+			p.texts = append(p.texts, *text)
+		}
+	case json.Unmarshal(b, &ids) == nil && !bytes.Contains(b, null):
 		p.ids = [][]int{ids}
-	case json.Unmarshal(b, &lists) == nil:
+	case json.Unmarshal(b, &lists) == nil && !bytes.Contains(b, null):
 		p.ids = lists
 	default:
 		return badField("prompt", "prompt: must be a string, an array of strings, an array of token ids, or an array of such arrays")

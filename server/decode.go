@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 )
@@ -29,11 +30,17 @@ type bodyReader struct{ r io.Reader }
 func (b bodyReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	var tooLarge *http.MaxBytesError
-	if err != nil && err != io.EOF && !errors.As(err, &tooLarge) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = &apiError{Status: http.StatusRequestTimeout, Type: "invalid_request_error", Code: bodyTimedOut, Message: fmt.Sprintf("the body has not come within %v", bodyTimeout)}
+	case err != nil && err != io.EOF && !errors.As(err, &tooLarge):
 		err = &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body ended early"}
 	}
 	return n, err
 }
+
+// bodyTimedOut is the code of a body that took too long.
+const bodyTimedOut = "body_timeout"
 
 // readBody reads a body of at most limit bytes.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {

@@ -32,7 +32,7 @@ func badField(param, format string, args ...any) *apiError {
 }
 
 // ErrNoKeys is returned by Listen for an address that other machines reach while the registry has no API keys.
-var ErrNoKeys = errors.New("not a loopback address, and there are no API keys to protect it; make one with: bhive keys create --tenant default --role admin")
+var ErrNoKeys = errors.New("not a loopback address, and there are no API keys to protect it")
 
 // errDraining is returned for new work while the server shuts down.
 var errDraining = errors.New("the server is shutting down")

@@ -128,7 +128,8 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 
 func unreadableForm(err error) error {
 	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
+	var api *apiError
+	if errors.As(err, &tooLarge) || errors.As(err, &api) && api.Code == bodyTimedOut {
 		return err
 	}
 	return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body is not a whole multipart form: " + err.Error()}
@@ -252,7 +253,9 @@ func (s *Server) fileContent(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.FormatInt(blob.Size(), 10))
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	if _, err := io.Copy(w, io.NewSectionReader(blob, 0, blob.Size())); err != nil && r.Context().Err() == nil {
+	body := newDownload(w)
+	defer body.close()
+	if _, err := io.Copy(body, io.NewSectionReader(blob, 0, blob.Size())); err != nil && r.Context().Err() == nil {
 		s.log.WarnContext(r.Context(), "a file was not sent whole", "request", requestID(r.Context()), "file", f.ID, "error", err)
 	}
 	return nil

@@ -149,7 +149,7 @@ func (q *fineTuningRequest) rename(err error) error {
 	if !errors.As(err, &field) {
 		return err
 	}
-	_, path := q.hyperparameters()
+	fields, path := q.hyperparameters()
 	name := ""
 	switch field.Field {
 	case "name":
@@ -160,6 +160,12 @@ func (q *fineTuningRequest) rename(err error) error {
 		name = field.Field
 	case "epochs":
 		name = path + "n_epochs"
+	case "learning_rate":
+		name = path + "learning_rate"
+		if _, multiplied := fields["learning_rate_multiplier"]; multiplied {
+			name += "_multiplier"
+			field = &finetune.FieldError{Field: field.Field, Message: "the learning rate that it gives " + field.Message}
+		}
 	default:
 		name = path + field.Field
 	}

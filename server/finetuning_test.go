@@ -172,6 +172,7 @@ func TestBadFineTuningRequests(t *testing.T) {
 		{"epochs' kind", object{"training_file": file, "hyperparameters": object{"n_epochs": "many"}}, 400, "hyperparameters.n_epochs", ""},
 		{"batch", object{"training_file": file, "method": object{"type": "supervised", "supervised": object{"hyperparameters": object{"batch_size": -2}}}}, 400, "method.supervised.hyperparameters.batch_size", ""},
 		{"multiplier", object{"training_file": file, "hyperparameters": object{"learning_rate_multiplier": 0}}, 400, "hyperparameters.learning_rate_multiplier", ""},
+		{"large multiplier", object{"training_file": file, "hyperparameters": object{"learning_rate_multiplier": 1e300}}, 400, "hyperparameters.learning_rate_multiplier", ""},
 		{"both rates", object{"training_file": file, "hyperparameters": object{"learning_rate_multiplier": 2, "learning_rate": 0.1}}, 400, "hyperparameters.learning_rate_multiplier", ""},
 		{"rank", object{"training_file": file, "hyperparameters": object{"rank": 4096}}, 400, "hyperparameters.rank", "bad_rank"},
 		{"unknown", object{"training_file": file, "hyperparameters": object{"nonsense": 1}}, 400, "hyperparameters.nonsense", ""},

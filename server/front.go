@@ -41,7 +41,7 @@ func NewFront(c Config, store adapters.Store, log *slog.Logger) (*Front, error) 
 func (f *Front) Serve(s *Server) {
 	f.server.Store(s)
 	if f.draining.Load() { // which Run may have begun just before
-		s.draining.Store(true)
+		s.drain()
 	}
 }
 
@@ -100,7 +100,7 @@ func (f *Front) Run(ctx context.Context, l net.Listener) error {
 	}
 	f.draining.Store(true)
 	if s := f.server.Load(); s != nil {
-		s.draining.Store(true)
+		s.drain()
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.config.DrainTimeout)
 	defer cancel()

@@ -33,9 +33,12 @@ func (s *Server) submit(ctx context.Context, requests []infer.Request) (*generat
 	}
 	ctx, stop := context.WithCancel(ctx)
 	g := &generations{stop: stop, leave: leave}
-	for _, r := range requests {
+	for i, r := range requests {
 		one, err := s.d.Engine.Submit(ctx, r)
 		if err != nil {
+			for _, refused := range requests[i:] { // was counted in, and is not computed
+				g.generated -= len(refused.Prompt)
+			}
 			g.close()
 			return nil, err
 		}

@@ -193,7 +193,8 @@ func (s *Server) jobAction(act func(context.Context, string, string) (finetune.J
 // heartbeat is how often an idle event stream says that it lives.
 const heartbeat = 15 * time.Second
 
-// streamEvents sends the latest job's events until it has ended.
+// streamEvents sends the latest job's events until it has ended, or the server drains: a job can be longer than that may take, and who follows it
+// asks again for what comes after.
 func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	after := int64(0)
 	for _, from := range []struct{ name, value string }{{"after", r.URL.Query().Get("after")}, {"Last-Event-ID", r.Header.Get("Last-Event-ID")}} {
@@ -205,6 +206,9 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 			return badField(from.name, "%s: must be an event's number, is %q", from.name, from.value)
 		}
 		after = n
+	}
+	if s.draining.Load() {
+		return errDraining
 	}
 	job, err := s.latestJob(r)
 	if err != nil {
@@ -251,6 +255,8 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 			e.event(it.event.Seq, string(it.event.Type), mustJSON(map[string]any{"id": it.event.Seq, "type": it.event.Type, "created": it.event.Time.Unix(), "data": it.event}))
 		case <-tick.C:
 			e.comment("")
+		case <-s.drained:
+			return nil
 		}
 		if err := e.flush(); err != nil {
 			return nil // the client is gone

@@ -37,7 +37,9 @@ func (s *Server) getBasis(w http.ResponseWriter, r *http.Request) error {
 // basisFile is the A's themselves, which every exported adapter holds too.
 func (s *Server) basisFile(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "application/octet-stream")
-	if err := s.d.Basis.Save(w); err != nil { // the client went away, and must not take what it has for the whole
+	body := newDownload(w)
+	defer body.close()
+	if err := s.d.Basis.Save(body); err != nil { // the client went away, and must not take what it has for the whole
 		s.log.WarnContext(r.Context(), "a basis was cut off", "request", requestID(r.Context()), "error", err)
 		panic(http.ErrAbortHandler)
 	}

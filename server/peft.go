@@ -46,7 +46,9 @@ func (s *Server) exportAdapter(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.Header().Set("Content-Type", "application/x-tar")
 	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="%s-%d.tar"`, v.Name, v.Number))
-	if err := x.WriteTar(w, v.CreatedAt); err != nil { // the client went away, and must not take what it has for the whole
+	body := newDownload(w)
+	defer body.close()
+	if err := x.WriteTar(body, v.CreatedAt); err != nil { // the client went away, and must not take what it has for the whole
 		s.log.WarnContext(ctx, "an export was cut off", "request", requestID(ctx), "adapter", v.Name, "version", v.Number, "error", err)
 		panic(http.ErrAbortHandler)
 	}

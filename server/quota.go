@@ -54,7 +54,8 @@ func (m *meter) drain(t *taken, now time.Time) {
 	t.at = now
 }
 
-// enter counts a request and its prompt's tokens in, or refuses it. The caller tells leave once what was generated.
+// enter counts a request and its prompt's tokens in, or refuses it. The caller tells leave once what was generated, less the tokens of
+// prompts that were refused after all.
 func (m *meter) enter(tenant string, prompt int) (leave func(generated int), err error) {
 	if m.quotas.Requests == 0 && m.quotas.TokensPerMinute == 0 {
 		return func(int) {}, nil
@@ -82,7 +83,7 @@ func (m *meter) enter(tenant string, prompt int) (leave func(generated int), err
 		defer m.mu.Unlock()
 		m.drain(t, m.now())
 		t.requests--
-		t.tokens += float64(generated)
+		t.tokens = max(0, t.tokens+float64(generated)) // of what was refused, some may have drained
 		m.forget()
 	}, nil
 }
@@ -90,7 +91,7 @@ func (m *meter) enter(tenant string, prompt int) (leave func(generated int), err
 // forget drops tenants that take nothing; their number is bounded by it.
 func (m *meter) forget() {
 	for name, t := range m.tenants {
-		if m.drain(t, m.now()); t.requests == 0 && t.tokens == 0 {
+		if m.drain(t, m.now()); t.requests == 0 && (t.tokens == 0 || m.quotas.TokensPerMinute == 0) {
 			delete(m.tenants, name)
 		}
 	}
@@ -115,12 +116,18 @@ func (s *Server) mayKeep(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	known, bytes := name == "", int64(0)
+	bytes := int64(0)
 	for _, a := range all {
-		known, bytes = known || a.Name == name, bytes+a.Bytes
+		bytes += a.Bytes
 	}
-	if q.Adapters > 0 && !known && len(all) >= q.Adapters {
-		return quotaExceeded("adapters", int64(q.Adapters), 0)
+	if q.Adapters > 0 && name != "" {
+		names, err := s.names(ctx, all)
+		if err != nil {
+			return err
+		}
+		if !names[named{tenant(ctx), name}] && len(names) >= q.Adapters {
+			return quotaExceeded("adapters", int64(q.Adapters), 0)
+		}
 	}
 	if q.Bytes == 0 {
 		return nil

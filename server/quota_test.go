@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -47,6 +48,11 @@ func TestMeter(t *testing.T) {
 	if len(m.tenants) != 0 {
 		t.Errorf("who takes nothing is remembered: %v", m.tenants)
 	}
+	m = newMeter(Quotas{Requests: 1}) // without a bound on tokens, which then never drain
+	enter("a", 5)(7)
+	if len(m.tenants) != 0 {
+		t.Errorf("who takes nothing is remembered: %v", m.tenants)
+	}
 }
 
 // Whoever comes and goes, nobody runs more at once than allowed, and nothing is left counted.
@@ -89,6 +95,8 @@ func TestQuotas(t *testing.T) {
 	c := h.serve(t, func(c *Config, _ *Deps) {
 		c.Quotas = Quotas{Requests: 1, TokensPerMinute: 200, TrainingTokensPerDay: 1, Adapters: 2, Bytes: 1 << 30}
 	})
+	now := time.Now()
+	c.server.meter.now = func() time.Time { return now } // however long the requests take
 	ask := object{"model": "demo", "prompt": strings.Repeat(" fox", 150), "max_tokens": 1}
 	c.post("/v1/completions", ask).want(200)
 	c.post("/v1/completions", ask).want(200) // the minute's tokens are not used up before it begins
@@ -108,14 +116,7 @@ func TestQuotas(t *testing.T) {
 	c.post("/adapters", object{"name": "third", "examples": pirates()}).wantError(429, "", "insufficient_quota")
 	c.get("/adapters/third").wantError(404, "name", "adapter_not_found")
 	c.post("/adapters/first/examples", object{"examples": pirates(), "max_steps": 1}).want(202) // a name that there is
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if strings.Contains(string(c.get("/adapters/first").want(200).Body), `"succeeded"`) {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("the job does not end")
-		}
-	}
+	until(t, "the job has ended", func() bool { return strings.Contains(string(c.get("/adapters/first").want(200).Body), `"succeeded"`) })
 	if message := c.post("/adapters/first/examples", object{"examples": pirates()}).wantError(429, "", "rate_limit_exceeded"); !strings.Contains(message, "training tokens a day") {
 		t.Error(message)
 	}
@@ -124,4 +125,34 @@ func TestQuotas(t *testing.T) {
 	full.post("/adapters/first/compose", sum).wantError(429, "", "insufficient_quota")
 	full.form("purpose", "fine-tune", "file=a", "x").wantError(429, "", "insufficient_quota")
 	full.post("/v1/completions", ask).want(200)
+}
+
+// A prompt that is refused takes nothing of the minute's tokens, however long it was.
+func TestRefusedTakesNothing(t *testing.T) {
+	c := shared(t).serve(t, func(c *Config, _ *Deps) { c.Quotas = Quotas{TokensPerMinute: 100} })
+	now := time.Now()
+	c.server.meter.now = func() time.Time { return now }
+	long := strings.Repeat(" fox", 5000)
+	c.post("/v1/completions", object{"model": "demo", "prompt": long}).wantError(400, "prompt", "context_length_exceeded")
+	c.post("/v1/completions", object{"model": "demo", "prompt": []string{"a fox", long, long}}).wantError(400, "prompt", "context_length_exceeded")
+	c.post("/v1/completions", object{"model": "demo", "prompt": "a fox", "top_p": 2}).wantError(400, "top_p", "")
+	c.post("/v1/completions", object{"model": "demo", "prompt": "a fox", "max_tokens": 1}).want(200)
+	if n := c.server.meter.tenants["default"].tokens; n < 1 || n > 10 {
+		t.Errorf("%g tokens are counted", n)
+	}
+}
+
+// A job counts as the adapter that it will publish.
+func TestQueuedAdaptersCount(t *testing.T) {
+	h := ownHive(t, hiveConfig{})
+	h.publish(t, "first", 4, 1)
+	c := h.serve(t, func(c *Config, _ *Deps) { c.Quotas = Quotas{Adapters: 2} })
+	forever := object{"examples": pirates(), "max_steps": 100000}
+	with := func(name string) object { o := maps.Clone(forever); o["name"] = name; return o }
+	c.post("/adapters", with("second")).want(202)
+	c.post("/adapters", with("third")).wantError(429, "", "insufficient_quota")
+	c.post("/adapters/third/compose", object{"parts": []object{{"model": "first"}}}).wantError(429, "", "insufficient_quota")
+	c.post("/adapters/first/examples", object{"examples": pirates(), "max_steps": 1}).want(202)
+	c.do("DELETE", "/adapters/second", nil).want(200)
+	c.post("/adapters/third/compose", object{"parts": []object{{"model": "first"}}}).want(201)
 }

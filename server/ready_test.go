@@ -69,7 +69,7 @@ func TestReady(t *testing.T) {
 	store.away.Store(false)
 	expect(200, "ready", "1")
 	store.away.Store(true)
-	c.server.draining.Store(true)
+	c.server.drain()
 	expect(503, "not_ready shutting_down store_unavailable", "0")
 	c.get("/health").wantError(503, "", "shutting_down")
 }
@@ -82,8 +82,9 @@ func TestProbeIsFresh(t *testing.T) {
 		if err := p.check(t.Context()); !errors.Is(err, adapters.ErrStoreUnavailable) {
 			t.Fatal(err)
 		}
+		p.at = time.Now().Add(time.Hour) // however slow the machine is
 	}
-	if n := store.pings.Load(); n > 2 { // two where the machine took half a second for this
+	if n := store.pings.Load(); n != 1 {
 		t.Errorf("%d pings", n)
 	}
 }

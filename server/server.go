@@ -64,6 +64,14 @@ type Server struct {
 	imports  chan struct{}         // holds one for each import or sum at work
 	grammars func() *grammar.Cache // made at the first call
 	draining atomic.Bool
+	drained  chan struct{} // closed when draining begins
+}
+
+// drain refuses new work from now on.
+func (s *Server) drain() {
+	if !s.draining.Swap(true) {
+		close(s.drained)
+	}
 }
 
 // maxImports is how many adapters are read or summed at once; others wait.
@@ -74,7 +82,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{config: c.defaults(), d: d, log: d.Log, keys: keys.New(d.Store), imports: make(chan struct{}, maxImports)}
+	s := &Server{config: c.defaults(), d: d, log: d.Log, keys: keys.New(d.Store), imports: make(chan struct{}, maxImports), drained: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -66,7 +67,7 @@ func TestDrain(t *testing.T) {
 			stop()
 			until(t, "draining", c.server.draining.Load)
 			w := httptest.NewRecorder()
-			c.server.Handler().ServeHTTP(w, httptest.NewRequest("POST", "/v1/completions", strings.NewReader(`{"model":"demo","prompt":"a"}`)))
+			c.server.Handler().ServeHTTP(w, httptest.NewRequest("POST", "http://localhost/v1/completions", strings.NewReader(`{"model":"demo","prompt":"a"}`)))
 			if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
 				t.Errorf("draining: status %d, %s", w.Code, w.Body)
 			}
@@ -108,6 +109,31 @@ func TestDrainTimeout(t *testing.T) {
 	until(t, "freed", func() bool { return shared(t).deps.Engine.Stats().Running == 0 })
 }
 
+// Who follows a job does not keep a server from ending.
+func TestDrainOfEvents(t *testing.T) {
+	c, stop, ended := shared(t).run(t, time.Hour)
+	c.post("/adapters", object{"name": "followed", "rank": 4, "max_steps": 100000, "batch_size": 2, "examples": pirates()}).want(202)
+	c.wait("followed", "running")
+	a, err := http.Get(c.url + "/adapters/followed/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	stop()
+	if _, err := io.Copy(io.Discard, a.Body); err != nil {
+		t.Errorf("the events end with %v", err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	w := httptest.NewRecorder()
+	c.server.Handler().ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/adapters/followed/events", nil))
+	if w.Code != http.StatusServiceUnavailable {
+		t.Errorf("events of a server that drains: status %d", w.Code)
+	}
+	serve(t).post("/adapters/followed/cancel", nil).want(200)
+}
+
 func TestRequestID(t *testing.T) {
 	c := serve(t)
 	if got := c.do("GET", "/version", nil, "X-Request-Id", "my-id.7").want(200).Header.Get("X-Request-Id"); got != "my-id.7" {
@@ -124,6 +150,27 @@ func TestOtherOrigins(t *testing.T) {
 	c := serve(t)
 	c.do("POST", "/adapters", "{}", "Origin", "https://example.org", "Content-Type", "text/plain").wantError(403, "", "cross_origin")
 	c.do("POST", "/v1/completions", object{"prompt": "a", "max_tokens": 1}, "Origin", c.url).want(200)
+}
+
+// Without keys, a page whose name was made to lead to this machine is not let in, though its origin is the server's to the browser.
+func TestNamesOfOthers(t *testing.T) {
+	c := serve(t)
+	for host, status := range map[string]int{"localhost": 200, "LOCALHOST:8080": 200, "127.0.0.1:8080": 200, "[::1]:8080": 200, "[::1]": 200, "": 200, "host.docker.internal:8080": 200, "one.localhost": 200,
+		"example.org": 403, "internal": 403, "example.internal.": 403, "example.org:8080": 403, "127.0.0.1.example.org": 403, "localhost.example.org:80": 403, "10.0.0.1:8080": 403} {
+		r := httptest.NewRequest("GET", "/v1/models", nil)
+		r.Host = host
+		w := httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, r)
+		if w.Code != status {
+			t.Errorf("host %q: status %d, want %d: %s", host, w.Code, status, w.Body)
+		}
+		r.URL.Path = "/health"
+		w = httptest.NewRecorder()
+		c.server.Handler().ServeHTTP(w, r)
+		if w.Code != 200 {
+			t.Errorf("host %q: health says %d", host, w.Code)
+		}
+	}
 }
 
 func TestPanicIsOneRequestsError(t *testing.T) {
@@ -170,6 +217,18 @@ func TestOperations(t *testing.T) {
 		if !strings.Contains(metrics, "\n"+name+"_count 1\n") {
 			t.Errorf("%s has not one observation", name)
 		}
+	}
+}
+
+// Methods that clients make up are one in the metrics.
+func TestMadeUpMethods(t *testing.T) {
+	c := serve(t)
+	for _, method := range []string{"FOO", "BAR", "get"} {
+		c.do(method, "/", nil).want(405)
+	}
+	metrics := string(c.get("/metrics").want(200).Body)
+	if want := `bhive_http_requests_total{method="other",route="unknown",status="405"} 3`; !strings.Contains(metrics, want) || strings.Contains(metrics, "FOO") {
+		t.Errorf("not %s in\n%s", want, metrics)
 	}
 }
 

@@ -14,6 +14,7 @@ type eventStream struct {
 	control *http.ResponseController
 	buf     []byte
 	began   bool
+	gone    bool // the client takes no more
 }
 
 func newEventStream(w http.ResponseWriter) *eventStream {
@@ -62,6 +63,7 @@ func (e *eventStream) flush() error {
 		err = e.control.Flush()
 	}
 	if err != nil {
+		e.gone = true
 		return fmt.Errorf("writing an event stream: %w", err)
 	}
 	return nil
@@ -72,7 +74,7 @@ func (e *eventStream) close() { _ = e.control.SetWriteDeadline(time.Time{}) }
 
 // failStream ends the stream with an error, as a plain response where nothing was written.
 func (s *Server) failStream(e *eventStream, r *http.Request, err error) {
-	if r.Context().Err() != nil && !errors.Is(err, errDraining) {
+	if e.gone || r.Context().Err() != nil && !errors.Is(err, errDraining) {
 		return // nobody listens
 	}
 	if !e.began {

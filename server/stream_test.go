@@ -1,10 +1,14 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -277,3 +281,37 @@ func TestQueueFull(t *testing.T) {
 }
 
 var errRefused = errors.New("refused")
+
+// unread is a response whose client stops taking it.
+type unread struct {
+	*httptest.ResponseRecorder
+	left int // writes that it takes
+}
+
+func (u *unread) Write(p []byte) (int, error) {
+	if u.left--; u.left < 0 {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return u.ResponseRecorder.Write(p)
+}
+
+// A client that stops reading a stream is no error of the server's.
+func TestStreamUnread(t *testing.T) {
+	var log bytes.Buffer
+	c := shared(t).serve(t, func(_ *Config, d *Deps) { d.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	for _, path := range []string{"/v1/chat/completions", "/v1/completions"} {
+		q := endless("demo")
+		if q["stream"] = true; path == "/v1/completions" {
+			q["prompt"] = "Once"
+		}
+		w := &unread{httptest.NewRecorder(), 1}
+		c.server.Handler().ServeHTTP(w, httptest.NewRequest("POST", "http://localhost"+path, bytes.NewReader(mustJSON(q))))
+		if w.left != -1 {
+			t.Errorf("%s: after the first write that failed there were %d more", path, -w.left-1)
+		}
+	}
+	if strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("the log has\n%s", log.String())
+	}
+	until(t, "cancelled", func() bool { return shared(t).deps.Engine.Stats().Running == 0 })
+}

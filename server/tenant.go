@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"bhive/adapters"
@@ -51,6 +53,10 @@ func (s *Server) caller(r *http.Request) (caller, error) {
 			return caller{}, err
 		}
 		if empty {
+			if !localName(r.Host) {
+				return caller{}, &apiError{Status: http.StatusForbidden, Type: "invalid_request_error", Code: "cross_origin",
+					Message: fmt.Sprintf("the host %q may be of a page on the web: without API keys a server answers to localhost and to loopback addresses; bhive keys makes keys", r.Host)}
+			}
 			return caller{home: adapters.DefaultTenant, tenant: adapters.DefaultTenant, local: true}, nil
 		}
 	}
@@ -67,6 +73,19 @@ func (s *Server) caller(r *http.Request) (caller, error) {
 		return caller{}, err
 	}
 	return caller{home: k.Tenant, tenant: k.Tenant, admin: k.Role == keys.Admin}, nil
+}
+
+// localName reports whether a client asked for this machine by an address or a name that no page of the web can have: to a browser, a page
+// whose name was made to lead here is of this server's own origin. No browser leaves the name out.
+func localName(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if ip := net.ParseIP(host); ip != nil {
+		return ip.IsLoopback()
+	}
+	return host == "" || host == "localhost" || slices.Contains([]string{".localhost", ".local", ".internal"}, host[max(0, strings.LastIndexByte(host, '.')):])
 }
 
 func badKey(format string, args ...any) *apiError {
@@ -109,23 +128,26 @@ func (s *Server) withOwner(param string, notFound func(written string) error) fu
 	return func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			written, err := url.PathUnescape(chi.URLParam(r, param))
-			owner, name, full := strings.Cut(written, "/")
-			if err != nil || !full {
+			if err != nil {
 				next.ServeHTTP(w, r)
 				return
 			}
-			c := callerOf(r.Context())
-			if !c.admin && owner != c.home || adapters.CheckName(owner) != nil {
-				s.fail(w, r, notFound(written))
-				return
+			ctx, name := r.Context(), written
+			if owner, own, full := strings.Cut(written, "/"); full {
+				c := callerOf(ctx)
+				if !c.admin && owner != c.home || adapters.CheckName(owner) != nil {
+					s.fail(w, r, notFound(written))
+					return
+				}
+				ctx, name = actFor(ctx, owner), own
 			}
-			params := &chi.RouteContext(r.Context()).URLParams
+			params := &chi.RouteContext(ctx).URLParams
 			for i, key := range params.Keys {
 				if key == param {
 					params.Values[i] = name
 				}
 			}
-			next.ServeHTTP(w, r.WithContext(actFor(r.Context(), owner)))
+			next.ServeHTTP(w, r.WithContext(ctx))
 		})
 	}
 }

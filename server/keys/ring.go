@@ -139,15 +139,24 @@ func (r *Ring) change(ctx context.Context, f func([]Key) ([]Key, error)) error {
 		if err != nil {
 			return fmt.Errorf("writing the API keys: %w", err)
 		}
-		_, err = r.store.PutValue(ctx, SystemTenant, valueKey, b, t.rev)
+		asked := time.Now()
+		rev, err := r.store.PutValue(ctx, SystemTenant, valueKey, b, t.rev)
 		if errors.Is(err, adapters.ErrConflict) || errors.Is(err, adapters.ErrExists) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("storing the API keys: %w", err)
 		}
-		_, err = r.read(ctx)
-		return err
+		// What was stored is known here without asking for it, which could fail: the change holds all the same.
+		if t, err = newTable(b, rev, asked); err != nil {
+			return err
+		}
+		r.asking.Lock()
+		defer r.asking.Unlock()
+		if known := r.known.Load(); known == nil || known.rev < rev {
+			r.known.Store(t)
+		}
+		return nil
 	}
 }
 
@@ -190,16 +199,27 @@ func (r *Ring) read(ctx context.Context) (*table, error) {
 
 // load is read for who holds asking.
 func (r *Ring) load(ctx context.Context) (*table, error) {
-	t := &table{byID: map[string]held{}, stay: time.Now().Add(Fresh)}
+	asked := time.Now()
 	b, rev, err := r.store.GetValue(ctx, SystemTenant, valueKey)
-	if err != nil && !errors.Is(err, adapters.ErrNotFound) {
+	if errors.Is(err, adapters.ErrNotFound) {
+		b, rev, err = []byte("[]"), 0, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("reading the API keys: %w", err)
 	}
-	if err == nil {
-		t.rev = rev
-		if err := json.Unmarshal(b, &t.keys); err != nil {
-			return nil, fmt.Errorf("%w: the API keys: %w", adapters.ErrCorrupt, err)
-		}
+	t, err := newTable(b, rev, asked)
+	if err != nil {
+		return nil, err
+	}
+	r.known.Store(t)
+	return t, nil
+}
+
+// newTable reads the keys of a value, as it was at a time.
+func newTable(b []byte, rev int64, at time.Time) (*table, error) {
+	t := &table{byID: map[string]held{}, rev: rev, stay: at.Add(Fresh)}
+	if err := json.Unmarshal(b, &t.keys); err != nil {
+		return nil, fmt.Errorf("%w: the API keys: %w", adapters.ErrCorrupt, err)
 	}
 	for _, k := range t.keys {
 		sum, err := hex.DecodeString(k.SHA256)
@@ -208,6 +228,5 @@ func (r *Ring) load(ctx context.Context) (*table, error) {
 		}
 		t.byID[k.ID] = held{k, [sha256.Size]byte(sum)}
 	}
-	r.known.Store(t)
 	return t, nil
 }

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"testing"
+)
+
+// TestTuneQuery: numbers go out as the server reads them: whole ones without an exponent, and every digit of a seed.
+func TestTuneQuery(t *testing.T) {
+	c := tuneCmd{Name: "x", Seed: 9007199254740993, MaxSteps: 1000000, Epochs: 2.5, Rank: 8, LearningRate: "auto"}
+	q := c.query()
+	for name, want := range map[string]string{"seed": "9007199254740993", "max_steps": "1000000", "epochs": "2.5", "rank": "8", "batch_size": "", "alpha": ""} {
+		if got := q.Get(name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// TestTuneFollows: what ends a stream of events early, an error in it too, makes tune ask again for the events after the last.
+func TestTuneFollows(t *testing.T) {
+	var asked []string
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Query().Get("after"))
+		switch len(asked) {
+		case 1:
+			fmt.Fprint(w, "data: {\"data\": {\"seq\": 7, \"message\": \"seven\"}}\n\ndata: {\"error\": {\"message\": \"the store is away\"}}\n\n")
+		case 2:
+			fmt.Fprint(w, "data: {\"data\": {\"seq\": 8, \"status\": \"succeeded\", \"result\": {\"adapter\": \"x\", \"version\": 1}}}\n\n")
+		}
+	}))
+	defer web.Close()
+	c := tuneCmd{remote: remote{Server: web.URL}, Name: "x"}
+	end, err := c.follow(t.Context(), &tuneView{out: io.Discard})
+	if err != nil || end.Result == nil || !slices.Equal(asked, []string{"0", "7"}) {
+		t.Errorf("it ended with %+v, %v, and asked for what comes after %q", end, err, asked)
+	}
+}
