@@ -1,0 +1,68 @@
+//go:build cuda
+
+package cuda
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// withDriver runs the test again, in a process whose driver is testdata/driver.c, and reports whether this is that process. environ is for the driver.
+func withDriver(t *testing.T, environ ...string) bool {
+	t.Helper()
+	const mark = "BHIVE_TEST_DRIVER"
+	if os.Getenv(mark) != "" {
+		return true
+	}
+	cc, err := exec.LookPath("cc")
+	if err != nil {
+		t.Skip("no C compiler for the test's driver: ", err)
+	}
+	source := filepath.Join("testdata", "driver.c")
+	if _, err := os.Stat(source); err != nil {
+		t.Skip(err) // a test binary that was carried elsewhere
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command(cc, "-shared", "-fPIC", "-o", filepath.Join(dir, "libcuda.so.1"), source).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	again := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	again.Env = append(append(os.Environ(), mark+"=1", "LD_LIBRARY_PATH="+dir), environ...)
+	out, err := again.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Fatalf("with the test's driver: %v\n%s", err, out)
+	}
+	return false
+}
+
+func opened(t *testing.T, c Config) *Backend {
+	t.Helper()
+	b, err := open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return b
+}
+
+// TestOpenGivesBack: an Open that fails leaves nothing of the device taken.
+func TestOpenGivesBack(t *testing.T) {
+	if !withDriver(t, "BAD_MODULES=3") {
+		return
+	}
+	for range 3 { // the driver lets its context be held twice
+		if _, err := open(Config{}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "loading the kernels") {
+			t.Fatalf("a bad module: %v", err)
+		}
+	}
+	opened(t, Config{})
+	opened(t, Config{})
+}
