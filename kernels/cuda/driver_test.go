@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"bhive/kernels"
 )
 
 // withDriver runs the test again, in a process whose driver is testdata/driver.c, and reports whether this is that process. environ is for the driver.
@@ -65,4 +67,25 @@ func TestOpenGivesBack(t *testing.T) {
 	}
 	opened(t, Config{})
 	opened(t, Config{})
+}
+
+// TestOneDevice: what runs on a device goes on there when another one is asked for.
+func TestOneDevice(t *testing.T) {
+	if !withDriver(t) {
+		return
+	}
+	first := opened(t, Config{})
+	if _, err := open(Config{Device: 1}); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "one device") {
+		t.Errorf("a second device: %v", err)
+	}
+	if _, err := open(Config{Device: 2}); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a device that is not there: %v", err)
+	}
+	opened(t, Config{})
+	if _, err := first.Alloc(kernels.F32, 1, 1); err != nil {
+		t.Error(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
 }
