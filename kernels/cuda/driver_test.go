@@ -89,3 +89,32 @@ func TestOneDevice(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCaptureWithoutMemory: scratch memory that a captured step has no room for is an error of its capture, and the stream captures again.
+func TestCaptureWithoutMemory(t *testing.T) {
+	if !withDriver(t, "ROOM=1000000") {
+		return
+	}
+	b := opened(t, Config{})
+	s := b.NewStream().(*stream)
+	defer b.FreeStream(s)
+	if _, err := b.Capture(s, func() { s.grow(&s.logits, 2000000) }); !errors.Is(err, kernels.ErrNoMemory) {
+		t.Errorf("%v, want %v", err, kernels.ErrNoMemory)
+	}
+	func() {
+		defer func() {
+			if recover() != "a bug" {
+				t.Error("another panic of a capture is an error")
+			}
+		}()
+		b.Capture(s, func() { panic("a bug") })
+	}()
+	g, err := b.Capture(s, func() { s.grow(&s.logits, 1000) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Close()
+	if err := s.Sync(); err != nil {
+		t.Error(err)
+	}
+}
