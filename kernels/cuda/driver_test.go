@@ -118,3 +118,30 @@ func TestCaptureWithoutMemory(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCopyManyRows: a copy that goes row by row has any number of them; a grid has 65,535 in that direction.
+func TestCopyManyRows(t *testing.T) {
+	if !withDriver(t) {
+		return
+	}
+	b := opened(t, Config{Working: kernels.BF16})
+	s := b.NewStream()
+	defer b.FreeStream(s)
+	const rows = 200_000
+	for _, d := range []kernels.DType{kernels.BF16, kernels.F32} {
+		src, err := b.Alloc(d, rows, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dst, err := b.Alloc(kernels.BF16, rows, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Copy(s, dst, src.ColRange(4, 7)) // as z from [y, z]
+		if err := s.Sync(); err != nil {
+			t.Errorf("from %s: %v", d, err)
+		}
+		b.Free(src)
+		b.Free(dst)
+	}
+}
