@@ -145,3 +145,21 @@ func TestCopyManyRows(t *testing.T) {
 		b.Free(dst)
 	}
 }
+
+// TestHeadSize: a cache for heads that attention has no kernel for is refused, before a step meets it.
+func TestHeadSize(t *testing.T) {
+	if !withDriver(t) {
+		return
+	}
+	b := opened(t, Config{Working: kernels.BF16})
+	spec := kernels.KVSpec{Layers: 1, Blocks: 2, BlockTokens: 16, KVHeads: 1, HeadDim: 512}
+	if _, err := b.NewKVCache(spec); err == nil || errors.Is(err, kernels.ErrNoMemory) || !strings.Contains(err.Error(), "heads of 512") {
+		t.Errorf("heads of 512: %v", err)
+	}
+	spec.HeadDim = 256
+	c, err := b.NewKVCache(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.FreeKVCache(c)
+}
