@@ -200,8 +200,8 @@ func driverState() string {
 	if C.bhive_driver_state != nil {
 		return C.GoString(C.bhive_driver_state)
 	}
-	if C.bhive_driver_init != 0 {
-		return fmt.Sprintf("cuInit: error %d", int(C.bhive_driver_init))
+	if e := C.bhive_driver_init; e != 0 {
+		return fmt.Sprintf("the driver finds no usable GPU: %s (cuInit: %d)", C.GoString(C.bh_error(e)), int(e))
 	}
 	return ""
 }

@@ -163,3 +163,13 @@ func TestHeadSize(t *testing.T) {
 	}
 	b.FreeKVCache(c)
 }
+
+// TestDriverThatFails: Probe says what the driver answers where it does not start.
+func TestDriverThatFails(t *testing.T) {
+	if !withDriver(t, "BAD_INIT=803") {
+		return
+	}
+	if _, err := Probe(); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "an error of the test's driver (cuInit: 803)") {
+		t.Error(err)
+	}
+}

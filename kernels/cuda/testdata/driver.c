@@ -1,5 +1,5 @@
 // A stand-in for libcuda.so.1: what a test of the host side needs of the driver, with its limits, and no device. Kernels and copies do nothing.
-// From the environment, counted from the start: BAD_MODULES loads of modules fail; ROOM bytes of memory are left.
+// From the environment, counted from the start: BAD_MODULES loads of modules fail; ROOM bytes of memory are left; BAD_INIT is what it answers to cuInit.
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,10 +12,10 @@ static char handles[1 << 16], *next = handles;
 
 static int given(void **p) { return *p = next++, 0; }
 int cuInit(unsigned flags) {
-    const char *bad = getenv("BAD_MODULES"), *bytes = getenv("ROOM");
+    const char *bad = getenv("BAD_MODULES"), *bytes = getenv("ROOM"), *answer = getenv("BAD_INIT");
     bad_modules = bad ? atoi(bad) : 0;
     room = bytes ? atoll(bytes) : 1ll << 40;
-    return 0;
+    return answer ? atoi(answer) : 0;
 }
 int cuGetErrorString(int e, const char **s) { return *s = "an error of the test's driver", 0; }
 int cuDeviceGetCount(int *n) { return *n = 2, 0; }
