@@ -124,7 +124,7 @@ func TestCopyManyRows(t *testing.T) {
 	if !withDriver(t) {
 		return
 	}
-	b := opened(t, Config{Working: kernels.BF16})
+	b := opened(t, Config{Working: kernels.BF16, NoLt: true})
 	s := b.NewStream()
 	defer b.FreeStream(s)
 	const rows = 200_000
@@ -151,7 +151,7 @@ func TestHeadSize(t *testing.T) {
 	if !withDriver(t) {
 		return
 	}
-	b := opened(t, Config{Working: kernels.BF16})
+	b := opened(t, Config{Working: kernels.BF16, NoLt: true})
 	spec := kernels.KVSpec{Layers: 1, Blocks: 2, BlockTokens: 16, KVHeads: 1, HeadDim: 512}
 	if _, err := b.NewKVCache(spec); err == nil || errors.Is(err, kernels.ErrNoMemory) || !strings.Contains(err.Error(), "heads of 512") {
 		t.Errorf("heads of 512: %v", err)
