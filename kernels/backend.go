@@ -72,7 +72,8 @@ type Backend interface {
 	Memory
 	Info() Info
 	Close() error
-	// Capture records what f enqueues on s as a graph, without running it; a backend without graphs keeps the list of ops.
+	// Capture records what f enqueues on s as a graph, without running it; a backend without graphs keeps the list of ops. It returns
+	// ErrNoMemory where the scratch memory of an op does not fit.
 	Capture(s Stream, f func()) (Graph, error)
 
 	ServingOps

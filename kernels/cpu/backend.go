@@ -2,7 +2,6 @@ package cpu
 
 import (
 	"fmt"
-	"os"
 	"runtime"
 
 	"bhive/kernels"
@@ -77,7 +76,7 @@ func Open(c Config) (*Backend, error) {
 	}
 	b := &Backend{config: c, k: simd.Best, limit: c.MemoryBytes, records: map[recordKey]*kernels.Record{}}
 	if b.limit == 0 {
-		b.limit = machineMemory()
+		b.limit = machineMemory("")
 	}
 	b.scratch = make([]scratch, c.threads())
 	tasks := make([]task, taskCount)
@@ -124,20 +123,6 @@ func (b *Backend) Info() kernels.Info {
 		MemoryFree:     max(0, b.limit-b.used),
 		CopyInPlace:    true,
 	}
-}
-
-// machineMemory is the machine's memory in bytes, or 0 where it is not known.
-func machineMemory() int64 {
-	f, err := os.Open("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	var kib int64
-	if _, err := fmt.Fscanf(f, "MemTotal: %d kB", &kib); err != nil {
-		return 0
-	}
-	return kib << 10
 }
 
 // scratch is one worker's own memory; it grows to the shapes in use and stays.

@@ -17,7 +17,8 @@ type Config struct {
 	Threads int
 	// Working is the dtype of z, A, B, K and V: F32 (the zero value) or BF16.
 	Working kernels.DType
-	// MemoryBytes limits what tensors, weights and caches may take, in bytes. 0: the machine's memory, where it is known.
+	// MemoryBytes limits what tensors, weights and caches may take, in bytes. 0: the machine's memory, or
+	// the process's share of it, where that is known.
 	MemoryBytes int64
 }
 

@@ -11,6 +11,9 @@ import (
 // Limits of the decode kernel: query heads of a KV head, and sequences.
 const decodeGroup, decodeSeqs = 8, 1024
 
+// mostHead is the most values of a head that attention has a kernel for.
+const mostHead = 256
+
 // warpgroupsShared is the shared memory of attention by warpgroups: matrices of 128 rows, tiles of two matrices of 64 rows, in the backward
 // with two floats a row, and what brings it all to an address divisible by 1,024.
 func warpgroupsShared(d, matrices, tiles int) int {
@@ -24,9 +27,6 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 	heads := a.Q.Cols / d
 	if heads == 0 || heads*d != a.Q.Cols || heads%kv != 0 {
 		panic(fmt.Sprintf("cuda: attention: queries of %d over %d heads of %d", a.Q.Cols, kv, d))
-	}
-	if d > 256 {
-		panic(fmt.Sprintf("cuda: attention: heads of %d values, at most 256", d))
 	}
 	oa, os := matrix(a.Out, dt, m, heads*d, "attention: out")
 	qa, qs := matrix(a.Q, dt, m, heads*d, "attention: q")

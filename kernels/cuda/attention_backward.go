@@ -19,9 +19,6 @@ func (b *Backend) AttentionBackward(s kernels.Stream, a kernels.AttentionBackwar
 	if heads == 0 || heads*d != a.Q.Cols || heads%kv != 0 {
 		panic(fmt.Sprintf("cuda: attention backward: queries of %d over %d heads of %d", a.Q.Cols, kv, d))
 	}
-	if d > 256 {
-		panic(fmt.Sprintf("cuda: attention backward: heads of %d values, at most 256", d))
-	}
 	dq, dqs := matrix(a.DQ, dt, m, heads*d, "attention backward: dq")
 	dk, dks := matrix(a.DK, dt, m, kv*d, "attention backward: dk")
 	dv, dvs := matrix(a.DV, dt, m, kv*d, "attention backward: dv")

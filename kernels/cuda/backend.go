@@ -4,6 +4,7 @@ package cuda
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -82,6 +83,15 @@ func open(c Config) (_ *Backend, err error) {
 		return nil, fmt.Errorf("%w: device %d: %w", ErrUnavailable, c.Device, err)
 	}
 	b := &Backend{config: c, functions: map[string]cu.Function{}, plans: map[ltKey]ltPlan{}, maps: map[mapKey]tensorMap{}, args: make([]uint64, 0, 64)}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if b.module != (cu.Module{}) {
+			err = errors.Join(err, b.module.Unload())
+		}
+		err = errors.Join(err, release(c.Device)) // whoever then runs on the CPU keeps no memory of the GPU
+	}()
 	b.name, err = cu.Device(c.Device).Name()
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -23,6 +23,7 @@
 // # Invariants
 //
 //   - With Working BF16 activations are bf16 as well and sums are float32; with F32 everything is float32, plain and slow, for tests.
+//   - A process runs on one device; several backends may share it. What Open takes is given back by Close, or by Open where it fails.
 //   - Methods may be called from any thread, one at a time; each makes the context current for its own thread.
 //   - An error of the driver is sticky: it is kept and returned by the next Sync or Wait.
 //   - Sums of training ops have one order whatever else is in the batch, and none is made by atomic additions: a run gives the same bits again.

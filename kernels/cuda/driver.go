@@ -14,7 +14,7 @@ extern const char *bhive_driver_state;
 extern int bhive_driver_init;
 
 static CUcontext bh_context; // of the one device in use
-static int bh_users;
+static int bh_users, bh_device;
 static __thread CUcontext bh_mine;
 
 static int bh_current(void) {
@@ -22,12 +22,18 @@ static int bh_current(void) {
     bh_mine = bh_context;
     return cuCtxSetCurrent(bh_context);
 }
-static int bh_retain(int device) {
+static int bh_retain(int device) { // −1: another device is in use
+    if (bh_users && device != bh_device) return -1;
     CUdevice d;
+    CUcontext c;
     int e = cuDeviceGet(&d, device);
-    if (!e) e = cuDevicePrimaryCtxRetain(&bh_context, d);
-    if (!e) { bh_users++; bh_mine = 0; e = bh_current(); }
-    return e;
+    if (!e) e = cuDevicePrimaryCtxRetain(&c, d);
+    if (e) return e;
+    bh_context = c;
+    bh_device = device;
+    bh_users++;
+    bh_mine = 0;
+    return bh_current();
 }
 static int bh_release(int device) {
     if (--bh_users == 0) bh_mine = bh_context = 0;
@@ -194,8 +200,8 @@ func driverState() string {
 	if C.bhive_driver_state != nil {
 		return C.GoString(C.bhive_driver_state)
 	}
-	if C.bhive_driver_init != 0 {
-		return fmt.Sprintf("cuInit: error %d", int(C.bhive_driver_init))
+	if e := C.bhive_driver_init; e != 0 {
+		return fmt.Sprintf("the driver finds no usable GPU: %s (cuInit: %d)", C.GoString(C.bh_error(e)), int(e))
 	}
 	return ""
 }
@@ -204,7 +210,11 @@ func driverState() string {
 func current() error { return driverError("making the context current", C.bh_current()) }
 
 func retain(device int) error {
-	return driverError("taking the device's context", C.bh_retain(C.int(device)))
+	e := C.bh_retain(C.int(device))
+	if e == -1 {
+		return fmt.Errorf("cuda: a process runs on one device, and another one is in use")
+	}
+	return driverError("taking the device's context", e)
 }
 func release(device int) error {
 	return driverError("giving up the device's context", C.bh_release(C.int(device)))

@@ -124,6 +124,9 @@ func (b *Backend) launchOn(s cu.Stream, name string, gx, gy, gz, threads, shared
 	}
 }
 
+// gridRows is the most blocks of a grid in its second direction.
+const gridRows = 65535
+
 func parts(n, each int) int { return (n + each - 1) / each }
 
 // rowThreads is the threads of a block that takes one row of n elements.
@@ -304,8 +307,12 @@ func (b *Backend) Copy(s kernels.Stream, dst, src kernels.Tensor) {
 	if dst.DType != src.DType && (dst.DType == kernels.I32 || src.DType == kernels.I32) || names[dst.DType] == "" || names[src.DType] == "" {
 		panic(fmt.Sprintf("cuda: copy of %s to %s", src.DType, dst.DType))
 	}
-	b.launch(s, "copy"+names[dst.DType]+names[src.DType], parts(dst.Cols, 256), dst.Rows, 1, 256, 0,
-		address(dst), uint64(dst.Stride), address(src), uint64(src.Stride), uint64(dst.Cols))
+	for at := 0; at < dst.Rows; at += gridRows {
+		to := min(at+gridRows, dst.Rows)
+		d, from := dst.RowRange(at, to), src.RowRange(at, to)
+		b.launch(s, "copy"+names[dst.DType]+names[src.DType], parts(d.Cols, 256), d.Rows, 1, 256, 0,
+			address(d), uint64(d.Stride), address(from), uint64(from.Stride), uint64(d.Cols))
+	}
 }
 
 // Sample draws a token for each row of logits.

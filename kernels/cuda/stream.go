@@ -150,8 +150,8 @@ func (e *event) Wait() error {
 	return e.b.failure()
 }
 
-// Capture records f's ops as a CUDA graph.
-func (b *Backend) Capture(k kernels.Stream, f func()) (kernels.Graph, error) {
+// Capture records f's ops as a CUDA graph. Errors: kernels.ErrNoMemory, where an op's scratch memory does not fit.
+func (b *Backend) Capture(k kernels.Stream, f func()) (_ kernels.Graph, err error) {
 	defer b.enter()()
 	s := k.(*stream)
 	if err := beginCapture(s.s); err != nil {
@@ -159,10 +159,19 @@ func (b *Backend) Capture(k kernels.Stream, f func()) (kernels.Graph, error) {
 	}
 	ended := false
 	defer func() {
-		if !ended { // f panics
-			if g, err := endCapture(s.s); err == nil {
-				b.keep(g.free())
-			}
+		if ended {
+			return
+		}
+		// f panics, or ends its goroutine.
+		if g, err := endCapture(s.s); err == nil {
+			b.keep(g.free())
+		}
+		p := recover()
+		switch e, ok := p.(error); {
+		case ok && errors.Is(e, kernels.ErrNoMemory):
+			err = e
+		case p != nil:
+			panic(p)
 		}
 	}()
 	f()

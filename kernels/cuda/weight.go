@@ -150,11 +150,14 @@ func (c *kvCache) Bytes() int64         { return c.bytes }
 func (c *kvCache) k(layer int) uint64 { return uint64(c.at) + uint64(2*int64(layer)*c.each) }
 func (c *kvCache) v(layer int) uint64 { return c.k(layer) + uint64(c.each) }
 
-// NewKVCache allocates a cache, or returns ErrNoMemory.
+// NewKVCache allocates a cache, or returns ErrNoMemory, or an error for heads that are too large.
 func (b *Backend) NewKVCache(s kernels.KVSpec) (kernels.KVCache, error) {
 	defer b.enter()()
 	if s.Layers <= 0 || s.Blocks <= 0 || s.BlockTokens <= 0 || s.KVHeads <= 0 || s.HeadDim <= 0 {
 		return nil, fmt.Errorf("cuda: a KV cache of %+v", s)
+	}
+	if s.HeadDim > mostHead {
+		return nil, fmt.Errorf("cuda: heads of %d values are not on this device, at most %d are", s.HeadDim, mostHead)
 	}
 	c := &kvCache{spec: s}
 	block := int64(s.BlockTokens) * int64(s.KVHeads) * int64(s.HeadDim) * int64(b.config.Working.Size())

@@ -90,15 +90,16 @@ func (l *Ledger) strike(what string, handle any) {
 
 // made notes the outcome of an allocation.
 func made[T any](l *Ledger, what string, make func() (T, error), handle func(T) any) (T, error) {
+	var none T
 	if err := l.try(what); err != nil {
-		var none T
 		return none, err
 	}
 	t, err := make()
-	if err == nil {
-		l.enter(what, handle(t))
+	if err != nil {
+		return none, err
 	}
-	return t, err
+	l.enter(what, handle(t))
+	return t, nil
 }
 
 func itself[T any](t T) any { return t }

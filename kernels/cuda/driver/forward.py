@@ -2,7 +2,7 @@
 
 usage: forward.py CUDA_H... > forward.c
 A function that the driver lacks, or any without a driver, returns CUDA_ERROR_NOT_INITIALIZED (3); cuInit reports success all the same,
-because gorgonia.org/cu ends the process where it does not. bhive_driver_state says what happened.
+because gorgonia.org/cu ends the process where it does not. bhive_driver_init is what the driver's answered; bhive_driver_state says why there is none.
 """
 import re
 import sys
@@ -20,12 +20,11 @@ print("""// Written by forward.py. Forwarders to libcuda.so.1.
 #include <dlfcn.h>
 #include <stddef.h>
 static int absent(void) { return 3; }
-const char *bhive_driver_state = NULL; // NULL: the driver works; else why not
+const char *bhive_driver_state = NULL; // NULL: there is a driver; else why not
 int bhive_driver_init = 3;
 static int (*init)(unsigned);
 int cuInit(unsigned flags) {
     if (init) bhive_driver_init = init(flags);
-    if (init && bhive_driver_init) bhive_driver_state = "the driver finds no usable GPU (cuInit fails)";
     return 0;
 }
 #if defined(__x86_64__)
