@@ -63,7 +63,9 @@ func TestNextWaitsForTheLane(t *testing.T) {
 	h.until(t, first.ID, 1)
 	hold.Store(true)
 	paused := h.stopping(t, first.ID)
-	h.settled(t, next.ID)
+	if h.settled(t, next.ID) {
+		t.Error("the job was begun, and then found no lane")
+	}
 	hold.Store(false)
 	if err := <-paused; err != nil {
 		t.Fatal(err)
