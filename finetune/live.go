@@ -34,6 +34,7 @@ type job struct {
 	saving       bool                  // a checkpoint is under way
 	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
+	stopped      []func()              // what waits for that
 	saved        time.Time             // its record, by us
 	checkpointed time.Time
 	reported     time.Time // of the last progress event

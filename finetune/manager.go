@@ -296,21 +296,25 @@ func (m *Manager) change(ctx context.Context, tenant, id string, f func(*job, fu
 	if err != nil {
 		return Job{}, err
 	}
-	err = m.do(ctx, func(done func(error)) {
-		if j, ok := m.jobs[id]; ok {
-			f(j, done)
-			return
-		}
-		if !p.State.Final() {
-			done(fmt.Errorf("%w: it is %s, with another worker or for another base model", ErrState, p.State))
-			return
-		}
-		done(fmt.Errorf("%w: it is %s", ErrState, p.State))
-	})
-	if err != nil {
+	if err := m.do(ctx, func(done func(error)) { m.apply(p, f, done) }); err != nil {
 		return Job{}, err
 	}
 	return m.Get(ctx, tenant, id)
+}
+
+// apply changes a job, when it has been stopped where it is being.
+func (m *Manager) apply(p Job, f func(*job, func(error)), done func(error)) {
+	j, ok := m.jobs[p.ID]
+	switch {
+	case ok && j.stop != nil:
+		j.stopped = append(j.stopped, func() { m.apply(j.public, f, done) })
+	case ok:
+		f(j, done)
+	case p.State.Final():
+		done(fmt.Errorf("%w: it is %s", ErrState, p.State))
+	default:
+		done(fmt.Errorf("%w: it is %s, with another worker or for another base model", ErrState, p.State))
+	}
 }
 
 // Events yields a job's events with Seq > after, waits for more while the job is not final, and ends after its last. An error

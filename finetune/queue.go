@@ -312,6 +312,13 @@ func (m *Manager) resume(j *job, done func(error)) {
 func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, done func(error)) {
 	end := func(ctx context.Context, c *Checkpoint) {
 		j.stop = nil
+		defer func() {
+			after := j.stopped
+			j.stopped = nil
+			for _, f := range after {
+				f()
+			}
+		}()
 		if j.public.State.Final() { // it has failed meanwhile
 			done(fmt.Errorf("%w: it is %s", ErrState, j.public.State))
 			return
@@ -323,8 +330,8 @@ func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, do
 		done(err)
 	}
 	switch {
-	case j.stop != nil || j.finishing:
-		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
+	case j.finishing:
+		done(fmt.Errorf("%w: it is about to end", ErrState))
 	case j.preparing || j.joining:
 		j.stop = func(ctx context.Context) { end(ctx, nil) }
 		j.stopReading()
