@@ -139,3 +139,32 @@ func TestLostWhileJoining(t *testing.T) {
 		t.Errorf("the lost job is %+v, %v", r, err)
 	}
 }
+
+// TestCancelOfALostJob: a job that another worker has taken is not cancelled by the one that had it, and nobody is told that it was.
+func TestCancelOfALostJob(t *testing.T) {
+	store := openStore(t, t.TempDir())
+	var hold atomic.Bool
+	hold.Store(true)
+	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, held(&hold))
+	first := h.submit(t, spec("first", nil))
+	h.look(t, first.ID, func(j *job) bool { return j.joining })
+	lost := h.submit(t, spec("lost", nil))
+	r, err := store.GetJob(t.Context(), "anna", lost.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Worker = "another"
+	if _, err := store.UpdateJob(t.Context(), "anna", r); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.m.Cancel(t.Context(), "anna", lost.ID); !errors.Is(err, adapters.ErrConflict) {
+		t.Errorf("cancelling it: %v", err)
+	}
+	if r, err := store.GetJob(t.Context(), "anna", lost.ID); err != nil || r.Worker != "another" || State(r.State) != Queued {
+		t.Errorf("the lost job is %+v, %v", r, err)
+	}
+	if _, err := h.m.Cancel(t.Context(), "anna", lost.ID); !errors.Is(err, ErrState) {
+		t.Errorf("cancelling another worker's job: %v", err)
+	}
+	hold.Store(false)
+}

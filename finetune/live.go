@@ -170,6 +170,7 @@ func (m *Manager) abandon(j *job) {
 	delete(m.jobs, j.public.ID)
 	m.mu.Unlock()
 	m.announce()
+	m.unblock()
 }
 
 // append adds events to a job's log at the end of the delivery under way, or with the next change of its record.
@@ -232,7 +233,7 @@ func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) 
 	now := time.Now().UTC()
 	public := j.public // nobody sees the end before it is durable
 	public.State, public.Finished = s, &now
-	if err := m.saveAs(ctx, j, public, events...); err != nil && !errors.Is(err, errLost) {
+	if err := m.saveAs(ctx, j, public, events...); err != nil {
 		return err
 	}
 	m.retire(j, public)
@@ -269,7 +270,7 @@ func (m *Manager) fail(ctx context.Context, j *job, err error) {
 	}
 	m.update(j, func(p *Job) { p.Error = e })
 	if away := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
-		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); away != nil {
+		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); away != nil && !errors.Is(away, errLost) {
 		m.retry(ctx, j, "storing a failure", away, func() { m.fail(ctx, j, err) })
 	}
 }
