@@ -30,6 +30,7 @@
 //   - Nobody sees a job's end before it is durable; a pause, a resumption and a cancellation are durable when they are acknowledged. What
 //     cannot be stored changes nothing: the job goes on.
 //   - A job is begun when the lane that it is to have is free on the device, not when the one before is done with it.
+//   - No tenant keeps another from a lane, or from its share of the places in the queue: a job gives its lane up between two steps, and goes on later.
 //   - A job trains over the base model and the rows of A that it began with.
 //   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw. Examples of
 //     tokens (input_ids, labels) are taken as they are.

@@ -35,6 +35,9 @@ type job struct {
 	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
 	stopped      []func()              // what waits for that
+	began        time.Time             // to have its lane
+	moved        bool                  // it has done a step since
+	waits        time.Time             // for a lane since, in the order of those of its tenant that do; zero: since it was created
 	saved        time.Time             // its record, by us
 	checkpointed time.Time
 	reported     time.Time // of the last progress event

@@ -37,7 +37,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 			p.TokensPerSec += 0.2 * (rate - p.TokensPerSec)
 		}
 		p.SecondsLeft = float64(p.Steps-p.Step) * float64(p.Tokens) / float64(max(1, p.Step)) / p.TokensPerSec
-		j.stepped = now
+		j.stepped, j.moved = now, true
 	})
 	j.ending = r.Completed && len(j.spec.SamplePrompts) == 0
 	p := j.public.Progress
