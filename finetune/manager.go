@@ -173,7 +173,7 @@ func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*E
 		return nil, fmt.Errorf("opening examples: %w", err)
 	}
 	defer blob.Close()
-	longest := min(m.c.Trainer.BatchTokens, m.d.Model.Positions)
+	longest := m.longest()
 	if spec.MaxLength > 0 {
 		longest = min(longest, spec.MaxLength)
 	}
