@@ -159,15 +159,15 @@ func (m *Manager) keep(ctx context.Context, spec JobSpec, param string, r io.Rea
 		return "", fmt.Errorf("storing examples: %w", err)
 	}
 	if !spec.Deferred {
-		if _, err := m.read(ctx, spec, param, blob.SHA256); err != nil {
+		if _, err := m.read(ctx, spec, param, blob.SHA256, true); err != nil {
 			return "", err
 		}
 	}
 	return blob.SHA256, nil
 }
 
-// read parses stored examples.
-func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*Examples, error) {
+// read parses stored examples, or only checks them: as many tenants as submit jobs at once need no memory for it.
+func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string, check bool) (*Examples, error) {
 	blob, err := m.st.OpenBlob(ctx, spec.Tenant, sha)
 	if err != nil {
 		return nil, fmt.Errorf("opening examples: %w", err)
@@ -178,7 +178,7 @@ func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*E
 		longest = min(longest, spec.MaxLength)
 	}
 	return ReadExamples(ctx, io.NewSectionReader(blob, 0, blob.Size()), m.d.Encoder,
-		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Vocab: m.d.Model.Config.Vocab, Limits: m.c.Limits})
+		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Vocab: m.d.Model.Config.Vocab, Check: check, Limits: m.c.Limits})
 }
 
 // limitReader fails where there is more than left bytes.
