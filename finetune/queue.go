@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"bhive/adapters"
@@ -31,6 +32,9 @@ func (m *Manager) Run(ctx context.Context) error {
 				if _, err := m.st.GC(ctx, gcGrace); err != nil && ctx.Err() == nil {
 					m.log.Warn("collecting superseded checkpoints", "error", err)
 				}
+				if err := m.forget(ctx, now); err != nil && ctx.Err() == nil {
+					m.log.Warn("removing old jobs", "error", err)
+				}
 				if err := m.adopt(ctx, false); err != nil && ctx.Err() == nil {
 					m.log.Warn("looking for jobs of workers that are gone", "error", err)
 				}
@@ -50,6 +54,27 @@ const (
 	gcEvery = 5 * time.Minute
 	gcGrace = 15 * time.Minute
 )
+
+// forget removes the jobs that ended longest ago of tenants with many: whoever lists jobs reads them all.
+func (m *Manager) forget(ctx context.Context, now time.Time) error {
+	list, err := m.st.ListJobs(ctx, adapters.AllTenants, string(Succeeded), string(Failed), string(Cancelled))
+	if err != nil {
+		return err
+	}
+	kept := map[string]int{} // by tenant
+	for _, r := range slices.Backward(list) {
+		if r.Kind != jobKind {
+			continue
+		}
+		if kept[r.Tenant]++; kept[r.Tenant] <= m.c.Ended || now.Sub(r.UpdatedAt) < m.c.Recent {
+			continue
+		}
+		if err := m.st.DeleteJob(ctx, r.Tenant, r.ID); err != nil && !errors.Is(err, adapters.ErrNotFound) { // another worker was first
+			return err
+		}
+	}
+	return nil
+}
 
 func (m *Manager) deliver() {
 	for {
