@@ -28,7 +28,7 @@ type Config struct {
 	// CheckpointEvery is the time between durable checkpoints of a running job; default: 1 minute. There is one at a pause and at
 	// shutdown too.
 	CheckpointEvery time.Duration
-	// ProgressEvery is the least time between two progress events of a job; default: 250 ms.
+	// ProgressEvery is the least time between two progress events of a job; default: 250 ms. Of one that runs for hours it is a ten-thousandth of that.
 	ProgressEvery time.Duration
 	// Shutdown is how long Run, when it ends, waits for the engine to let it copy what runs; default: 10 s.
 	Shutdown time.Duration

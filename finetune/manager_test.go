@@ -348,3 +348,28 @@ func TestForgetsOldJobs(t *testing.T) {
 		t.Errorf("the events of one that is removed: %v", err)
 	}
 }
+
+// TestProgressOfALongJob: what a job that runs for days leaves in its log does not grow with each step.
+func TestProgressOfALongJob(t *testing.T) {
+	var p passes // which composes none
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{}, p.hold)
+	id := h.submit(t, spec("long", func(s *JobSpec) { s.MaxSteps = 1e6 })).ID
+	h.look(t, id, func(j *job) bool { return j.lane != nil })
+	const hours = 14
+	events := 0
+	if err := h.m.do(t.Context(), func(done func(error)) {
+		j := h.m.jobs[id]
+		for now, step := *j.public.Started, 1; now.Sub(*j.public.Started) < hours*time.Hour; step++ {
+			now = now.Add(time.Second / 4)
+			h.m.progress(t.Context(), j, Report{Step: step, Tokens: 10}, position{}, now)
+			events += len(j.pending)
+			j.pending = nil
+		}
+		done(nil)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if events < 10_000 || events > 50_000 {
+		t.Errorf("%d events of a job of %d hours", events, hours)
+	}
+}
