@@ -75,6 +75,9 @@ func (m *Manager) share(next *job, lanes map[string]int) {
 		if j.lane == nil || j.public.State != Running || j.stop != nil || j.ending || !spare {
 			continue
 		}
+		if len(j.pending) > 0 { // the store is away: it would lose its steps since the last checkpoint
+			continue
+		}
 		if from == nil || n > lanes[from.public.Tenant] || n == lanes[from.public.Tenant] && j.began.After(from.began) == (n > 1) {
 			from = j
 		}
