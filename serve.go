@@ -211,6 +211,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, store adapters.S
 	if err != nil {
 		return err
 	}
+	defer jobs.Close() // behind the engine's end: units that it left on the device end before the model is freed
 	info := l.backend.Info()
 	calls := toolcall.Find(l.template)
 	if c.ToolCallParser != "auto" {

@@ -2,6 +2,8 @@ package finetune
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -137,5 +139,59 @@ func TestLostWhileJoining(t *testing.T) {
 	}
 	if r, err := store.GetJob(t.Context(), "anna", lost.ID); err != nil || r.Worker != "another" {
 		t.Errorf("the lost job is %+v, %v", r, err)
+	}
+}
+
+// TestCancelOfALostJob: a job that another worker has taken is not cancelled by the one that had it, and nobody is told that it was.
+func TestCancelOfALostJob(t *testing.T) {
+	store := openStore(t, t.TempDir())
+	var hold atomic.Bool
+	hold.Store(true)
+	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, held(&hold))
+	first := h.submit(t, spec("first", nil))
+	h.look(t, first.ID, func(j *job) bool { return j.joining })
+	lost := h.submit(t, spec("lost", nil))
+	r, err := store.GetJob(t.Context(), "anna", lost.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Worker = "another"
+	if _, err := store.UpdateJob(t.Context(), "anna", r); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.m.Cancel(t.Context(), "anna", lost.ID); !errors.Is(err, adapters.ErrConflict) {
+		t.Errorf("cancelling it: %v", err)
+	}
+	if r, err := store.GetJob(t.Context(), "anna", lost.ID); err != nil || r.Worker != "another" || State(r.State) != Queued {
+		t.Errorf("the lost job is %+v, %v", r, err)
+	}
+	if _, err := h.m.Cancel(t.Context(), "anna", lost.ID); !errors.Is(err, ErrState) {
+		t.Errorf("cancelling another worker's job: %v", err)
+	}
+	hold.Store(false)
+}
+
+// TestOtherTrainTokens: a job whose examples were cut goes on with the same where more tokens are possible, and fails where they would be cut shorter.
+func TestOtherTrainTokens(t *testing.T) {
+	model, store := demoModel(t, 16), openStore(t, t.TempDir())
+	open := func(tokens int) *hive {
+		return openHive(t, model, store, Config{Trainer: TrainerConfig{BatchTokens: tokens}}, nil)
+	}
+	h := open(64)
+	text := fmt.Sprintf(`{"text":%q}`, strings.Repeat("Arr, matey! ", 100))
+	j := h.submit(t, spec("cut", func(s *JobSpec) { s.Training, s.Truncate, s.MaxSteps = strings.NewReader(text), true, 1e6 }))
+	for _, tokens := range []int{64, 128} {
+		if tokens > 64 {
+			h = open(tokens)
+		}
+		h.until(t, j.ID, 1)
+		h.look(t, j.ID, func(j *job) bool { return j.lane != nil })
+		if j, err := h.m.Get(t.Context(), "anna", j.ID); err != nil || j.Progress.ExampleTokens != 64 {
+			t.Errorf("with %d tokens an epoch has %d, %v", tokens, j.Progress.ExampleTokens, err)
+		}
+		h.stop()
+	}
+	if j, _ := open(32).wait(t, "anna", j.ID); j.State != Failed || !strings.Contains(j.Error.Message, "were cut to 64 tokens") {
+		t.Errorf("%+v %+v", j, j.Error)
 	}
 }

@@ -46,14 +46,17 @@ func (m *Manager) check(ctx context.Context, spec *JobSpec) error {
 	if spec.Rank > basis.R {
 		return fmt.Errorf("%w: %w", fieldErrorf("rank", "must be at most %d, the rows of the basis, is %d", basis.R, spec.Rank), adapters.ErrRank)
 	}
-	if spec.MaxLength > min(m.c.Trainer.BatchTokens, m.d.Model.Positions) {
-		return fieldErrorf("max_length", "must be at most %d, is %d", min(m.c.Trainer.BatchTokens, m.d.Model.Positions), spec.MaxLength)
+	if spec.MaxLength > m.longest() {
+		return fieldErrorf("max_length", "must be at most %d, is %d", m.longest(), spec.MaxLength)
 	}
 	if !next {
 		return m.free(ctx, spec.Tenant, spec.Name)
 	}
 	return nil
 }
+
+// longest is the most tokens that an example can have here.
+func (m *Manager) longest() int { return min(m.c.Trainer.BatchTokens, m.d.Model.Positions) }
 
 // free returns adapters.ErrExists where a name is taken.
 func (m *Manager) free(ctx context.Context, tenant, name string) error {

@@ -155,7 +155,7 @@ func (m *Manager) join(ctx context.Context, j *job, p preparation) {
 			plan := lane.t.MemoryPlan()
 			m.update(j, func(q *Job) { q.MemoryPlan = plan })
 			now := time.Now()
-			j.checkpointed, j.stepped = now, now
+			j.began, j.checkpointed, j.stepped, j.moved = now, now, now, false
 			message := fmt.Sprintf("training %d examples, %d steps, learning rate %.3g, memory plan %s", len(p.options.Train), p.options.Schedule.Steps, p.options.Schedule.Rate, plan)
 			if p.options.From != nil {
 				message = fmt.Sprintf("goes on from step %d", p.options.From.Step)

@@ -25,11 +25,13 @@
 //     end is the same bit for bit.
 //   - A step whose gradient is not finite changes nothing but the schedule's position and the counters of skipped steps.
 //   - A copy of a lane to the host is of one moment: no optimizer step comes between its pieces.
-//   - No sample is begun before the micro-batch under way is through, and none of those before the samples are: they use the same memory.
+//   - No sample is begun or goes on before the micro-batch under way is through: they use the same memory. A lane goes on when its samples are through. Other
+//     lanes have a micro-batch after every 32 tokens of a sample, whose keys and values are then computed again.
 //   - Jobs change on Run's goroutine alone, the device on the engine's alone; they talk by posting functions to each other.
 //   - Nobody sees a job's end before it is durable; a pause, a resumption and a cancellation are durable when they are acknowledged. What
 //     cannot be stored changes nothing: the job goes on.
 //   - A job is begun when the lane that it is to have is free on the device, not when the one before is done with it.
+//   - No tenant keeps another from a lane, or from its share of the places in the queue: a job gives its lane up between two steps, and goes on later.
 //   - A job trains over the base model and the rows of A that it began with.
 //   - Prompt and completion become a user's and the assistant's turn where the base has a chat template, unless the job says raw. Examples of
 //     tokens (input_ids, labels) are taken as they are.

@@ -15,8 +15,8 @@ var (
 	ErrNotFound = errors.New("no such job")
 	// ErrState is returned when a job's state does not allow what was asked for, as resuming one that is not paused.
 	ErrState = errors.New("not possible in the job's state")
-	// ErrBusy is returned by Submit when as many jobs wait as the manager's limits allow.
-	ErrBusy = errors.New("too many jobs are waiting")
+	// ErrBusy is returned by Submit when as many jobs wait, or as many of the tenant's have not ended, as the manager's limits allow.
+	ErrBusy = errors.New("too many jobs")
 	// ErrDevice is returned by Submit, and fails a stored job, where the model's device has no training ops.
 	ErrDevice = errors.New("training is not on this device yet; run with --device cpu to train")
 	// ErrClosed is returned once the manager is closed.

@@ -83,6 +83,7 @@ type ReadOptions struct {
 	Truncate  bool   // cut longer ones
 	Raw       bool   // prompt and completion as they stand
 	Vocab     int    // token ids that examples given as tokens may use: [0, Vocab)
+	Check     bool   // only look for errors: what is read is counted, and not kept
 	Limits    Limits
 }
 
@@ -90,6 +91,7 @@ type ReadOptions struct {
 type Examples struct {
 	Examples  []Example
 	Prompts   []string // the user's first turn, or prompt, or beginning of text, of the first few examples; "" of one that is tokens
+	Number    int      // of examples
 	Tokens    int64
 	Truncated int // examples that were cut
 }
@@ -137,7 +139,7 @@ func ReadExamples(ctx context.Context, r io.Reader, enc Encoder, o ReadOptions) 
 		if len(bytes.TrimSpace(text)) == 0 {
 			continue
 		}
-		if len(out.Examples) >= o.Limits.Examples {
+		if out.Number >= o.Limits.Examples {
 			fail(lines.line, fmt.Errorf("more than %d examples", o.Limits.Examples))
 			return nil, bad
 		}
@@ -163,6 +165,9 @@ func ReadExamples(ctx context.Context, r io.Reader, enc Encoder, o ReadOptions) 
 			fail(lines.line, fmt.Errorf("more than %d tokens", o.Limits.Tokens))
 			return nil, bad
 		}
+		if out.Number++; o.Check {
+			continue
+		}
 		out.Examples = append(out.Examples, e)
 		if len(out.Prompts) < promptsKept {
 			out.Prompts = append(out.Prompts, prompt)
@@ -171,7 +176,7 @@ func ReadExamples(ctx context.Context, r io.Reader, enc Encoder, o ReadOptions) 
 	if bad.Total > 0 {
 		return nil, bad
 	}
-	if len(out.Examples) == 0 {
+	if out.Number == 0 {
 		bad.Total, bad.Lines = 1, []LineError{{Line: max(lines.line, 1), Message: "there are no examples"}}
 		return nil, bad
 	}

@@ -150,6 +150,10 @@ func TestBadExamples(t *testing.T) {
 		if !errors.As(err, &e) || !errors.Is(err, ErrExamples) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", c.name, err)
 		}
+		_, checked := ReadExamples(t.Context(), strings.NewReader(c.text), enc, ReadOptions{MaxLength: 100, Vocab: 400, Limits: Limits{LineBytes: 4000}, Check: true})
+		if fmt.Sprint(checked) != fmt.Sprint(err) {
+			t.Errorf("%s: where it is only checked: %v", c.name, checked)
+		}
 	}
 	many := strings.Repeat("{}\n", 500)
 	_, err := ReadExamples(t.Context(), strings.NewReader(many), enc, ReadOptions{MaxLength: 100})
@@ -160,8 +164,15 @@ func TestBadExamples(t *testing.T) {
 	if err != nil || ex.Truncated != 1 || len(ex.Examples[0].IDs) != 100 || ex.Examples[0].Labels[99] != -1 {
 		t.Errorf("truncating: %+v, %v", ex, err)
 	}
-	if _, err := ReadExamples(t.Context(), strings.NewReader(strings.Repeat(good+"\n", 100)), enc, ReadOptions{MaxLength: 100, Limits: Limits{Examples: 10}}); err == nil {
-		t.Error("more examples than allowed pass")
+	for _, check := range []bool{false, true} {
+		hundred := strings.Repeat(good+"\n", 100)
+		if _, err := ReadExamples(t.Context(), strings.NewReader(hundred), enc, ReadOptions{MaxLength: 100, Limits: Limits{Examples: 10}, Check: check}); err == nil {
+			t.Error("more examples than allowed pass")
+		}
+		if ex, err := ReadExamples(t.Context(), strings.NewReader(hundred), enc, ReadOptions{MaxLength: 100, Check: check}); err != nil || ex.Number != 100 ||
+			check != (len(ex.Examples)+len(ex.Prompts) == 0) {
+			t.Errorf("only checked %v: %d examples, of which %d are kept, %v", check, ex.Number, len(ex.Examples), err)
+		}
 	}
 }
 

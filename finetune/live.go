@@ -34,6 +34,10 @@ type job struct {
 	saving       bool                  // a checkpoint is under way
 	pending      []json.RawMessage     // events to be stored
 	stop         func(context.Context) // what to do instead of going on
+	stopped      []func()              // what waits for that
+	began        time.Time             // to have its lane
+	moved        bool                  // it has done a step since
+	waits        time.Time             // for a lane since, in the order of those of its tenant that do; zero: since it was created
 	saved        time.Time             // its record, by us
 	checkpointed time.Time
 	reported     time.Time // of the last progress event
@@ -169,6 +173,7 @@ func (m *Manager) abandon(j *job) {
 	delete(m.jobs, j.public.ID)
 	m.mu.Unlock()
 	m.announce()
+	m.unblock()
 }
 
 // append adds events to a job's log at the end of the delivery under way, or with the next change of its record.
@@ -231,7 +236,7 @@ func (m *Manager) finish(ctx context.Context, j *job, s State, events ...Event) 
 	now := time.Now().UTC()
 	public := j.public // nobody sees the end before it is durable
 	public.State, public.Finished = s, &now
-	if err := m.saveAs(ctx, j, public, events...); err != nil && !errors.Is(err, errLost) {
+	if err := m.saveAs(ctx, j, public, events...); err != nil {
 		return err
 	}
 	m.retire(j, public)
@@ -268,7 +273,7 @@ func (m *Manager) fail(ctx context.Context, j *job, err error) {
 	}
 	m.update(j, func(p *Job) { p.Error = e })
 	if away := m.finish(ctx, j, Failed, Event{Type: EventError, Level: "error", Message: e.Message, Error: e},
-		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); away != nil {
+		Event{Type: EventState, Level: "error", State: Failed, Message: "failed"}); away != nil && !errors.Is(away, errLost) {
 		m.retry(ctx, j, "storing a failure", away, func() { m.fail(ctx, j, err) })
 	}
 }

@@ -159,26 +159,26 @@ func (m *Manager) keep(ctx context.Context, spec JobSpec, param string, r io.Rea
 		return "", fmt.Errorf("storing examples: %w", err)
 	}
 	if !spec.Deferred {
-		if _, err := m.read(ctx, spec, param, blob.SHA256); err != nil {
+		if _, err := m.read(ctx, spec, param, blob.SHA256, true); err != nil {
 			return "", err
 		}
 	}
 	return blob.SHA256, nil
 }
 
-// read parses stored examples.
-func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string) (*Examples, error) {
+// read parses stored examples, or only checks them: as many tenants as submit jobs at once need no memory for it.
+func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string, check bool) (*Examples, error) {
 	blob, err := m.st.OpenBlob(ctx, spec.Tenant, sha)
 	if err != nil {
 		return nil, fmt.Errorf("opening examples: %w", err)
 	}
 	defer blob.Close()
-	longest := min(m.c.Trainer.BatchTokens, m.d.Model.Positions)
+	longest := m.longest()
 	if spec.MaxLength > 0 {
 		longest = min(longest, spec.MaxLength)
 	}
 	return ReadExamples(ctx, io.NewSectionReader(blob, 0, blob.Size()), m.d.Encoder,
-		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Vocab: m.d.Model.Config.Vocab, Limits: m.c.Limits})
+		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Vocab: m.d.Model.Config.Vocab, Check: check, Limits: m.c.Limits})
 }
 
 // limitReader fails where there is more than left bytes.
@@ -296,21 +296,25 @@ func (m *Manager) change(ctx context.Context, tenant, id string, f func(*job, fu
 	if err != nil {
 		return Job{}, err
 	}
-	err = m.do(ctx, func(done func(error)) {
-		if j, ok := m.jobs[id]; ok {
-			f(j, done)
-			return
-		}
-		if !p.State.Final() {
-			done(fmt.Errorf("%w: it is %s, with another worker or for another base model", ErrState, p.State))
-			return
-		}
-		done(fmt.Errorf("%w: it is %s", ErrState, p.State))
-	})
-	if err != nil {
+	if err := m.do(ctx, func(done func(error)) { m.apply(p, f, done) }); err != nil {
 		return Job{}, err
 	}
 	return m.Get(ctx, tenant, id)
+}
+
+// apply changes a job, when it has been stopped where it is being.
+func (m *Manager) apply(p Job, f func(*job, func(error)), done func(error)) {
+	j, ok := m.jobs[p.ID]
+	switch {
+	case ok && j.stop != nil:
+		j.stopped = append(j.stopped, func() { m.apply(j.public, f, done) })
+	case ok:
+		f(j, done)
+	case p.State.Final():
+		done(fmt.Errorf("%w: it is %s", ErrState, p.State))
+	default:
+		done(fmt.Errorf("%w: it is %s, with another worker or for another base model", ErrState, p.State))
+	}
 }
 
 // Events yields a job's events with Seq > after, waits for more while the job is not final, and ends after its last. An error

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -299,5 +300,76 @@ func TestCancelBeforeRunning(t *testing.T) {
 	}
 	if got, _ := h.m.Get(t.Context(), "anna", j.ID); got.State != Cancelled {
 		t.Errorf("the cancelled job is %s", got.State)
+	}
+}
+
+// TestForgetsOldJobs: of the jobs that have ended the newest of each tenant are kept, and all that ended lately.
+func TestForgetsOldJobs(t *testing.T) {
+	var hold atomic.Bool
+	hold.Store(true)
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}, Ended: 2, Recent: time.Hour}, held(&hold))
+	defer hold.Store(false)
+	first := h.submit(t, spec("first", nil)) // has not ended
+	var ids []string
+	for i := range 4 {
+		id := h.submit(t, spec(fmt.Sprint("job-", i), nil)).ID
+		if _, err := h.m.Cancel(t.Context(), "anna", id); err != nil {
+			t.Fatal(err)
+		}
+		ids = append([]string{id}, ids...)
+	}
+	ben := h.submit(t, spec("first", of("ben"))).ID
+	if _, err := h.m.Cancel(t.Context(), "ben", ben); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		later time.Duration
+		left  int
+	}{{0, 4}, {2 * time.Hour, 2}} {
+		if err := h.m.do(t.Context(), func(done func(error)) { done(h.m.forget(t.Context(), time.Now().Add(c.later))) }); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		list, _, err := h.m.List(t.Context(), "anna", ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, j := range list {
+			got = append(got, j.ID)
+		}
+		if want := append(slices.Clone(ids[:c.left]), first.ID); !slices.Equal(got, want) {
+			t.Errorf("after %v there are %v, want %v", c.later, got, want)
+		}
+		if _, err := h.m.Get(t.Context(), "ben", ben); err != nil {
+			t.Errorf("another tenant's: %v", err)
+		}
+	}
+	if _, err := h.m.Log(t.Context(), "anna", ids[3]); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the events of one that is removed: %v", err)
+	}
+}
+
+// TestProgressOfALongJob: what a job that runs for days leaves in its log does not grow with each step.
+func TestProgressOfALongJob(t *testing.T) {
+	var p passes // which composes none
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{}, p.hold)
+	id := h.submit(t, spec("long", func(s *JobSpec) { s.MaxSteps = 1e6 })).ID
+	h.look(t, id, func(j *job) bool { return j.lane != nil })
+	const hours = 14
+	events := 0
+	if err := h.m.do(t.Context(), func(done func(error)) {
+		j := h.m.jobs[id]
+		for now, step := *j.public.Started, 1; now.Sub(*j.public.Started) < hours*time.Hour; step++ {
+			now = now.Add(time.Second / 4)
+			h.m.progress(t.Context(), j, Report{Step: step, Tokens: 10}, position{}, now)
+			events += len(j.pending)
+			j.pending = nil
+		}
+		done(nil)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if events < 10_000 || events > 50_000 {
+		t.Errorf("%d events of a job of %d hours", events, hours)
 	}
 }

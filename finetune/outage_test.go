@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"bhive/adapters"
 )
@@ -151,4 +152,37 @@ type encoderFunc struct {
 func (e encoderFunc) Chat(turns []Message, tools []json.RawMessage) ([]int, []bool, error) {
 	e.before()
 	return e.Encoder.Chat(turns, tools)
+}
+
+// TestKeepsItsLaneInAnOutage: a job whose checkpoint cannot be stored gives its lane to nobody.
+func TestKeepsItsLaneInAnOutage(t *testing.T) {
+	store := &awayStore{Store: openStore(t, t.TempDir())}
+	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}, ProgressEvery: time.Nanosecond, Turn: time.Hour}, nil)
+	j := h.submit(t, spec("runs", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+	h.until(t, j.ID, 1)
+	ben := h.submit(t, spec("waits", of("ben")))
+	store.away.Store(true)
+	h.look(t, j.ID, func(j *job) bool { return len(j.pending) > 0 })
+	turn := func(d time.Duration) (leaves bool) {
+		t.Helper()
+		if err := h.m.do(t.Context(), func(done func(error)) {
+			h.m.c.Turn = d
+			h.m.start(t.Context())
+			leaves = h.m.jobs[j.ID].stop != nil
+			done(nil)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return leaves
+	}
+	if turn(time.Nanosecond) {
+		t.Error("it leaves while the store is away")
+	}
+	turn(time.Hour)
+	store.away.Store(false)
+	h.look(t, j.ID, func(j *job) bool { return len(j.pending) == 0 })
+	turn(time.Nanosecond)
+	if j, _ := h.wait(t, "ben", ben.ID); j.State != Succeeded {
+		t.Errorf("%+v %+v", j, j.Error)
+	}
 }

@@ -45,7 +45,7 @@ func (t *Trainer) compose() *pass {
 	tokens, seqs := 0, 0
 	for i := range t.active {
 		l := t.active[(t.turn+i)%len(t.active)]
-		if l == nil {
+		if !t.trains(l) {
 			continue
 		}
 		c := l.peek()

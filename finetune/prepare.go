@@ -1,6 +1,7 @@
 package finetune
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math"
@@ -24,7 +25,11 @@ type preparation struct {
 // prepare reads a job's examples and turns its spec into a lane's options.
 func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 	s := &p.spec
-	ex, err := m.read(ctx, *s, p.data.Param, p.data.Training)
+	most, before := m.longest(), s.MaxLength
+	if before == 0 || p.data.Checkpoint == "" {
+		s.MaxLength = min(cmp.Or(before, most), most)
+	}
+	ex, err := m.read(ctx, *s, p.data.Param, p.data.Training, false)
 	if err != nil {
 		return err
 	}
@@ -33,7 +38,7 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 	prompts := ex.Prompts
 	switch {
 	case p.data.Validation != "":
-		held, err := m.read(ctx, *s, "validation_file", p.data.Validation)
+		held, err := m.read(ctx, *s, "validation_file", p.data.Validation, false)
 		if err != nil {
 			return err
 		}
@@ -57,6 +62,9 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 				prompts = append(prompts, ex.Prompts[i])
 			}
 		}
+	}
+	if s.MaxLength > most && p.truncated > 0 {
+		return fmt.Errorf("%w: its examples were cut to %d tokens, and here they have at most %d", ErrCheckpoint, s.MaxLength, most)
 	}
 	for _, e := range o.Train {
 		p.tokens += int64(len(e.IDs))

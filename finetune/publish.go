@@ -37,7 +37,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 			p.TokensPerSec += 0.2 * (rate - p.TokensPerSec)
 		}
 		p.SecondsLeft = float64(p.Steps-p.Step) * float64(p.Tokens) / float64(max(1, p.Step)) / p.TokensPerSec
-		j.stepped = now
+		j.stepped, j.moved = now, true
 	})
 	j.ending = r.Completed && len(j.spec.SamplePrompts) == 0
 	p := j.public.Progress
@@ -50,10 +50,18 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 	case r.Eval:
 		j.stepped = now
 		m.append(j, Event{Type: EventValidation, Progress: &p, Message: fmt.Sprintf("step %d: validation loss %.4f", r.Step, r.Loss)})
-	case now.Sub(j.reported) >= m.c.ProgressEvery || r.Step == p.Steps:
+	case now.Sub(j.reported) >= m.progressEvery(j, now) || r.Step == p.Steps:
 		j.reported = now
 		m.append(j, Event{Type: EventProgress, Time: now.UTC(), Progress: &p, Message: fmt.Sprintf("step %d of %d: loss %.4f", r.Step, p.Steps, p.Loss)})
 	}
+}
+
+// progressEvery is the least time between two progress events: longer ones the longer the job runs, as whoever asks for a page of its log reads all of it.
+func (m *Manager) progressEvery(j *job, now time.Time) time.Duration {
+	if j.public.Started == nil {
+		return m.c.ProgressEvery
+	}
+	return max(m.c.ProgressEvery, now.Sub(*j.public.Started)/10_000)
 }
 
 func ptr[T any](v T) *T { return &v }

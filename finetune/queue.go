@@ -32,6 +32,9 @@ func (m *Manager) Run(ctx context.Context) error {
 				if _, err := m.st.GC(ctx, gcGrace); err != nil && ctx.Err() == nil {
 					m.log.Warn("collecting superseded checkpoints", "error", err)
 				}
+				if err := m.forget(ctx, now); err != nil && ctx.Err() == nil {
+					m.log.Warn("removing old jobs", "error", err)
+				}
 				if err := m.adopt(ctx, false); err != nil && ctx.Err() == nil {
 					m.log.Warn("looking for jobs of workers that are gone", "error", err)
 				}
@@ -51,6 +54,27 @@ const (
 	gcEvery = 5 * time.Minute
 	gcGrace = 15 * time.Minute
 )
+
+// forget removes the jobs that ended longest ago of tenants with many: whoever lists jobs reads them all.
+func (m *Manager) forget(ctx context.Context, now time.Time) error {
+	list, err := m.st.ListJobs(ctx, adapters.AllTenants, string(Succeeded), string(Failed), string(Cancelled))
+	if err != nil {
+		return err
+	}
+	kept := map[string]int{} // by tenant
+	for _, r := range slices.Backward(list) {
+		if r.Kind != jobKind {
+			continue
+		}
+		if kept[r.Tenant]++; kept[r.Tenant] <= m.c.Ended || now.Sub(r.UpdatedAt) < m.c.Recent {
+			continue
+		}
+		if err := m.st.DeleteJob(ctx, r.Tenant, r.ID); err != nil && !errors.Is(err, adapters.ErrNotFound) { // another worker was first
+			return err
+		}
+	}
+	return nil
+}
 
 func (m *Manager) deliver() {
 	for {
@@ -107,18 +131,28 @@ func (m *Manager) insert(j *job) {
 
 // create makes a job durable and queues it.
 func (m *Manager) create(ctx context.Context, j *job) error {
-	waiting := 0
+	waiting, unfinished := map[string]int{}, 0 // by tenant; the tenant's
+	all := 0
 	for _, o := range m.jobs {
 		if o.public.State == Queued {
-			waiting++
+			waiting[o.public.Tenant]++
+			all++
+		}
+		if o.public.Tenant == j.public.Tenant {
+			unfinished++
 		}
 		same := o.public.Tenant == j.public.Tenant && o.public.Spec.Name == j.public.Spec.Name
 		if same && !o.continues() && !j.continues() {
 			return fmt.Errorf("%w: %w", fieldErrorf("name", "job %s is about to publish %q", o.public.ID, j.public.Spec.Name), adapters.ErrExists)
 		}
 	}
-	if waiting >= m.c.Waiting {
-		return fmt.Errorf("%w: %d", ErrBusy, waiting)
+	if unfinished >= m.c.Unfinished {
+		return fmt.Errorf("%w: %d of the tenant's have not ended", ErrBusy, unfinished)
+	}
+	own := waiting[j.public.Tenant]
+	waiting[j.public.Tenant] = own + 1
+	if all >= m.c.Waiting && own >= m.c.Waiting/len(waiting) {
+		return fmt.Errorf("%w: %d are waiting, %d of them the tenant's", ErrBusy, all, own)
 	}
 	r, err := m.st.CreateJob(ctx, j.public.Tenant, j.record(j.public, m.c.Worker), j.event(Event{Type: EventState, State: Queued, Message: "queued"}))
 	if err != nil {
@@ -134,47 +168,6 @@ func (m *Manager) create(ctx context.Context, j *job) error {
 func (j *job) continues() bool {
 	r, err := adapters.ParseRef(j.spec.Parent)
 	return j.spec.Parent != "" && err == nil && r.Parts[0].Name == j.spec.Name
-}
-
-// start takes up queued jobs while lanes are free: those of the tenant with the fewest first, then the oldest. Jobs of one name
-// follow each other, so that each goes on from the one before.
-func (m *Manager) start(ctx context.Context) {
-	for ctx.Err() == nil {
-		active := m.leaving
-		byTenant := map[string]int{}
-		var next *job
-		var queued []*job
-		for _, j := range m.jobs {
-			if j.busy() {
-				active++
-				byTenant[j.public.Tenant]++
-			} else if j.public.State == Queued && !j.blocked {
-				queued = append(queued, j)
-			}
-		}
-		if active >= m.c.Trainer.Lanes {
-			return
-		}
-		slices.SortFunc(queued, func(a, b *job) int {
-			if d := byTenant[a.public.Tenant] - byTenant[b.public.Tenant]; d != 0 {
-				return d
-			}
-			return a.public.Created.Compare(b.public.Created)
-		})
-		for _, j := range queued {
-			if !slices.ContainsFunc(m.list(), func(o *job) bool {
-				return o != j && o.public.Tenant == j.public.Tenant && o.public.Spec.Name == j.public.Spec.Name && o.public.State != Paused &&
-					(o.busy() || o.public.Created.Before(j.public.Created))
-			}) {
-				next = j
-				break
-			}
-		}
-		if next == nil {
-			return
-		}
-		m.begin(ctx, next)
-	}
 }
 
 func (m *Manager) list() []*job {
@@ -288,15 +281,18 @@ func (m *Manager) pause(j *job, done func(error)) {
 		done(fmt.Errorf("%w: it is paused already", ErrState))
 		return
 	}
-	m.halt(j, func(ctx context.Context, c *Checkpoint) error {
-		if c != nil {
-			if err := m.saveCheckpoint(ctx, j, c); err != nil {
-				m.log.Error("writing a checkpoint at a pause", "job", j.public.ID, "error", err)
-				return err
-			}
+	m.halt(j, func(ctx context.Context, c *Checkpoint) error { return m.setAside(ctx, j, c, Paused, "paused") }, done)
+}
+
+// setAside stores a job that has left the device, to go on from there later.
+func (m *Manager) setAside(ctx context.Context, j *job, c *Checkpoint, s State, message string) error {
+	if c != nil {
+		if err := m.saveCheckpoint(ctx, j, c); err != nil {
+			m.log.Error("writing a checkpoint of a job that leaves", "job", j.public.ID, "error", err)
+			return err
 		}
-		return m.commitState(ctx, j, Paused, fmt.Sprintf("paused at step %d", j.public.Progress.Step))
-	}, done)
+	}
+	return m.commitState(ctx, j, s, fmt.Sprintf("%s at step %d", message, j.public.Progress.Step))
 }
 
 // resume queues a paused job.
@@ -312,6 +308,13 @@ func (m *Manager) resume(j *job, done func(error)) {
 func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, done func(error)) {
 	end := func(ctx context.Context, c *Checkpoint) {
 		j.stop = nil
+		defer func() {
+			after := j.stopped
+			j.stopped = nil
+			for _, f := range after {
+				f()
+			}
+		}()
 		if j.public.State.Final() { // it has failed meanwhile
 			done(fmt.Errorf("%w: it is %s", ErrState, j.public.State))
 			return
@@ -323,8 +326,8 @@ func (m *Manager) halt(j *job, then func(context.Context, *Checkpoint) error, do
 		done(err)
 	}
 	switch {
-	case j.stop != nil || j.finishing:
-		done(fmt.Errorf("%w: it is being stopped, or about to end", ErrState))
+	case j.finishing:
+		done(fmt.Errorf("%w: it is about to end", ErrState))
 	case j.preparing || j.joining:
 		j.stop = func(ctx context.Context) { end(ctx, nil) }
 		j.stopReading()

@@ -63,7 +63,9 @@ func TestNextWaitsForTheLane(t *testing.T) {
 	h.until(t, first.ID, 1)
 	hold.Store(true)
 	paused := h.stopping(t, first.ID)
-	h.settled(t, next.ID)
+	if h.settled(t, next.ID) {
+		t.Error("the job was begun, and then found no lane")
+	}
 	hold.Store(false)
 	if err := <-paused; err != nil {
 		t.Fatal(err)
@@ -278,5 +280,33 @@ func TestCancelledWhileRead(t *testing.T) {
 	}
 	if read != 2 {
 		t.Errorf("%d examples were read", read)
+	}
+}
+
+// TestCancelledWhilePaused: a job that is being paused, which may take long, is cancelled when it has been: whoever deletes its adapter must not find it
+// paused afterwards.
+func TestCancelledWhilePaused(t *testing.T) {
+	var hold atomic.Bool
+	h := openHive(t, demoModel(t, 16), openStore(t, t.TempDir()), Config{}, func(u infer.Unit) bool { return hold.Load() && u.Kind == "copy" })
+	j := h.submit(t, spec("paused", func(s *JobSpec) { s.MaxSteps = 1e6 }))
+	h.until(t, j.ID, 1)
+	hold.Store(true)
+	paused := h.stopping(t, j.ID)
+	cancelled := make(chan error, 1)
+	go func() {
+		_, err := h.m.Cancel(context.Background(), "anna", j.ID)
+		cancelled <- err
+	}()
+	waits := func(j *job) bool { return len(j.stopped) > 0 || len(cancelled) > 0 }
+	h.look(t, j.ID, waits)
+	hold.Store(false)
+	if err := <-paused; err != nil {
+		t.Errorf("the pause: %v", err)
+	}
+	if err := <-cancelled; err != nil {
+		t.Errorf("the cancellation: %v", err)
+	}
+	if j, err := h.m.Get(t.Context(), "anna", j.ID); err != nil || j.State != Cancelled {
+		t.Errorf("%+v, %v", j, err)
 	}
 }

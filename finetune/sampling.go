@@ -1,6 +1,8 @@
 package finetune
 
 import (
+	"slices"
+
 	"bhive/infer"
 	"bhive/kernels"
 )
@@ -8,7 +10,10 @@ import (
 // maxSampleTokens bounds a sample's prompt and its continuation, each.
 const maxSampleTokens = 512
 
-// sampling continues prompts greedily between micro-batches, in the memory of passes: none may be under way until it is complete.
+// samplePart is how many tokens a sample draws of each of its prompts in flight, before other lanes that wait have a pass.
+const samplePart = 32
+
+// sampling continues prompts greedily between micro-batches, in the memory of passes: none may be under way but where it is set aside.
 type sampling struct {
 	lane    *Lane
 	seqs    []*sampleSeq
@@ -18,7 +23,9 @@ type sampling struct {
 	done    func(out [][]int)
 	group   []*sampleSeq // in flight
 	started int          // sequences taken into groups
-	prefill bool
+	prefill bool         // the group's keys and values are to be computed, from all tokens so far
+	steps   int          // since it began or went on
+	aside   bool         // a pass of other lanes comes before it goes on
 
 	// Of the step under way.
 	inStep bool
@@ -93,12 +100,20 @@ func (s *sampling) begin(t *Trainer, sc infer.StepContext) bool {
 		s.done(out)
 		return true
 	}
+	if s.steps == samplePart && t.composes() { // whose pass uses the memory of keys and values
+		s.aside, s.prefill, s.steps, s.size = true, true, 0, 0
+		return false
+	}
+	s.steps = min(s.steps, samplePart-1) + 1
 	var seqs []infer.StepSeq
 	s.size = 0
 	for _, q := range s.group {
 		e := infer.StepSeq{Blocks: q.blocks, Adapter: q.slot, Lane: -1}
 		if s.prefill {
-			e.Tokens = q.ids
+			e.Tokens = slices.Clip(q.ids)
+			for _, id := range q.out {
+				e.Tokens = append(e.Tokens, int32(id))
+			}
 		} else {
 			e.Tokens, e.Start = []int32{int32(q.out[len(q.out)-1])}, len(q.ids)+len(q.out)-1
 		}

@@ -28,15 +28,23 @@ func (t *Trainer) Next() (infer.Unit, bool) {
 		return t.copies[0].next(t), true
 	case t.pass != nil:
 		return t.pass.next(), true
-	case len(t.samples) > 0:
+	case t.sampling():
 		return t.samples[0].next(), true
 	}
-	for _, l := range t.active {
-		if l != nil && !l.complete {
-			return infer.Unit{Kind: "compose"}, true
-		}
-	}
-	return infer.Unit{}, false
+	return infer.Unit{Kind: "compose"}, t.composes()
+}
+
+// sampling reports whether the next unit is of the first sample, where none is of a pass.
+func (t *Trainer) sampling() bool {
+	return len(t.samples) > 0 && !(t.samples[0].aside && t.composes())
+}
+
+// composes reports whether a lane has a chunk for the next pass.
+func (t *Trainer) composes() bool { return slices.ContainsFunc(t.active, t.trains) }
+
+// trains reports whether a lane goes on with its optimizer steps: not before its samples are through, which are of one state.
+func (t *Trainer) trains(l *Lane) bool {
+	return l != nil && !l.complete && !slices.ContainsFunc(t.samples, func(s *sampling) bool { return s.lane == l })
 }
 
 // next describes the pass's next unit.
@@ -89,12 +97,14 @@ func (t *Trainer) Enqueue(after kernels.Event) kernels.Event {
 		if t.pass.unit(t) {
 			t.pass = nil
 		}
-	case len(t.samples) > 0:
+	case t.sampling():
 		if s := t.samples[0]; s.unit(t) {
 			t.samples = slices.DeleteFunc(t.samples, func(o *sampling) bool { return o == s })
 		}
 	default:
-		t.pass = t.compose()
+		if t.pass = t.compose(); len(t.samples) > 0 {
+			t.samples[0].aside = false
+		}
 	}
 	end := t.stream.Record()
 	for len(t.ends) > 0 && t.ends[0].Done() {

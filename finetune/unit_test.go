@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // TestUnits: an optimizer step of two lanes is cut into parts of layers, losses of some tokens and a lane's update; with plan layer
@@ -84,5 +86,42 @@ func TestSamplesFitTheContext(t *testing.T) {
 	runUnits(t, tr)
 	if len(got) != 2 || len(got[0]) != m.Positions/2 || len(got[1]) != m.Positions/2 {
 		t.Errorf("%d texts", len(got))
+	}
+}
+
+// TestSamplesShare: the samples of one lane, however long, keep no other from training, and are the same as alone.
+func TestSamplesShare(t *testing.T) {
+	m := tinyModel(t, "llama", 8)
+	most := m.Positions / 2
+	if most < 2*samplePart {
+		t.Fatalf("samples of %d tokens are too short", most)
+	}
+	never := func(int) bool { return false }
+	var alone, beside [][]int
+	for _, got := range []*[][]int{&alone, &beside} {
+		tr := newTrainer(t, m, TrainerConfig{Lanes: 2, BatchTokens: 256})
+		first, other := laneOptions(m, 1, 4, 3), laneOptions(m, 2, 4, 1000)
+		first.Held, other.Held, other.Batching = nil, nil, Batching{Examples: 1, Batches: 1}
+		lane := addLane(t, tr, first)
+		steps := 0
+		other.Report = func(Report) { steps++ }
+		if got == &beside {
+			addLane(t, tr, other)
+		}
+		tr.Sample(lane, false, [][]int{{1, 2, 3}, {4, 5}}, most, never, func(out [][]int) { *got = out })
+		for *got == nil {
+			if more, err := tr.Unit(); !more {
+				t.Fatal(err)
+			}
+			if lane.pos.Step > 0 {
+				t.Fatal("the lane goes on before its sample is through")
+			}
+		}
+		if want := (most - 1) / samplePart; got == &beside && steps < want {
+			t.Errorf("the other lane has done %d steps during %d tokens, want at least %d", steps, most, want)
+		}
+	}
+	if d := cmp.Diff(alone, beside); d != "" {
+		t.Errorf("the samples are not those of a lane alone (-alone +beside):\n%s", d)
 	}
 }

@@ -167,17 +167,26 @@ func (s *Server) deleteAdapter(w http.ResponseWriter, r *http.Request) error {
 
 // remove ends an adapter and its jobs.
 func (s *Server) remove(ctx context.Context, owner, name string) error {
-	jobs, _, err := s.d.Jobs.List(ctx, owner, finetune.ListOptions{Adapter: name, Limit: 100})
+	jobs, err := s.d.Store.ListJobs(ctx, owner, unfinished...)
 	if err != nil {
 		return err
 	}
 	cancelled := false
-	for _, j := range jobs {
-		if j.State.Final() {
+	for _, record := range jobs {
+		j, err := s.d.Jobs.Get(ctx, owner, record.ID)
+		if errors.Is(err, finetune.ErrNotFound) {
 			continue
 		}
-		if _, err := s.d.Jobs.Cancel(ctx, owner, j.ID); err != nil && !errors.Is(err, finetune.ErrState) {
+		if err != nil {
 			return err
+		}
+		if j.Spec.Name != name || j.State.Final() {
+			continue
+		}
+		if _, err := s.d.Jobs.Cancel(ctx, owner, j.ID); err != nil {
+			if j, gone := s.d.Jobs.Get(ctx, owner, j.ID); gone != nil || !j.State.Final() { // it would publish the adapter again
+				return err
+			}
 		}
 		cancelled = true
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"bhive/adapters"
+	"bhive/finetune"
 	"bhive/server/api"
 )
 
@@ -342,4 +344,24 @@ func TestEscapedNames(t *testing.T) {
 		c.get(path).want(200)
 	}
 	c.post("/adapters/an%2Descaped/rollback", object{"version": 1}).want(200)
+}
+
+// TestDeleteBesideAnothersJob: an adapter is not deleted while a job that cannot be cancelled here would publish it again.
+func TestDeleteBesideAnothersJob(t *testing.T) {
+	hive := ownHive(t, hiveConfig{})
+	c := hive.serve(t, nil)
+	hive.publish(t, "theirs", 4, 1)
+	record := adapters.Job{ID: "ftjob-0", Kind: "finetune", State: string(finetune.Paused), Worker: "another", Heartbeat: time.Now(),
+		Data: mustJSON(object{"job": object{"id": "ftjob-0", "tenant": adapters.DefaultTenant, "spec": object{"name": "theirs"}, "status": "paused"}})}
+	record, err := hive.deps.Store.CreateJob(t.Context(), adapters.DefaultTenant, record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.do("DELETE", "/adapters/theirs", nil).wantError(409, "", "wrong_state")
+	c.get("/adapters/theirs").want(200)
+	record.State = string(finetune.Cancelled)
+	if _, err := hive.deps.Store.UpdateJob(t.Context(), adapters.DefaultTenant, record); err != nil {
+		t.Fatal(err)
+	}
+	c.do("DELETE", "/adapters/theirs", nil).want(200)
 }

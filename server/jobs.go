@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -55,10 +56,15 @@ func shownJob(ctx context.Context, j finetune.Job) api.Job {
 	return out
 }
 
+// inMemory reports whether a body of that type with examples is read as a whole.
+func inMemory(mediaType string) bool {
+	return mediaType == "application/json" || mediaType == "application/x-www-form-urlencoded"
+}
+
 // jobSpec reads a job from a JSON body, or from query parameters and a JSONL body.
 func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSpec, error) {
-	switch t := mediaType(r); t {
-	case "application/json", "application/x-www-form-urlencoded":
+	switch t := mediaType(r); {
+	case inMemory(t):
 		b, err := readBody(w, r, s.config.MaxTrainingBytes)
 		if err != nil {
 			return finetune.JobSpec{}, err
@@ -68,7 +74,7 @@ func (s *Server) jobSpec(w http.ResponseWriter, r *http.Request) (finetune.JobSp
 			return finetune.JobSpec{}, err
 		}
 		return finetune.ParseSpec(bytes.NewReader(b))
-	case "application/x-ndjson", "application/jsonl", "application/ndjson", "text/plain", "application/octet-stream":
+	case slices.Contains([]string{"application/x-ndjson", "application/jsonl", "application/ndjson", "text/plain", "application/octet-stream"}, t):
 		fields := map[string]json.RawMessage{}
 		for name, values := range r.URL.Query() {
 			if name == tenantParam {

@@ -60,6 +60,7 @@ type Server struct {
 	metrics  *Metrics
 	probe    *probe
 	meter    *meter
+	bodies   bodies
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
 	grammars func() *grammar.Cache // made at the first call
@@ -90,6 +91,7 @@ func New(c Config, d Deps) (*Server, error) {
 		s.metrics = NewMetrics()
 	}
 	s.meter = newMeter(s.config.Quotas)
+	s.bodies = bodies{most: s.config.MaxTrainingBytes, taken: map[string]int64{}}
 	if s.d.ToolCalls == "" {
 		s.d.ToolCalls = toolcall.Find(d.Template)
 	}
@@ -125,7 +127,7 @@ func (s *Server) routes() http.Handler {
 		r.Post("/v1/fine_tuning/jobs", s.handle(s.createFineTuningJob))
 		r.Get("/v1/fine_tuning/jobs", s.handle(s.listFineTuningJobs))
 		r.Get("/adapters", s.handle(s.listAdapters))
-		r.Post("/adapters", s.handle(s.createAdapter))
+		r.Post("/adapters", s.handle(s.withExamples(s.createAdapter)))
 	})
 	r.Group(func(r chi.Router) {
 		r.Use(s.withOwner("file", func(id string) error { return fileNotFound("id", id) }))
@@ -157,7 +159,7 @@ func (s *Server) routes() http.Handler {
 		r.Get("/export", s.handle(s.exportAdapter))
 		r.Post("/import", s.handle(s.importAdapter))
 		r.Post("/compose", s.handle(s.composeAdapter))
-		r.Post("/examples", s.handle(s.addExamples))
+		r.Post("/examples", s.handle(s.withExamples(s.addExamples)))
 		r.Get("/jobs", s.handle(s.listJobs))
 		r.Get("/events", s.handle(s.streamEvents))
 		r.Post("/pause", s.handle(s.jobAction(s.d.Jobs.Pause)))
