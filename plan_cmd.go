@@ -42,6 +42,9 @@ type planCmd struct {
 
 // Run predicts and prints.
 func (c *planCmd) Run() error {
+	if err := checkMiB(mibFlag{"adapter-mib", c.AdapterMiB}, mibFlag{"adapter-host-mib", c.HostMiB}); err != nil {
+		return err
+	}
 	config, err := c.shape()
 	if err != nil {
 		return err
