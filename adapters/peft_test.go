@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -136,7 +137,18 @@ func TestAdoptOverflows(t *testing.T) {
 		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {
 			t.Errorf("%s: %v; it would load: %v", name, err, w != nil && w.PackInto(make([]byte, 2*len(w.Data)), BF16))
 		}
-		p.Modules[2].B[5] = 1e30
+		was := p.Scaling
+		p.Modules[2].B[5], p.Scaling = math.MaxFloat32, 1e-3 // float32 holds it, and bfloat16 s times that, but not it
+		for i := range p.Modules {
+			p.Modules[i].Scaling = p.Scaling
+		}
+		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {
+			t.Errorf("%s, with a small scaling: %v; it would be stored: %v", name, err, w != nil && EncodeBlob(io.Discard, w, "", "") == nil)
+		}
+		for i := range p.Modules {
+			p.Modules[i].Scaling = was
+		}
+		p.Modules[2].B[5], p.Scaling = 1e30, was
 		if w, _, err := fit(p); err != nil || !w.PackInto(make([]byte, 2*len(w.Data)), BF16) {
 			t.Errorf("%s, large: %v", name, err)
 		}
