@@ -1,6 +1,7 @@
 package adapters
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -159,6 +160,22 @@ func TestImportNeedsSharedA(t *testing.T) {
 	_, err := ImportBasis(readDemo(t, "adapter_plain"), "demo")
 	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "v_proj") {
 		t.Errorf("q and v with A's of their own: %v", err)
+	}
+}
+
+// A list of tensors that is far longer than an adapter's is not read: 95 MB of it took nine seconds and half a gigabyte.
+func TestLongModelHeader(t *testing.T) {
+	fsys := edited(t, func(map[string]any) {})
+	for _, x := range []struct {
+		bytes int
+		want  string
+	}{{maxPEFTHeader, "not a lora_A or lora_B"}, {maxPEFTHeader + 1, "at most 4194304 are allowed"}} {
+		const around = `{"x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}`
+		header := around + strings.Repeat(" ", x.bytes-len(around))
+		fsys[PEFTModelFile] = &fstest.MapFile{Data: append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)}
+		if _, err := ReadPEFT(fsys, demo); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("a header of %d bytes: %v", x.bytes, err)
+		}
 	}
 }
 
