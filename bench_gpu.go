@@ -88,6 +88,18 @@ func (c *benchGPUCmd) add(r benchRow) {
 
 // Run measures and prints as it goes. What was measured is written also where a later part fails.
 func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if err := checkBench(c.Rank, c.Rows, append([]int{c.Budget}, c.Batches...)); err != nil {
+		return err
+	}
+	if c.JSON != "" && c.JSON != "-" { // to be told now, and not when all has been measured
+		f, err := os.OpenFile(c.JSON, os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("--json: %w", err)
+		}
+		if err := f.Close(); err != nil {
+			return fmt.Errorf("--json: %w", err)
+		}
+	}
 	c.sizes = benchSizes{prompts: 16, longest: 2048, context: 512, steps: 128, streams: 64, prompt: 128, tokens: 400, swapHost: 32, perSecond: 100, pairs: 200,
 		rounds: 3, shortest: 8, longish: 512, versions: 7, clients: 32, text: 200, light: infer.Arrivals{PerSecond: 4, Tokens: 16}, examples: 4, length: 1024}
 	if c.Quick {
