@@ -26,6 +26,9 @@ type exportCmd struct {
 
 // Run writes an adapter as a tar of PEFT's files.
 func (c *exportCmd) Run(ctx context.Context) (err error) {
+	if info, err := os.Stat(c.Out); err == nil && info.IsDir() {
+		return fmt.Errorf("exporting %s: %s is a directory; name the tar to write", c.Name, c.Out)
+	}
 	path := adapterPath(c.Name, "export")
 	if c.Version > 0 {
 		path += "?version=" + strconv.Itoa(c.Version)
@@ -39,7 +42,7 @@ func (c *exportCmd) Run(ctx context.Context) (err error) {
 		_, err = io.Copy(os.Stdout, answer.Body)
 		return err
 	}
-	part := c.Out + ".part"
+	part := fmt.Sprintf("%s.%d.part", c.Out, os.Getpid()) // another export may be writing the same
 	f, err := os.Create(part)
 	if err != nil {
 		return fmt.Errorf("exporting %s: %w", c.Name, err)

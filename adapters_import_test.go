@@ -62,5 +62,11 @@ func TestAdapterFiles(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(dir, "no.tar*")); len(left) > 0 {
 		t.Errorf("a failed export left %v", left)
 	}
+	if out, err := p.run("adapters", "export", "one", dir); err == nil || !strings.Contains(out, "is a directory") {
+		t.Errorf("export to a directory: %v: %s", err, out)
+	}
+	if left, _ := filepath.Glob(dir + "*.part"); len(left) > 0 {
+		t.Errorf("an export to a directory left %v", left)
+	}
 	p.stop()
 }
