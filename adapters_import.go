@@ -21,7 +21,7 @@ type exportCmd struct {
 	remote
 	Name    string `arg:"" help:"Adapter."`
 	Out     string `arg:"" help:"Tar to write; - is the standard output." type:"path"`
-	Version int    `arg:"" optional:"" help:"Version; default: the live one."`
+	Version *int   `arg:"" optional:"" help:"Version; default: the live one."`
 }
 
 // Run writes an adapter as a tar of PEFT's files.
@@ -29,9 +29,13 @@ func (c *exportCmd) Run(ctx context.Context) (err error) {
 	if info, err := os.Stat(c.Out); err == nil && info.IsDir() {
 		return fmt.Errorf("exporting %s: %s is a directory; name the tar to write", c.Name, c.Out)
 	}
+	version, err := givenVersion(c.Version)
+	if err != nil {
+		return err
+	}
 	path := adapterPath(c.Name, "export")
-	if c.Version > 0 {
-		path += "?version=" + strconv.Itoa(c.Version)
+	if version > 0 {
+		path += "?version=" + strconv.Itoa(version)
 	}
 	answer, err := c.send(ctx, "GET", path, "", nil)
 	if err != nil {
