@@ -138,8 +138,8 @@ func TestHangingStore(t *testing.T) {
 	store.away.Store(false)
 	answer <- struct{}{}
 	there.asking.Lock() // the store has answered
-	there.asking.Unlock()
 	store.hang = nil
+	there.asking.Unlock()
 	if err := here.Revoke(t.Context(), anna.ID, false); err != nil {
 		t.Fatal(err)
 	}
