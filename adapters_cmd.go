@@ -34,6 +34,17 @@ func size(n int) string {
 	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
 }
 
+// givenVersion is an argument's version, 0 where it was not given. A 0 that was given is none: rm would take it for all of them.
+func givenVersion(v *int) (int, error) {
+	if v == nil {
+		return 0, nil
+	}
+	if *v < 1 {
+		return 0, fmt.Errorf("a version must be a number from 1, is %d", *v)
+	}
+	return *v, nil
+}
+
 type lsCmd struct {
 	remote
 	Tenant string `help:"For administrators: another tenant's adapters, or with * all tenants'; they are then called tenant/name here and by the other verbs." placeholder:"NAME"`
@@ -132,14 +143,18 @@ func (c *versionsCmd) Run(ctx context.Context) error {
 type rollbackCmd struct {
 	remote
 	Name    string `arg:"" help:"Adapter."`
-	Version int    `arg:"" optional:"" help:"Version to make live; default: the one before."`
+	Version *int   `arg:"" optional:"" help:"Version to make live; default: the one before."`
 }
 
 // Run moves the live pointer.
 func (c *rollbackCmd) Run(ctx context.Context) error {
+	version, err := givenVersion(c.Version)
+	if err != nil {
+		return err
+	}
 	body := map[string]any{}
-	if c.Version > 0 {
-		body["version"] = c.Version
+	if version > 0 {
+		body["version"] = version
 	}
 	var a api.Adapter
 	if err := c.call(ctx, "POST", adapterPath(c.Name, "rollback"), body, &a); err != nil {
@@ -152,14 +167,18 @@ func (c *rollbackCmd) Run(ctx context.Context) error {
 type rmCmd struct {
 	remote
 	Name    string `arg:"" help:"Adapter."`
-	Version int    `arg:"" optional:"" help:"Only this version, which must not be live."`
+	Version *int   `arg:"" optional:"" help:"Only this version, which must not be live."`
 }
 
 // Run removes.
 func (c *rmCmd) Run(ctx context.Context) error {
+	version, err := givenVersion(c.Version)
+	if err != nil {
+		return err
+	}
 	path := adapterPath(c.Name)
-	if c.Version > 0 {
-		path = adapterPath(c.Name, "versions", strconv.Itoa(c.Version))
+	if version > 0 {
+		path = adapterPath(c.Name, "versions", strconv.Itoa(version))
 	}
 	var deleted api.Deleted
 	if err := c.call(ctx, "DELETE", path, nil, &deleted); err != nil {

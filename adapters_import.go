@@ -21,14 +21,21 @@ type exportCmd struct {
 	remote
 	Name    string `arg:"" help:"Adapter."`
 	Out     string `arg:"" help:"Tar to write; - is the standard output." type:"path"`
-	Version int    `arg:"" optional:"" help:"Version; default: the live one."`
+	Version *int   `arg:"" optional:"" help:"Version; default: the live one."`
 }
 
 // Run writes an adapter as a tar of PEFT's files.
 func (c *exportCmd) Run(ctx context.Context) (err error) {
+	if info, err := os.Stat(c.Out); err == nil && info.IsDir() {
+		return fmt.Errorf("exporting %s: %s is a directory; name the tar to write", c.Name, c.Out)
+	}
+	version, err := givenVersion(c.Version)
+	if err != nil {
+		return err
+	}
 	path := adapterPath(c.Name, "export")
-	if c.Version > 0 {
-		path += "?version=" + strconv.Itoa(c.Version)
+	if version > 0 {
+		path += "?version=" + strconv.Itoa(version)
 	}
 	answer, err := c.send(ctx, "GET", path, "", nil)
 	if err != nil {
@@ -39,7 +46,7 @@ func (c *exportCmd) Run(ctx context.Context) (err error) {
 		_, err = io.Copy(os.Stdout, answer.Body)
 		return err
 	}
-	part := c.Out + ".part"
+	part := fmt.Sprintf("%s.%d.part", c.Out, os.Getpid()) // another export may be writing the same
 	f, err := os.Create(part)
 	if err != nil {
 		return fmt.Errorf("exporting %s: %w", c.Name, err)

@@ -62,5 +62,18 @@ func TestAdapterFiles(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(dir, "no.tar*")); len(left) > 0 {
 		t.Errorf("a failed export left %v", left)
 	}
+	if out, err := p.run("adapters", "export", "one", dir); err == nil || !strings.Contains(out, "is a directory") {
+		t.Errorf("export to a directory: %v: %s", err, out)
+	}
+	// A version 0 is none, and not all of them.
+	for _, args := range [][]string{{"rm", "one", "0"}, {"rm", "one", "--", "-1"}, {"rollback", "one", "0"}, {"export", "one", tar, "0"}} {
+		if out, err := p.run(append([]string{"adapters"}, args...)...); err == nil || !strings.Contains(out, "a version must be") {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+	p.must("adapters", "show", "one")
+	if left, _ := filepath.Glob(dir + "*.part"); len(left) > 0 {
+		t.Errorf("an export to a directory left %v", left)
+	}
 	p.stop()
 }

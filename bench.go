@@ -56,6 +56,9 @@ type trainingResult struct {
 
 // Run measures and prints.
 func (c *benchCmd) Run(ctx context.Context, log *slog.Logger) error {
+	if err := checkBench(c.Rank, c.Rows, append([]int{c.Steps, c.Prefill}, c.Batches...)); err != nil {
+		return err
+	}
 	l, err := c.load(ctx, log, benchBasis(c.Rows), nil)
 	if err != nil {
 		return err
@@ -105,6 +108,19 @@ func (c *benchCmd) Run(ctx context.Context, log *slog.Logger) error {
 		return out.Encode(r)
 	}
 	return r.print(c.Rank)
+}
+
+// checkBench refuses adapters that the basis could not hold, and numbers of nothing.
+func checkBench(rank, rows int, numbers []int) error {
+	if rank < 1 || rank > rows {
+		return fmt.Errorf("benchmark: rank %d is not from 1 to the %d rows of A", rank, rows)
+	}
+	for _, n := range numbers {
+		if n < 1 {
+			return fmt.Errorf("benchmark: batches and numbers of tokens and steps must be at least 1, not %d", n)
+		}
+	}
+	return nil
 }
 
 // benchBasis makes a basis that no registry keeps.

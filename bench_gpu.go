@@ -20,13 +20,13 @@ import (
 type benchGPUCmd struct {
 	Model     string   `help:"Shape of a random model, or a model as serve takes it." default:"llama-3-8b"`
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
-	Device    string   `help:"Where to run: ${enum}." enum:"cuda,cpu" default:"cuda"`
+	Device    string   `help:"Where to run: ${enum}." enum:"cuda,cpu" default:"cuda" env:"BHIVE_BENCH_GPU_DEVICE"`
 	Rank      int      `help:"Rank of the adapters." default:"16"`
 	Rows      int      `help:"Rows of each A." default:"64"`
 	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
 	Budget    int      `help:"Tokens of a prefill step." default:"8192"`
-	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,training,publish,coserve,plain,invariant,swaps,first-token,http,slora" placeholder:"PART"`
-	JSON      string   `name:"json" help:"Write the table as JSON; - is the standard output, which then has nothing else." placeholder:"FILE"`
+	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,training,publish,coserve,plain,invariant,swaps,first-token,http,slora" placeholder:"PART" env:"BHIVE_BENCH_GPU_ONLY"`
+	JSON      string   `name:"json" help:"Write the table as JSON; - is the standard output, which then has nothing else." placeholder:"FILE" env:"BHIVE_BENCH_GPU_JSON"`
 	Quick     bool     `help:"Small sizes: to see that it runs, not how fast."`
 	NoLt      bool     `help:"Without cuBLASLt."`
 	NoOverlap bool     `help:"Start each kernel only when the one before it has ended."`
@@ -36,7 +36,7 @@ type benchGPUCmd struct {
 	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; default: 64, or half of a smaller machine's."`
 	StoreGBs   float64          `name:"store-gbs" help:"Bandwidth of the store that adapters beyond it come from, in GB/s." default:"2"`
 	Counts     []int            `help:"Numbers of adapters in the S-LoRA rows." default:"1,100,1000,10000"`
-	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1"`
+	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1" env:"BHIVE_POPULARITY_ALPHA"`
 	Popularity infer.Popularity `help:"Zipf, or power, which is S-LoRA's own generator (uniform at alpha 1): ${enum}." enum:"zipf,power" default:"zipf"`
 	CV         float64          `name:"cv" help:"Coefficient of variation of the times between arrivals." default:"1"`
 	Seconds    float64          `help:"Length of each phase of an S-LoRA or co-serving row." default:"12"`
@@ -88,6 +88,18 @@ func (c *benchGPUCmd) add(r benchRow) {
 
 // Run measures and prints as it goes. What was measured is written also where a later part fails.
 func (c *benchGPUCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
+	if err := checkBench(c.Rank, c.Rows, append([]int{c.Budget}, c.Batches...)); err != nil {
+		return err
+	}
+	if c.JSON != "" && c.JSON != "-" { // to be told now, and not when all has been measured
+		f, err := os.OpenFile(c.JSON, os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("--json: %w", err)
+		}
+		if err := f.Close(); err != nil {
+			return fmt.Errorf("--json: %w", err)
+		}
+	}
 	c.sizes = benchSizes{prompts: 16, longest: 2048, context: 512, steps: 128, streams: 64, prompt: 128, tokens: 400, swapHost: 32, perSecond: 100, pairs: 200,
 		rounds: 3, shortest: 8, longish: 512, versions: 7, clients: 32, text: 200, light: infer.Arrivals{PerSecond: 4, Tokens: 16}, examples: 4, length: 1024}
 	if c.Quick {

@@ -3,11 +3,35 @@ package main
 import (
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"bhive/infer"
 )
+
+// TestBenchRefuses: what cannot be measured, or not be written, is said before anything is.
+func TestBenchRefuses(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	for _, x := range []struct {
+		rank, rows, batch int
+		json, want        string
+	}{
+		{0, 16, 1, "", "rank 0"}, {17, 16, 1, "", "rank 17"}, {8, 16, 0, "", "not 0"}, {8, 16, -1, "", "not -1"}, {8, 16, 1, filepath.Join(t.TempDir(), "none", "x.json"), "--json"},
+	} {
+		gpu := benchGPUCmd{Model: "tiny", Device: "cpu", Rank: x.rank, Rows: x.rows, Budget: 64, Batches: []int{x.batch}, Only: []string{"steps"}, JSON: x.json}
+		if err := gpu.Run(t.Context(), log); err == nil || !strings.Contains(err.Error(), x.want) || gpu.report.Rows != nil {
+			t.Errorf("%+v: %d rows, %v", x, len(gpu.report.Rows), err)
+		}
+		if x.json != "" {
+			continue
+		}
+		c := benchCmd{modelFlags: modelFlags{Model: "random:tiny", Device: "cpu", Weights: "bfloat16"}, Rank: x.rank, Rows: x.rows, Steps: 1, Prefill: 1, Batches: []int{x.batch}, Only: []string{"model"}}
+		if err := c.Run(t.Context(), log); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%+v: %v", x, err)
+		}
+	}
+}
 
 // TestBenchGPU makes the whole table at small sizes on the CPU; times are not looked at.
 func TestBenchGPU(t *testing.T) {

@@ -78,7 +78,7 @@ func (c *benchGPUCmd) trainingRow(m *infer.Model, k trainingCase, flops, weights
 		TokensPerSecond: tokens / took.Seconds(), FloorMS: 1e3 * work / flops, More: map[string]float64{"memory_bytes": float64(memory)},
 		Note: fmt.Sprintf("%.2f GiB over the base", float64(memory)/(1<<30))})
 	if norm := b.GradNorm(); math.IsNaN(norm) || math.IsInf(norm, 0) {
-		fmt.Printf("  the gradient's norm is %v\n", norm)
+		c.say("  the gradient's norm is %v", norm)
 	}
 	p, ok := be.(cuda.Profiler)
 	if !c.Profile || !ok {
@@ -93,8 +93,8 @@ func (c *benchGPUCmd) trainingRow(m *infer.Model, k trainingCase, flops, weights
 		sum += s.Time
 	}
 	for _, s := range shares {
-		fmt.Printf("    %-48s %5d × %8.1f µs = %8.2f ms %5.1f %%\n", s.Name, s.Count, 1e6*s.Time.Seconds()/float64(s.Count), ms(s.Time), 100*s.Time.Seconds()/sum.Seconds())
+		c.say("    %-48s %5d × %8.1f µs = %8.2f ms %5.1f %%", s.Name, s.Count, 1e6*s.Time.Seconds()/float64(s.Count), ms(s.Time), 100*s.Time.Seconds()/sum.Seconds())
 	}
-	fmt.Printf("    %-48s %30.2f ms\n", "together, not overlapped", ms(sum))
+	c.say("    %-48s %30.2f ms", "together, not overlapped", ms(sum))
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -11,13 +12,16 @@ import (
 
 // compare shows a report's rows beside what the plan says of them.
 func (c *planCmd) compare(p *infer.Plan, r *benchReport) error {
-	rows, err := predict(p, r)
-	if err != nil {
-		return err
-	}
+	rows := predict(p, r)
 	tiers, err := predictTiers(p, r)
 	if err != nil {
 		return err
+	}
+	if len(rows) == 0 && len(tiers) == 0 {
+		return errors.New("the report has no row that a plan speaks of")
+	}
+	if r.Ceilings.Link <= 0 {
+		return errors.New("the report does not say what copies from the host reach")
 	}
 	if c.JSON {
 		out := json.NewEncoder(os.Stdout)
@@ -36,7 +40,7 @@ func (c *planCmd) compare(p *infer.Plan, r *benchReport) error {
 		fmt.Fprintf(w, "requests for %d adapters: on the device, host, store\t%.0f, %.0f, %.0f %%\t%.0f, %.0f, %.0f %%\n", x.Adapters, 100*x.Measured[0], 100*x.Measured[1], 100*x.Measured[2],
 			100*x.Expected[0], 100*x.Expected[1], 100*x.Expected[2])
 	}
-	if err := w.Flush(); err != nil {
+	if err := w.Flush(); err != nil || len(rows) == 0 {
 		return err
 	}
 	fmt.Println()
@@ -57,8 +61,8 @@ type predicted struct {
 }
 
 // predict finds the rows that a plan speaks of: decode steps, prefill, the engine's steps, and first tokens of host-tier adapters.
-func predict(p *infer.Plan, r *benchReport) ([]predicted, error) {
-	var out []predicted
+func predict(p *infer.Plan, r *benchReport) []predicted {
+	out := []predicted{}
 	for _, row := range r.Rows {
 		at := *p
 		at.Config.Footprint.Rows = row.R
@@ -79,10 +83,7 @@ func predict(p *infer.Plan, r *benchReport) ([]predicted, error) {
 		}
 		out = append(out, x)
 	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("the report has no row that a plan speaks of")
-	}
-	return out, nil
+	return out
 }
 
 // predictedTiers are the shares of requests for adapters on the device, in host memory and in the store.

@@ -20,10 +20,10 @@ type planCmd struct {
 	Tenants   int      `help:"Adapters." default:"1000"`
 	Rank      int      `short:"r" help:"Rank of the adapters." default:"16"`
 	Rows      int      `help:"Rows of each A." default:"64"`
-	Device    string   `help:"h100, h200, a100 or l40s; default: with --against the one that was measured, else h100."`
+	Device    string   `help:"h100, h200, a100 or l40s; default: with --against the one that was measured, else h100." env:"BHIVE_PLAN_DEVICE"`
 	Context   int      `help:"Tokens that a sequence has on average." default:"576"`
 	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
-	Alpha     float64  `help:"Exponent of the tenants' popularity (Zipf)." default:"1"`
+	Alpha     float64  `help:"Exponent of the tenants' popularity (Zipf)." default:"1" env:"BHIVE_POPULARITY_ALPHA"`
 
 	MaxSeqs     int     `help:"Sequences that run at once." default:"64"`
 	MaxTokens   int     `help:"Tokens of a step." default:"512"`
@@ -42,6 +42,9 @@ type planCmd struct {
 
 // Run predicts and prints.
 func (c *planCmd) Run() error {
+	if err := checkMiB(mibFlag{"adapter-mib", c.AdapterMiB}, mibFlag{"adapter-host-mib", c.HostMiB}); err != nil {
+		return err
+	}
 	config, err := c.shape()
 	if err != nil {
 		return err

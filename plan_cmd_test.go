@@ -47,10 +47,7 @@ func TestReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rows, err := predict(p, got)
-	if err != nil {
-		t.Fatal(err)
-	}
+	rows := predict(p, got)
 	floors := map[string]float64{"decode": 7.59, "without A": 5.00, "prefill": 570, "first": 0.83}
 	if len(rows) != len(floors) {
 		t.Fatalf("%d rows: %+v", len(rows), rows)
@@ -131,11 +128,7 @@ func TestMeasuredTables(t *testing.T) {
 		if bytes := float64(p.Weights + p.A); math.Abs(float64(r.Bytes)/bytes-1) > 0.05 {
 			t.Errorf("%s: the model took %d bytes, planned %.0f", file, r.Bytes, bytes)
 		}
-		rows, err := predict(p, r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, x := range rows {
+		for _, x := range predict(p, r) {
 			if kind := kindOf(r, x.Name); (kind == rowDecode || kind == rowPrefill) && !strings.Contains(x.Name, "invariant") && (x.Measured > 1.3*x.Expected || x.Measured < 0.8*x.Expected) {
 				t.Errorf("%s: %s took %.3f ms, expected %.3f", file, x.Name, x.Measured, x.Expected)
 			}
@@ -151,6 +144,32 @@ func kindOf(r *benchReport, name string) string {
 		}
 	}
 	return ""
+}
+
+// TestPlanAgainst: a table of one part is enough, and one without what is compared with is an error and no infinite number.
+func TestPlanAgainst(t *testing.T) {
+	tiers := benchRow{Name: "slora", Kind: rowSLoRA, Distinct: 100, Rank: 16, More: map[string]float64{"zipf_alpha": 1, "device_bytes": 1 << 30, "host_bytes": 1 << 30}}
+	decode := benchRow{Name: "decode", Kind: rowDecode, Batch: 1, Context: 500, Milliseconds: 6}
+	for name, x := range map[string]struct {
+		report benchReport
+		want   string
+	}{
+		"tiers alone": {benchReport{Ceilings: benchCeilings{Link: 5e10}, Rows: []benchRow{tiers}}, ""},
+		"steps alone": {benchReport{Ceilings: benchCeilings{Link: 5e10}, Rows: []benchRow{decode}}, ""},
+		"neither":     {benchReport{Ceilings: benchCeilings{Link: 5e10}, Rows: []benchRow{{Kind: rowCoserve}}}, "no row"},
+		"no ceiling":  {benchReport{Rows: []benchRow{decode}}, "copies"},
+	} {
+		for _, asJSON := range []bool{false, true} {
+			c := planCmd{Model: "random:llama-3-8b", Weights: "bfloat16", Tenants: 10, Rank: 16, Rows: 64, Context: 576, Batches: []int{1}, Alpha: 1, MaxSeqs: 64, MaxTokens: 512, Utilization: 0.9,
+				HostMiB: 4096, Against: filepath.Join(t.TempDir(), "bench.json"), JSON: asJSON}
+			if err := x.report.write(c.Against); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Run(); x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
+				t.Errorf("%s, JSON %v: %v, want %q", name, asJSON, err, x.want)
+			}
+		}
+	}
 }
 
 // TestPlanAnyModel: a plan needs no device, and takes any checkpoint.

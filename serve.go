@@ -101,6 +101,9 @@ func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
 	if c.AdapterSlots < 1 {
 		return fmt.Errorf("--adapter-slots must be at least 1, is %d", c.AdapterSlots)
 	}
+	if err := checkMiB(mibFlag{"kv-mib", c.KVMiB}, mibFlag{"adapter-mib", c.AdapterMiB}, mibFlag{"adapter-host-mib", c.HostMiB}, mibFlag{"quota-mib", c.Quota.MiB}); err != nil {
+		return err
+	}
 	if c.LoraRoot != "" {
 		if _, err := os.ReadDir(c.LoraRoot); err != nil {
 			return fmt.Errorf("--lora-root: %w", err)

@@ -1,6 +1,27 @@
 package main
 
-import "bhive/kernels"
+import (
+	"fmt"
+	"math"
+
+	"bhive/kernels"
+)
+
+// mibFlag is a flag that counts MiB.
+type mibFlag struct {
+	name string
+	mib  int64
+}
+
+// checkMiB refuses what is no number of bytes any more: it would wrap around, to no bound at all or to something small.
+func checkMiB(flags ...mibFlag) error {
+	for _, f := range flags {
+		if most := int64(math.MaxInt64 >> 20); f.mib > most {
+			return fmt.Errorf("--%s must be at most %d, is %d", f.name, most, f.mib)
+		}
+	}
+	return nil
+}
 
 // serveMemory is how a device's memory is shared out, in bytes.
 type serveMemory struct {

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"log/slog"
+	"math"
+	"strings"
 	"testing"
 
 	"bhive/kernels"
@@ -24,6 +27,21 @@ func TestServeMemory(t *testing.T) {
 	} {
 		if diff := cmp.Diff(x.want, x.c.memory(x.info), cmp.AllowUnexported(serveMemory{})); diff != "" {
 			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+// TestMiBThatWrap: sizes that are no number of bytes are refused; 2^44 MiB were 0 bytes, and so no quota at all.
+func TestMiBThatWrap(t *testing.T) {
+	for _, mib := range []int64{1 << 43, 1 << 44, 1<<44 + 1, math.MaxInt64} {
+		for flag, c := range map[string]*serveCmd{"--quota-mib": {Quota: quotaFlags{MiB: mib}}, "--kv-mib": {KVMiB: mib}, "--adapter-mib": {AdapterMiB: mib}, "--adapter-host-mib": {HostMiB: mib}} {
+			c.AdapterSlots, c.Data = 1, t.TempDir()
+			if err := c.Run(t.Context(), slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), flag+" must be at most") {
+				t.Errorf("%s %d: %v", flag, mib, err)
+			}
+		}
+		if err := (&planCmd{HostMiB: mib}).Run(); err == nil || !strings.Contains(err.Error(), "--adapter-host-mib must be at most") {
+			t.Errorf("plan of %d MiB: %v", mib, err)
 		}
 	}
 }

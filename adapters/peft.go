@@ -71,6 +71,7 @@ var peftInits = []string{"", "null", "true", "false", `"gaussian"`, `"eva"`, `"o
 
 const (
 	maxPEFTConfig = 1 << 20 // bytes
+	maxPEFTHeader = 4 << 20 // bytes of the model file's list of tensors, which takes ten times its size in memory; of 126 layers it has some 350 KB
 	maxPatterns   = 1 << 16 // instructions of all keys of rank_pattern and alpha_pattern as programs; a module's name is some 50
 )
 
@@ -95,7 +96,7 @@ func readPEFT(fsys fs.FS, g Geometry) (*PEFT, error) {
 		return nil, missing(err)
 	}
 	defer done()
-	f, err := safetensors.Open(data, size)
+	f, err := safetensors.OpenWithin(data, size, maxPEFTHeader)
 	if err != nil {
 		return nil, fmt.Errorf("adapter_model.safetensors: %w: %w", ErrCorrupt, err)
 	}

@@ -1,9 +1,11 @@
 package adapters
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -136,7 +138,18 @@ func TestAdoptOverflows(t *testing.T) {
 		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {
 			t.Errorf("%s: %v; it would load: %v", name, err, w != nil && w.PackInto(make([]byte, 2*len(w.Data)), BF16))
 		}
-		p.Modules[2].B[5] = 1e30
+		was := p.Scaling
+		p.Modules[2].B[5], p.Scaling = math.MaxFloat32, 1e-3 // float32 holds it, and bfloat16 s times that, but not it
+		for i := range p.Modules {
+			p.Modules[i].Scaling = p.Scaling
+		}
+		if w, _, err := fit(p); !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), p.Modules[2].String()) {
+			t.Errorf("%s, with a small scaling: %v; it would be stored: %v", name, err, w != nil && EncodeBlob(io.Discard, w, "", "") == nil)
+		}
+		for i := range p.Modules {
+			p.Modules[i].Scaling = was
+		}
+		p.Modules[2].B[5], p.Scaling = 1e30, was
 		if w, _, err := fit(p); err != nil || !w.PackInto(make([]byte, 2*len(w.Data)), BF16) {
 			t.Errorf("%s, large: %v", name, err)
 		}
@@ -147,6 +160,22 @@ func TestImportNeedsSharedA(t *testing.T) {
 	_, err := ImportBasis(readDemo(t, "adapter_plain"), "demo")
 	if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "v_proj") {
 		t.Errorf("q and v with A's of their own: %v", err)
+	}
+}
+
+// A list of tensors that is far longer than an adapter's is not read: 95 MB of it took nine seconds and half a gigabyte.
+func TestLongModelHeader(t *testing.T) {
+	fsys := edited(t, func(map[string]any) {})
+	for _, x := range []struct {
+		bytes int
+		want  string
+	}{{maxPEFTHeader, "not a lora_A or lora_B"}, {maxPEFTHeader + 1, "at most 4194304 are allowed"}} {
+		const around = `{"x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}`
+		header := around + strings.Repeat(" ", x.bytes-len(around))
+		fsys[PEFTModelFile] = &fstest.MapFile{Data: append(binary.LittleEndian.AppendUint64(nil, uint64(len(header))), header...)}
+		if _, err := ReadPEFT(fsys, demo); err == nil || !strings.Contains(err.Error(), x.want) {
+			t.Errorf("a header of %d bytes: %v", x.bytes, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -144,23 +145,35 @@ func (x *PEFTExport) WriteTar(w io.Writer, at time.Time) error {
 	return t.Close()
 }
 
-// WriteDir writes the two files into a directory, which it makes where it is absent. It can be called once.
-func (x *PEFTExport) WriteDir(dir string) error {
+// WriteDir writes the two files into a directory, which it makes where it is absent. What it had before stays whole until both are written. It
+// can be called once.
+func (x *PEFTExport) WriteDir(dir string) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("writing a PEFT adapter: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, PEFTConfigFile), x.Config, 0o644); err != nil {
-		return fmt.Errorf("writing a PEFT adapter: %w", err)
-	}
-	f, err := os.Create(filepath.Join(dir, PEFTModelFile))
+	model, config := filepath.Join(dir, PEFTModelFile), filepath.Join(dir, PEFTConfigFile)
+	defer func() {
+		if err != nil {
+			_ = os.Remove(model + ".part")
+			_ = os.Remove(config + ".part")
+		}
+	}()
+	f, err := os.Create(model + ".part")
 	if err != nil {
 		return fmt.Errorf("writing a PEFT adapter: %w", err)
 	}
-	if err := x.WriteModel(f); err != nil {
-		_ = f.Close()
+	if err := errors.Join(x.WriteModel(f), f.Close()); err != nil {
 		return err
 	}
-	return f.Close()
+	if err := os.WriteFile(config+".part", x.Config, 0o644); err != nil {
+		return fmt.Errorf("writing a PEFT adapter: %w", err)
+	}
+	for _, name := range []string{model, config} {
+		if err := os.Rename(name+".part", name); err != nil {
+			return fmt.Errorf("writing a PEFT adapter: %w", err)
+		}
+	}
+	return nil
 }
 
 // late is a reader whose bytes are made when the first is read, and dropped with the last.

@@ -133,6 +133,35 @@ func TestExportRoundTrip(t *testing.T) {
 	})
 }
 
+// An export into a directory that breaks off leaves what the directory had.
+func TestWriteDirBreaksOff(t *testing.T) {
+	basis, err := NewBasis(t.Context(), BasisConfig{Geometry: small, R: 4, BaseHash: "base"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for _, rank := range []int{2, 3} {
+		x, err := basis.Export(ramp(rank, Q, Down), "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rank == 3 {
+			if err := x.WriteModel(io.Discard); err != nil { // its tensors can be read once
+				t.Fatal(err)
+			}
+		}
+		if err := x.WriteDir(dir); (err != nil) != (rank == 3) {
+			t.Fatalf("rank %d: %v", rank, err)
+		}
+	}
+	if p, err := ReadPEFT(os.DirFS(dir), small); err != nil || p.Rank != 2 {
+		t.Errorf("the directory has %+v, %v", p, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("it has %v, %v", entries, err)
+	}
+}
+
 func TestExportRefuses(t *testing.T) {
 	basis, err := NewBasis(t.Context(), BasisConfig{Geometry: small, R: 4, BaseHash: "base"})
 	if err != nil {

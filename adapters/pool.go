@@ -89,7 +89,7 @@ const (
 
 // entry is one target in the pool.
 type entry struct {
-	key    string
+	key    string // the target's content
 	target Target
 	rank   int
 	bytes  int64
@@ -193,7 +193,7 @@ func (p *Pool) enter(t Target, count bool) (*entry, error) {
 	if p.closed {
 		return nil, ErrClosed
 	}
-	key := t.Key()
+	key := t.content()
 	e := p.entries[key]
 	if e == nil {
 		var err error
@@ -305,7 +305,7 @@ func (p *Pool) Pin(t Target) error {
 func (p *Pool) Unpin(t Target) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if e := p.entries[t.Key()]; e != nil && e.pins > 0 {
+	if e := p.entries[t.content()]; e != nil && e.pins > 0 {
 		e.pins--
 		p.released(e)
 	}

@@ -40,7 +40,7 @@ func (l *Lease) Slot() int {
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
 	if l.entry.state != stateResident {
-		panic("adapters: Slot of a lease that is not ready: " + l.entry.key)
+		panic("adapters: Slot of a lease that is not ready: " + l.entry.target.Key())
 	}
 	return l.entry.slot
 }
@@ -53,8 +53,16 @@ func (l *Lease) Rank() int {
 	return l.entry.rank
 }
 
-// Key is the target's key: what prefix-cache keys hold.
+// Key is the target's key.
 func (l *Lease) Key() string {
+	if l.entry == nil {
+		return ""
+	}
+	return l.entry.target.Key()
+}
+
+// Content identifies the target's values, "" the base: what prefix-cache keys hold.
+func (l *Lease) Content() string {
 	if l.entry == nil {
 		return ""
 	}

@@ -55,7 +55,7 @@ func (s staged) publish(v Version) {
 		return
 	}
 	t := Target{Parts: []TargetPart{{Version: v, Weight: 1}}}
-	key := t.Key()
+	key := t.content()
 	if p.entries[key] != nil || p.c.Check != nil && p.c.Check(v) != nil {
 		p.bury(e)
 		p.startFetches()

@@ -76,7 +76,7 @@ func TestPoolStageEnds(t *testing.T) {
 	pump(t, p, dev, l)
 	s.publish(v)
 	s.drop()
-	if l.Err() != nil || p.entries[target(v).Key()] != nil || p.Stats().HostBytes != blobBytes(2) {
+	if l.Err() != nil || p.entries[target(v).content()] != nil || p.Stats().HostBytes != blobBytes(2) {
 		t.Errorf("evicted: %v, %+v", l.Err(), p.Stats())
 	}
 	// There is no room: what is in host memory is about to go to the device.

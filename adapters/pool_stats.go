@@ -23,12 +23,12 @@ func (p *Pool) Stats() PoolStats {
 	defer p.mu.Unlock()
 	s := PoolStats{Leased: p.leases, SlotsUsed: p.c.Slots - len(p.freeSlots), DeviceBytes: p.deviceBytes, HostBytes: p.hostBytes,
 		Hits: p.hits, HostHits: p.hostHits, Misses: p.misses, Evictions: p.evictions, Failures: p.failures}
-	for key, e := range p.entries {
+	for _, e := range p.entries {
 		switch {
 		case e.state == stateResident:
-			s.Resident = append(s.Resident, key)
+			s.Resident = append(s.Resident, e.target.Key())
 		case e.leases > 0:
-			s.Waiting = append(s.Waiting, key)
+			s.Waiting = append(s.Waiting, e.target.Key())
 		}
 	}
 	slices.Sort(s.Resident)

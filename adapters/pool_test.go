@@ -69,6 +69,35 @@ func TestPoolLife(t *testing.T) {
 	lc.Release()
 }
 
+// A number that is given out again, since the store lost the version that had it, does not meet the old B, nor what a mix had of it.
+func TestPoolNumberAgain(t *testing.T) {
+	p, blobs, dev := newPool(t, PoolConfig{})
+	lost := blobs.add(t, "a", 1, 2)
+	again := blobs.add(t, "a", 2, 2)
+	again.Number = 1
+	for _, weight := range []float64{1, 0.5} {
+		var b [2][]byte
+		var content [2]string
+		for i, v := range []Version{lost, again} {
+			l := acquire(t, p, Target{[]TargetPart{{v, weight}}})
+			pump(t, p, dev, l)
+			b[i], content[i] = bytes.Clone(dev.slots[l.Slot()].data), l.Content()
+			l.Release()
+		}
+		if bytes.Equal(b[0], b[1]) || content[0] == content[1] {
+			t.Errorf("weight %v: the new version is served with the B of the lost one", weight)
+		}
+	}
+	if n := len(p.Stats().Resident); n != 4 {
+		t.Errorf("%d are resident", n)
+	}
+	p.Forget("t", "a", 1)
+	p.Pump()
+	if s := p.Stats(); len(s.Resident) != 0 || s.HostBytes != 0 {
+		t.Errorf("forgotten: %+v", s)
+	}
+}
+
 func TestPoolMix(t *testing.T) {
 	p, blobs, dev := newPool(t, PoolConfig{DType: F32})
 	a, b := blobs.add(t, "a", 1, 2), blobs.add(t, "b", 2, 3)

@@ -196,7 +196,7 @@ func (p *Pool) admit(e *entry) bool {
 		}
 		p.failures++
 		p.bury(e)
-		e.announce(fmt.Errorf("loading %s: %w: %w", e.key, ErrNoMemory, err))
+		e.announce(fmt.Errorf("loading %s: %w: %w", e.target.Key(), ErrNoMemory, err))
 		return true
 	}
 	p.deviceQ.Remove(e.queueAt)

@@ -65,7 +65,7 @@ func (b *Basis) Project(p *PEFT, r int) (*Weights, Projection, error) {
 	if total > 0 {
 		report.Kept = kept / total
 	}
-	if err := w.checkScaled(); err != nil {
+	if err := w.Storable(); err != nil {
 		return nil, Projection{}, fmt.Errorf("projecting an adapter: %w", err)
 	}
 	return w, report, nil
@@ -132,7 +132,7 @@ func (b *Basis) Adopt(p *PEFT) (*Weights, Projection, error) {
 		}
 		report.Modules = append(report.Modules, ModuleKept{m.Layer, m.Proj, 1, m.norm()})
 	}
-	if err := w.checkScaled(); err != nil {
+	if err := w.Storable(); err != nil {
 		return nil, Projection{}, fmt.Errorf("adopting an adapter: %w", err)
 	}
 	return w, report, nil

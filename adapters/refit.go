@@ -90,7 +90,7 @@ func (b *Basis) Refit(ctx context.Context, p *PEFT, c RefitConfig) (*Weights, Pr
 	if total > 0 {
 		report.Kept = kept / total
 	}
-	if err := w.checkScaled(); err != nil {
+	if err := w.Storable(); err != nil {
 		return nil, Projection{}, fmt.Errorf("refitting an adapter: %w", err)
 	}
 	return w, report, nil

@@ -23,7 +23,7 @@ type TargetPart struct {
 // Base says whether the target is the base model.
 func (t Target) Base() bool { return len(t.Parts) == 0 }
 
-// Key identifies the target for ever: "tenant/name@7", a mix "tenant/a@7:0.7+tenant/b@3:0.3", the base "".
+// Key names the target: "tenant/name@7", a mix "tenant/a@7:0.7+tenant/b@3:0.3", the base "".
 func (t Target) Key() string {
 	parts := make([]string, len(t.Parts))
 	for i, p := range t.Parts {
@@ -33,6 +33,15 @@ func (t Target) Key() string {
 		}
 	}
 	return strings.Join(parts, "+")
+}
+
+// content identifies the target's values for ever. Where a store has lost versions that it had acknowledged, their numbers are given out again.
+func (t Target) content() string {
+	s := t.Key()
+	for _, p := range t.Parts {
+		s += "\x00" + p.Version.SHA256
+	}
+	return s
 }
 
 // Registry is a Store that remembers versions and live pointers and follows the change feed, so that a resolved

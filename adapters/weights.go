@@ -30,12 +30,15 @@ func (w *Weights) Module(layer int, p Proj) []float32 {
 	return w.Data[off : off+w.Rank*w.Geometry.Out(p)]
 }
 
-// checkScaled says (ErrCorrupt) that B overflows the working type once scaling is folded in: it could be stored, and never loaded.
-func (w *Weights) checkScaled() error {
+// Storable says (ErrCorrupt) that bfloat16 cannot hold B, or not once scaling is folded in: it could not be stored, or stored and never loaded.
+func (w *Weights) Storable() error {
 	s := float32(w.Scaling)
 	for layer := range w.Geometry.Layers {
 		for p := Q; p < NumProjs; p++ {
 			for i, v := range w.Module(layer, p) {
+				if !finite(fromBF16(toBF16(v))) {
+					return fmt.Errorf("%w: layers.%d.%v: element [%d, %d] of lora_B is %v, which bfloat16 does not hold", ErrCorrupt, layer, p, i/w.Rank, i%w.Rank, v)
+				}
 				if !finite(fromBF16(toBF16(s * v))) {
 					return fmt.Errorf("%w: layers.%d.%v: element [%d, %d] of lora_B is %v, which a scaling of %v makes too large", ErrCorrupt, layer, p, i/w.Rank, i%w.Rank, v, w.Scaling)
 				}

@@ -216,7 +216,7 @@ func (e *Engine) accept(w *work) error {
 		if err != nil {
 			return fmt.Errorf("leasing the adapter: %w", err)
 		}
-		w.lease, key = lease, lease.Key()
+		w.lease, key = lease, lease.Content()
 	}
 	w.root = rootKey(key, w.Tenant)
 	e.order++

@@ -10,7 +10,7 @@ import (
 // one asked. It is a cryptographic hash because tokens come from outside and a collision would show one prompt's K and V to another.
 type blockKey [sha256.Size]byte
 
-// rootKey begins the chain of an adapter (its target's key) and a tenant.
+// rootKey begins the chain of an adapter (its lease's content) and a tenant.
 func rootKey(adapter, tenant string) blockKey {
 	b := binary.AppendUvarint(nil, uint64(len(adapter)))
 	b = append(b, adapter...)

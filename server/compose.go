@@ -89,10 +89,11 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		weights[i] = p.Weight
 	}
 	training := mustJSON(map[string]string{"composed": refTo(tenant(ctx), target)})
-	v, err := s.publish(ctx, name, adapters.Mix(parts, weights), training, adapters.PublishOptions{CheckLive: true})
-	if errors.Is(err, adapters.ErrCorrupt) {
+	sum := adapters.Mix(parts, weights)
+	if err := sum.Storable(); err != nil {
 		return badField("parts", "parts: the sum has numbers that are not finite: %s", err)
 	}
+	v, err := s.publish(ctx, name, sum, training, adapters.PublishOptions{CheckLive: true})
 	if err != nil {
 		return err
 	}

@@ -17,6 +17,8 @@ type Config struct {
 	OpenMetrics      bool          // /metrics needs no API key; it names tenants and adapters. Otherwise it needs an administrator's, where there are keys
 	Quotas           Quotas        // of each tenant; default: none
 	DefaultMaxTokens int           // max_tokens of a completion without one; default 16, as OpenAI's
+
+	lastWords time.Duration // how long requests that were cut off at shutdown may take to say so; default 1 s
 }
 
 func (c Config) defaults() Config {
@@ -34,6 +36,9 @@ func (c Config) defaults() Config {
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 30 * time.Second
+	}
+	if c.lastWords == 0 {
+		c.lastWords = time.Second
 	}
 	if c.DefaultMaxTokens == 0 {
 		c.DefaultMaxTokens = 16

@@ -66,6 +66,10 @@ func (s *Server) fineTuningSpec(ctx context.Context, q *fineTuningRequest) (fine
 	var multiplier float64
 	for name, raw := range fields {
 		auto := string(raw) == `"auto"` || string(raw) == "null"
+		var number float64
+		if (name == "n_epochs" || name == "batch_size") && !auto && json.Unmarshal(raw, &number) == nil && number <= 0 { // 0 would be the default
+			return finetune.JobSpec{}, badField(path+name, "%s%s: must be above 0, or auto", path, name)
+		}
 		switch name {
 		case "name", "parent", "examples", "training_file", "validation_file", "metadata", "epochs":
 			return finetune.JobSpec{}, badField(path+name, "%s%s: is not a hyperparameter", path, name)

@@ -169,6 +169,8 @@ func TestBadFineTuningRequests(t *testing.T) {
 		{"method", object{"training_file": file, "method": object{"type": "dpo"}}, 400, "method.type", ""},
 		{"integrations", object{"training_file": file, "integrations": []object{{"type": "wandb"}}}, 400, "integrations", ""},
 		{"epochs", object{"training_file": file, "hyperparameters": object{"n_epochs": -1}}, 400, "hyperparameters.n_epochs", ""},
+		{"no epochs", object{"training_file": file, "hyperparameters": object{"n_epochs": 0}}, 400, "hyperparameters.n_epochs", ""},
+		{"no batch", object{"training_file": file, "hyperparameters": object{"batch_size": 0.0}}, 400, "hyperparameters.batch_size", ""},
 		{"epochs' kind", object{"training_file": file, "hyperparameters": object{"n_epochs": "many"}}, 400, "hyperparameters.n_epochs", ""},
 		{"batch", object{"training_file": file, "method": object{"type": "supervised", "supervised": object{"hyperparameters": object{"batch_size": -2}}}}, 400, "method.supervised.hyperparameters.batch_size", ""},
 		{"multiplier", object{"training_file": file, "hyperparameters": object{"learning_rate_multiplier": 0}}, 400, "hyperparameters.learning_rate_multiplier", ""},

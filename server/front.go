@@ -81,9 +81,6 @@ func (f *Front) Listen(ctx context.Context) (net.Listener, error) {
 	return l, nil
 }
 
-// lastWords is how long requests that were cut off may take to say so.
-const lastWords = time.Second
-
 // Run serves on l until ctx ends, then refuses new work, lets what runs end within DrainTimeout and returns.
 func (f *Front) Run(ctx context.Context, l net.Listener) error {
 	// Handlers' contexts outlive ctx, so that streams can end; stop ends them when the time for that is over.
@@ -108,7 +105,7 @@ func (f *Front) Run(ctx context.Context, l net.Listener) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		f.log.Warn("requests were cut off at shutdown", "after", f.config.DrainTimeout)
 		stop(errDraining) // streams end with an error event
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.config.lastWords)
 		defer cancel()
 		if err = h.Shutdown(limit); err != nil {
 			err = h.Close()

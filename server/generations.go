@@ -33,13 +33,18 @@ func (s *Server) submit(ctx context.Context, requests []infer.Request) (*generat
 	}
 	ctx, stop := context.WithCancel(ctx)
 	g := &generations{stop: stop, leave: leave}
-	for i, r := range requests {
+	defer func() {
+		if len(g.all) == len(requests) {
+			return
+		}
+		for _, refused := range requests[len(g.all):] { // was counted in, and is not computed
+			g.generated -= len(refused.Prompt)
+		}
+		g.close() // also where Submit panicked
+	}()
+	for _, r := range requests {
 		one, err := s.d.Engine.Submit(ctx, r)
 		if err != nil {
-			for _, refused := range requests[i:] { // was counted in, and is not computed
-				g.generated -= len(refused.Prompt)
-			}
-			g.close()
 			return nil, err
 		}
 		g.all = append(g.all, one)

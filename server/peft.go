@@ -227,7 +227,7 @@ func (s *Server) adopt(ctx context.Context, name string, p *adapters.PEFT, rank 
 	training := mustJSON(map[string]source{"imported": {report.Kept, report.Exact, p.Rank, from}})
 	v, err := s.publish(ctx, name, weights, training, o)
 	if err != nil {
-		return out, importError(err)
+		return out, err
 	}
 	shown := shownVersion(v, v.Number)
 	out.Version = &shown

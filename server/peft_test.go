@@ -3,7 +3,9 @@ package server
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -324,6 +326,25 @@ func TestCompose(t *testing.T) {
 		})
 	}
 	c.post("/adapters/demo/compose", body).wantError(409, "name", "already_exists")
+}
+
+// corruptStore finds what it is given damaged once it has it.
+type corruptStore struct{ adapters.Store }
+
+func (corruptStore) PutBlob(context.Context, string, io.Reader) (adapters.BlobInfo, error) {
+	return adapters.BlobInfo{}, fmt.Errorf("storing: %w", adapters.ErrCorrupt)
+}
+
+// Damage in the store is not the client's error.
+func TestStoreDamaged(t *testing.T) {
+	h := shared(t)
+	h.publish(t, "whole", 4, 1)
+	c := h.serve(t, func(_ *Config, d *Deps) {
+		d.Store = corruptStore{h.deps.Store}
+		d.Registry = adapters.NewRegistry(d.Store, nil)
+	})
+	c.sendTar("/adapters/damaged/import", tarOf(t, "adapter_plain", nil)).wantError(500, "", "corrupt_adapter")
+	c.post("/adapters/damaged/compose", object{"parts": []object{{"model": "whole"}}}).wantError(500, "", "corrupt_adapter")
 }
 
 // The client's own reading of an export.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"maps"
 	"net/http"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"bhive/infer"
 
 	"pgregory.net/rapid"
 )
@@ -87,6 +90,34 @@ func TestMeterLeaksNothing(t *testing.T) {
 			t.Fatalf("left: %v", m.tenants)
 		}
 	})
+}
+
+// A request that the engine panics at is over, for its tenant's quota too, and what of it ran.
+func TestQuotaAfterPanic(t *testing.T) {
+	c := shared(t).serve(t, func(c *Config, _ *Deps) { c.Quotas = Quotas{Requests: 1} })
+	ctx := context.WithValue(t.Context(), callerKey{}, caller{home: "panics", tenant: "panics"})
+	p := infer.DefaultParams()
+	p.MaxTokens = 5
+	fine := infer.Request{Prompt: []int{1, 2, 3}, Params: p}
+	bad := fine
+	bad.Constrain = func() infer.Constraint { panic("a constraint") }
+	for range 2 {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Fatal("no panic")
+				}
+			}()
+			_, err := c.server.submit(ctx, []infer.Request{fine, bad})
+			t.Fatalf("submitted with %v", err)
+		}()
+	}
+	if leave, err := c.server.meter.enter("panics", 1); err != nil {
+		t.Error(err)
+	} else {
+		leave(0)
+	}
+	until(t, "cancelled", func() bool { return shared(t).deps.Engine.Stats().Running == 0 })
 }
 
 func TestQuotas(t *testing.T) {

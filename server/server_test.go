@@ -41,7 +41,7 @@ func TestConfigValidate(t *testing.T) {
 // run starts Run on a port of its own.
 func (h *hive) run(t *testing.T, drain time.Duration) (c *client, stop context.CancelFunc, ended chan error) {
 	t.Helper()
-	c = h.serve(t, func(c *Config, _ *Deps) { c.Addr, c.DrainTimeout = "127.0.0.1:0", drain })
+	c = h.serve(t, func(c *Config, _ *Deps) { c.Addr, c.DrainTimeout, c.lastWords = "127.0.0.1:0", drain, time.Minute })
 	l, err := c.server.Listen(t.Context())
 	if err != nil {
 		t.Fatal(err)

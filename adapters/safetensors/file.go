@@ -45,7 +45,10 @@ type File struct {
 
 // Open reads and checks the header of a file of size bytes. The reader must stay usable as long as File.Tensor is
 // called; Open does not close it. Errors wrap ErrFormat and name the tensor, but for those of the reader.
-func Open(r io.ReaderAt, size int64) (*File, error) {
+func Open(r io.ReaderAt, size int64) (*File, error) { return OpenWithin(r, size, MaxHeader) }
+
+// OpenWithin is Open with a header of at most so many bytes.
+func OpenWithin(r io.ReaderAt, size int64, maxHeader int) (*File, error) {
 	if size < 8 {
 		return nil, fmt.Errorf("%w: %d bytes are too few for the header length", ErrFormat, size)
 	}
@@ -55,8 +58,8 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 	}
 	n := binary.LittleEndian.Uint64(word[:])
 	switch {
-	case n > MaxHeader:
-		return nil, fmt.Errorf("%w: header of %d bytes, at most %d are allowed", ErrFormat, n, MaxHeader)
+	case n > uint64(maxHeader):
+		return nil, fmt.Errorf("%w: header of %d bytes, at most %d are allowed", ErrFormat, n, maxHeader)
 	case int64(n) > size-8:
 		return nil, fmt.Errorf("%w: header of %d bytes in a file of %d", ErrFormat, n, size)
 	}

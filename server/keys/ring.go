@@ -23,6 +23,8 @@ const (
 	askTime = time.Second
 	// away is how long a store that failed is left alone.
 	away = 5 * time.Second
+	// linger is how long after that requests still go by what was known while the store is asked again: it may hang as before.
+	linger = 2 * askTime
 	// maxKeys is the most keys of a registry.
 	maxKeys = 10000
 	// valueKey is where a registry holds them.
@@ -43,6 +45,7 @@ type table struct {
 	byID map[string]held
 	rev  int64 // of the value; 0: there is none
 	stay time.Time
+	away bool // the store was, when it was asked last
 }
 
 // held is a key ready to be compared with.
@@ -162,18 +165,32 @@ func (r *Ring) change(ctx context.Context, f func([]Key) ([]Key, error)) error {
 
 // table is the keys as they were at most Fresh ago.
 func (r *Ring) table(ctx context.Context) (*table, error) {
-	if t := r.known.Load(); t != nil && time.Now().Before(t.stay) {
-		return t, nil
+	old := r.known.Load()
+	if old != nil && time.Now().Before(old.stay) {
+		return old, nil
+	}
+	if old != nil && old.away && time.Since(old.stay) < linger {
+		if r.asking.TryLock() {
+			go func() {
+				defer r.asking.Unlock()
+				_, _ = r.refresh(ctx, old) // whoever comes after linger is told
+			}()
+		}
+		return old, nil
 	}
 	r.asking.Lock()
 	defer r.asking.Unlock()
-	old := r.known.Load()
-	if old != nil && time.Now().Before(old.stay) {
+	if old = r.known.Load(); old != nil && time.Now().Before(old.stay) {
 		return old, nil
 	}
 	if old == nil {
 		return r.load(ctx)
 	}
+	return r.refresh(ctx, old)
+}
+
+// refresh asks the store, for who holds asking. Where it is away, what was known is kept.
+func (r *Ring) refresh(ctx context.Context, old *table) (*table, error) {
 	// A client that goes away meanwhile must not look like a store that is.
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTime)
 	defer cancel()
@@ -185,7 +202,7 @@ func (r *Ring) table(ctx context.Context) (*table, error) {
 		return nil, err
 	}
 	kept := *old
-	kept.stay = time.Now().Add(away)
+	kept.stay, kept.away = time.Now().Add(away), true
 	r.known.Store(&kept)
 	return &kept, nil
 }

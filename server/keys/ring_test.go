@@ -19,11 +19,15 @@ type flaky struct {
 	adapters.Store
 	away  atomic.Bool
 	asked atomic.Int64
+	hang  func() // called before a value is got, if any
 	put   func() // called after a value was put, if any
 }
 
 func (f *flaky) GetValue(ctx context.Context, tenant, key string) ([]byte, int64, error) {
 	f.asked.Add(1)
+	if f.hang != nil {
+		f.hang()
+	}
 	if f.away.Load() {
 		return nil, 0, fmt.Errorf("asking: %w", adapters.ErrStoreUnavailable)
 	}
@@ -104,6 +108,52 @@ func TestMemory(t *testing.T) {
 	store.away.Store(false)
 	there.age(time.Second)
 	find(there, admin, nil)
+}
+
+// While the store hangs, one request waits for it; when it is asked again, nobody does, and what it says then holds.
+func TestHangingStore(t *testing.T) {
+	store := open(t)
+	here, there := New(store), New(store)
+	create(t, here, "default", Admin)
+	anna, secret := create(t, here, "anna", Tenant)
+	find := func(want error) {
+		t.Helper()
+		if _, err := there.Find(t.Context(), secret); !errors.Is(err, want) {
+			t.Errorf("found with %v, want %v", err, want)
+		}
+	}
+	find(nil)
+	store.away.Store(true)
+	there.age(time.Second)
+	find(nil)
+
+	asked, answer := make(chan struct{}), make(chan struct{})
+	store.hang = func() { asked <- struct{}{}; <-answer }
+	there.age(0)
+	for range 3 { // none of them is answered by the store
+		find(nil)
+	}
+	<-asked
+	find(nil)
+	store.away.Store(false)
+	answer <- struct{}{}
+	there.asking.Lock() // the store has answered
+	store.hang = nil
+	there.asking.Unlock()
+	if err := here.Revoke(t.Context(), anna.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	there.age(time.Second)
+	find(ErrUnknown)
+
+	// What was known when the store was away does not hold for long after.
+	store.away.Store(true)
+	there.age(time.Second)
+	find(ErrUnknown)
+	store.away.Store(false)
+	_, secret = create(t, here, "ben", Tenant)
+	there.age(linger)
+	find(nil)
 }
 
 // Two rings that change the keys at once lose nothing.
