@@ -208,8 +208,8 @@ func TestForgetting(t *testing.T) {
 	if !m.Complete() {
 		t.Error("the brackets are not closed")
 	}
-	if n := len(b.stacks.known); n > maxConfigs {
-		t.Errorf("%d configurations are remembered", n)
+	if n := b.stacks.held; n > maxHeld {
+		t.Errorf("%d frames and ways are remembered", n)
 	}
 	m = b.New()
 	m.Accept(1 + int('}')) // not allowed
