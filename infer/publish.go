@@ -21,9 +21,6 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	e.mu.Lock()
 	e.stats.GeneratedTokens++
 	e.mu.Unlock()
-	if q.constraint != nil {
-		q.constraint.Accept(info.ID)
-	}
 	check := q.generated() > p.MinTokens || p.MinTokens == 0
 	switch {
 	case !p.IgnoreEOS && slices.Contains(e.config.EOS, info.ID):
@@ -40,11 +37,11 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	case len(q.tokens) >= q.limit:
 		e.show(q, s, "", "")
 		e.end(q, FinishLength, "")
-	case q.constraint != nil && !q.constrain(e.run.vocab):
-		e.show(q, s, "", "")
-		e.end(q, FinishStop, "")
 	default:
 		e.show(q, s, "", "")
+		if q.constraint != nil {
+			e.advance(q, info.ID)
+		}
 	}
 }
 
