@@ -88,7 +88,7 @@ func TestCache(t *testing.T) {
 	v, _ := toyVocabulary()
 	c := NewCache(v, 2)
 	schema := func(n int) *Bound {
-		b, err := c.Schema(json.RawMessage(fmt.Sprintf(`{"type":"string","maxLength":%d}`, n)))
+		b, err := c.Schema(t.Context(), "t", json.RawMessage(fmt.Sprintf(`{"type":"string","maxLength":%d}`, n)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,19 +106,19 @@ func TestCache(t *testing.T) {
 	if schema(2) == two {
 		t.Error("more than two are kept")
 	}
-	if _, err := c.Schema(json.RawMessage(`{"not":{}}`)); !errors.Is(err, ErrSchema) {
+	if _, err := c.Schema(t.Context(), "t", json.RawMessage(`{"not":{}}`)); !errors.Is(err, ErrSchema) {
 		t.Error(err)
 	}
-	a, err := c.Choice([]string{"a", "b"})
+	a, err := c.Choice(t.Context(), "t", []string{"a", "b"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := c.Choice([]string{"a\"b"})
+	b, err := c.Choice(t.Context(), "t", []string{"a\"b"})
 	if err != nil || a == b {
 		t.Error("two choices are one", err)
 	}
 	// Many goroutines with one grammar and with several see the same masks.
-	g, err := c.Schema(json.RawMessage(benchSchema))
+	g, err := c.Schema(t.Context(), "t", json.RawMessage(benchSchema))
 	if err != nil {
 		t.Fatal(err)
 	}
