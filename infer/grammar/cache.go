@@ -20,7 +20,11 @@ type Cache struct {
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]*list.Element
 	order *list.List // of *entry, the one asked for last in front
+	bytes int
 }
+
+// maxGrammarBytes is how much of grammars a cache keeps, what their texts remember aside: a usual one has some 100 KB, the largest about 100 MB.
+const maxGrammarBytes = 256 << 20
 
 type entry struct {
 	key   [sha256.Size]byte
@@ -77,10 +81,10 @@ func (c *Cache) get(ctx context.Context, tenant, kind, source string, compile fu
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.known[key] = c.order.PushFront(&entry{key, b})
-	if c.order.Len() > c.most {
-		last := c.order.Back()
-		c.order.Remove(last)
-		delete(c.known, last.Value.(*entry).key)
+	for c.bytes += g.size(); c.order.Len() > 1 && (c.order.Len() > c.most || c.bytes > maxGrammarBytes); {
+		last := c.order.Remove(c.order.Back()).(*entry)
+		delete(c.known, last.key)
+		c.bytes -= last.bound.g.size()
 	}
 	return b, nil
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -217,5 +218,32 @@ func TestForgetting(t *testing.T) {
 	m.Mask(dst)
 	if m.Complete() || fmt.Sprint(dst) != fmt.Sprint(make([]int32, v.words)) {
 		t.Error("a text goes on behind a token that was not allowed")
+	}
+}
+
+// TestCacheBytes: large grammars go before there are too many bytes of them.
+func TestCacheBytes(t *testing.T) {
+	v, _ := toyVocabulary()
+	c := NewCache(v, 128)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range 6 { // bytes of all kinds: a wide automaton
+		var text []rune
+		for j := range 40_000 {
+			text = append(text, rune(1+(j*(2*i+1))%0x7FF))
+		}
+		if _, err := c.Choice(t.Context(), "t", []string{string(text)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if n := int64(after.HeapAlloc) - int64(before.HeapAlloc); n > maxGrammarBytes+maxGrammarBytes/4 {
+		t.Errorf("%d MB are kept", n>>20)
+	}
+	runtime.KeepAlive(c)
+	if len(c.known) != c.order.Len() || len(c.known) == 0 || len(c.known) == 6 {
+		t.Errorf("%d grammars are kept", len(c.known))
 	}
 }
