@@ -24,10 +24,10 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	check := q.generated() > p.MinTokens || p.MinTokens == 0
 	switch {
 	case !p.IgnoreEOS && slices.Contains(e.config.EOS, info.ID):
-		e.end(q, FinishStop, "")
+		e.stopAt(q, info, "", check)
 		return
 	case slices.Contains(p.StopTokens, info.ID):
-		e.end(q, FinishStop, strconv.Itoa(info.ID))
+		e.stopAt(q, info, strconv.Itoa(info.ID), check)
 		return
 	}
 	s := q.out.add(info, check)
@@ -43,6 +43,19 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 			e.advance(q, info.ID)
 		}
 	}
+}
+
+// stopAt ends a choice at an end-of-text or stop token, which is part of the text with IncludeStop alone.
+func (e *Engine) stopAt(q *sequence, info TokenInfo, stop string, check bool) {
+	if q.Params.IncludeStop {
+		s := q.out.add(info, check)
+		if s.stop != "" {
+			e.show(q, s, FinishStop, s.stop)
+			return
+		}
+		e.show(q, s, "", "")
+	}
+	e.end(q, FinishStop, stop)
 }
 
 // end ends a choice that is not done, showing the text that was held back.
