@@ -40,7 +40,7 @@ const benchSchema = `{"type":"array","minItems":1000,"items":{"type":"object","p
 	"tags":{"type":"array","items":{"type":"string","pattern":"^[a-z ]{1,12}$"},"maxItems":4},"score":{"type":"number"}},
 	"required":["name","age","kind","tags","score"],"additionalProperties":false}}`
 
-// maskTimes adds up what masks take, on the engine's goroutine.
+// maskTimes adds up what masks take.
 type maskTimes struct {
 	n     int
 	total time.Duration

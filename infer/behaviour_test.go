@@ -55,6 +55,15 @@ func TestRequests(t *testing.T) {
 		if !slices.Equal(got.IDs, plain.IDs[:first]) || got.Reason != FinishStop || got.Stop != fmt.Sprint(plain.IDs[5]) || got.Usage.Completion != first+1 {
 			t.Errorf("%+v", got)
 		}
+		p.IncludeStop = true
+		if got := run(p); !slices.Equal(got.IDs, plain.IDs[:first+1]) || got.Text != b.tok.Decode(plain.IDs[:first+1], true) || got.Stop != fmt.Sprint(plain.IDs[5]) {
+			t.Errorf("with the stop token: %+v", got)
+		}
+		p.Stop = []string{b.tok.TokenString(plain.IDs[5])} // the text ends with both
+		if got := run(p); got.Text != b.tok.Decode(plain.IDs[:first+1], true) || got.Reason != FinishStop {
+			t.Errorf("with the stop token, which is a stop string: %+v", got)
+		}
+		p.IncludeStop, p.Stop = false, nil
 		p.MinTokens = 10
 		if got := run(p); len(got.IDs) < 10 || slices.Contains(got.IDs[:10], plain.IDs[5]) {
 			t.Errorf("min_tokens does not hold a stop token back: %+v", got)
@@ -66,6 +75,11 @@ func TestRequests(t *testing.T) {
 		if got := run(p); got.Text != "" || got.Reason != FinishStop || got.Usage.Completion != 1 || got.Stop != "" {
 			t.Errorf("%+v", got)
 		}
+		p.IncludeStop, p.SkipSpecial = true, false
+		if got := run(p); got.Text != b.tok.TokenString(2) || got.Reason != FinishStop || got.Stop != "" {
+			t.Errorf("with the end of text: %+v", got)
+		}
+		p.IncludeStop, p.SkipSpecial = false, true
 		p.IgnoreEOS = true
 		if got := run(p); got.Text != "" || got.Reason != FinishLength || len(got.IDs) != 24 {
 			t.Errorf("ignored: %+v", got)

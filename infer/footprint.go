@@ -57,10 +57,22 @@ func (f Footprint) KVTokenBytes() int64 {
 }
 
 // StepBytes is the least that a decode step reads: W and A once (of an untied embedding only rows, which do not count), the B's of distinct
-// adapters, and the context's K and V.
+// adapters, and the context's K and V, as far as layers see it.
 func (f Footprint) StepBytes(batch, distinct, rank, context int) int64 {
 	layers, vocabulary := f.matrices()
-	return f.w(layers+vocabulary) + f.ABytes() + int64(distinct)*f.AdapterBytes(rank) + int64(batch)*int64(context)*f.KVTokenBytes()
+	return f.w(layers+vocabulary) + f.ABytes() + int64(distinct)*f.AdapterBytes(rank) + int64(batch)*seenTokens(f.Config, context)*f.KVTokenBytes()/int64(f.Config.Layers)
+}
+
+// seenTokens is how many tokens of a context a new one attends to, in all layers together.
+func seenTokens(c checkpoint.Config, context int) (n int64) {
+	for l := range c.Layers {
+		seen := context
+		if w := c.Window(l); w > 0 {
+			seen = min(seen, w)
+		}
+		n += int64(seen)
+	}
+	return n
 }
 
 // TokenFlops is the multiplications and additions of a token's linears with W and A; with head, the head's too.
@@ -92,5 +104,5 @@ func (m *Model) stepBytes(batch, distinct, rank, context int) int64 {
 	}
 	work := int64(m.Backend.Info().Working.Size())
 	n += int64(distinct) * int64(rank) * int64(m.Geometry.OutTotal()) * work
-	return n + int64(batch)*int64(context)*m.KVTokenBytes()
+	return n + int64(batch)*seenTokens(m.Config, context)*m.KVTokenBytes()/int64(m.Config.Layers)
 }

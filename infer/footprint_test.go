@@ -62,6 +62,34 @@ func TestLlama8B(t *testing.T) {
 	}
 }
 
+// TestWindowIsRead: of a sliding window's layers a step reads the window alone.
+func TestWindowIsRead(t *testing.T) {
+	cc, err := RandomConfig("llama-3-8b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := Footprint{Config: cc, WeightBits: 16, WorkBytes: 2}
+	cc.SlidingWindow, cc.SlidingLayers = 4096, make([]bool, cc.Layers)
+	for l := range cc.Layers / 4 {
+		cc.SlidingLayers[l] = true
+	}
+	some := f
+	some.Config = cc
+	cc.SlidingLayers = nil
+	all := f
+	all.Config = cc
+	for _, context := range []int{1, 4096, 10_000} {
+		whole, within := 3*int64(context)*f.KVTokenBytes(), 3*int64(min(context, 4096))*f.KVTokenBytes()
+		weights := f.StepBytes(3, 0, 1, context) - whole
+		if got := all.StepBytes(3, 0, 1, context) - weights; got != within {
+			t.Errorf("a context of %d, all layers of 4096: %d bytes, want %d", context, got, within)
+		}
+		if got := some.StepBytes(3, 0, 1, context) - weights; got != (3*whole+within)/4 {
+			t.Errorf("a context of %d, a quarter of the layers of 4096: %d bytes, want %d", context, got, (3*whole+within)/4)
+		}
+	}
+}
+
 func TestFitRandom(t *testing.T) {
 	for _, x := range []struct {
 		name  string

@@ -36,6 +36,7 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) loop(ctx context.Context) error {
 	for ctx.Err() == nil {
 		start := time.Now()
+		e.takeMasks()
 		e.takeInbox()
 		copying := e.pool != nil && e.pool.Pump()
 		e.takeAside()
@@ -93,10 +94,8 @@ func (e *Engine) takeInbox() {
 	e.mu.Unlock()
 	for _, w := range inbox {
 		e.works[w] = struct{}{}
-		if w.Constrain != nil && !w.constrain(e.run.vocab) {
-			for _, q := range w.seqs {
-				e.end(q, FinishStop, "")
-			}
+		if w.Constrain != nil {
+			e.findMasks(w)
 			continue
 		}
 		e.sched.queue.aside = append(e.sched.queue.aside, w)
@@ -268,7 +267,7 @@ func (e *Engine) publish(it *item, out *results) {
 func (e *Engine) snapshot() {
 	b, u := e.sched.blocks, e.sched.queue
 	s := &e.stats
-	s.Running, s.Waiting, s.WaitingAdapters = len(e.sched.run), u.waiting+len(u.aside), len(u.aside)
+	s.Running, s.Waiting, s.WaitingAdapters = len(e.sched.run), u.waiting+len(u.aside)+e.masks.works, len(u.aside)
 	s.KVBlocks, s.KVUsed, s.KVCached, s.KVBytes = len(b.refs), b.used(), b.idle.Len(), e.config.KVBytes
 	s.MaxSeqs, s.MaxContext = e.config.MaxSeqs, e.config.MaxContext
 	s.Preemptions = e.sched.preemptions

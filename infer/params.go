@@ -27,8 +27,8 @@ type Params struct {
 	N    int    // choices, 1 … 128
 
 	Stop        []string // end a choice; not part of its text unless IncludeStop
-	StopTokens  []int    // end a choice; not part of its text. At most 1024: each token drawn is looked up among them
-	IncludeStop bool     // the matched stop string stays in the text
+	StopTokens  []int    // end a choice; not part of its text unless IncludeStop. At most 1024: each token drawn is looked up among them
+	IncludeStop bool     // what ends a choice stays in the text: the stop string or token, the end-of-text where special tokens are shown
 	IgnoreEOS   bool     // end-of-text does not end a choice
 
 	Logprobs       int  // −1: none; else TokenInfo.Logprob and so many TokenInfo.Top, ≤ 20

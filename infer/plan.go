@@ -57,11 +57,16 @@ type PlanConfig struct {
 	Alpha        float64 // of the tenants' popularity (Zipf)
 }
 
+// maxTenants bounds what a plan adds up, one by one.
+const maxTenants = 50_000_000
+
 // Validate says which field is out of range.
 func (c PlanConfig) Validate() error {
 	switch {
 	case c.Tenants < 0:
 		return fmt.Errorf("plan: %d tenants", c.Tenants)
+	case c.Tenants > maxTenants:
+		return fmt.Errorf("plan: %d tenants are more than %d", c.Tenants, maxTenants)
 	case c.Rank < 1 || c.Rank > max(c.Footprint.Rows, 1):
 		return fmt.Errorf("plan: rank %d is not from 1 to the %d rows of A", c.Rank, c.Footprint.Rows)
 	case c.Context < 1:

@@ -98,6 +98,7 @@ func TestPlanLaws(t *testing.T) {
 func TestPlanErrors(t *testing.T) {
 	for name, change := range map[string]func(*PlanConfig){
 		"tenants":      func(c *PlanConfig) { c.Tenants = -1 },
+		"more than 50": func(c *PlanConfig) { c.Tenants = math.MaxInt / 2 },
 		"rank":         func(c *PlanConfig) { c.Rank = 65 },
 		"context":      func(c *PlanConfig) { c.Context = 0 },
 		"sequences":    func(c *PlanConfig) { c.MaxSeqs = 0 },

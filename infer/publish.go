@@ -21,16 +21,13 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	e.mu.Lock()
 	e.stats.GeneratedTokens++
 	e.mu.Unlock()
-	if q.constraint != nil {
-		q.constraint.Accept(info.ID)
-	}
 	check := q.generated() > p.MinTokens || p.MinTokens == 0
 	switch {
 	case !p.IgnoreEOS && slices.Contains(e.config.EOS, info.ID):
-		e.end(q, FinishStop, "")
+		e.stopAt(q, info, "", check)
 		return
 	case slices.Contains(p.StopTokens, info.ID):
-		e.end(q, FinishStop, strconv.Itoa(info.ID))
+		e.stopAt(q, info, strconv.Itoa(info.ID), check)
 		return
 	}
 	s := q.out.add(info, check)
@@ -40,12 +37,25 @@ func (e *Engine) token(q *sequence, info TokenInfo) {
 	case len(q.tokens) >= q.limit:
 		e.show(q, s, "", "")
 		e.end(q, FinishLength, "")
-	case q.constraint != nil && !q.constrain(e.run.vocab):
-		e.show(q, s, "", "")
-		e.end(q, FinishStop, "")
 	default:
 		e.show(q, s, "", "")
+		if q.constraint != nil {
+			e.advance(q, info.ID)
+		}
 	}
+}
+
+// stopAt ends a choice at an end-of-text or stop token, which is part of the text with IncludeStop alone.
+func (e *Engine) stopAt(q *sequence, info TokenInfo, stop string, check bool) {
+	if q.Params.IncludeStop {
+		s := q.out.add(info, check)
+		if s.stop != "" {
+			e.show(q, s, FinishStop, s.stop)
+			return
+		}
+		e.show(q, s, "", "")
+	}
+	e.end(q, FinishStop, stop)
 }
 
 // end ends a choice that is not done, showing the text that was held back.

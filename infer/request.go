@@ -18,13 +18,13 @@ type Request struct {
 	Constrain func() Constraint
 }
 
-// Constraint restricts what one choice may go on with, e.g. to a grammar. It is called on the engine's goroutine and should take well below a millisecond.
-// Its sequence is never ahead of what Accept was told, so it decodes without overlap.
+// Constraint restricts what one choice may go on with, e.g. to a grammar. It is called on one goroutine after another, and should take well below
+// a millisecond: the sequence has no part in steps meanwhile, and of a tenant one constraint is asked at a time. Its sequence is never ahead of what Accept was told, so it decodes without overlap.
 type Constraint interface {
 	// Mask sets bit id%32 of dst[id/32] for each token allowed next; dst is zero before, [(vocabulary+31)/32].
 	// End-of-text is allowed by its own bit. No bit at all ends the choice with FinishStop.
 	Mask(dst []int32)
-	// Accept is told the token that was drawn.
+	// Accept is told the token that was drawn, unless it ended the choice.
 	Accept(token int)
 }
 

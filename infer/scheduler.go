@@ -78,7 +78,11 @@ func (s *scheduler) prefills() bool {
 
 // chunk adds as much of q's prefill as the budget leaves.
 func (s *scheduler) chunk(p *plan, q *sequence) {
-	n := min(q.total()-q.computed, s.config.MaxTokens-p.tokens)
+	n := q.total() - q.computed
+	if q.held { // it was preempted; the last token waits for the mask
+		n--
+	}
+	n = min(n, s.config.MaxTokens-p.tokens)
 	if q.scores() {
 		n = min(n, s.config.PromptRows-p.scores)
 	}

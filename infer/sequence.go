@@ -69,6 +69,7 @@ type sequence struct {
 	out         *output
 	constraint  Constraint // nil: none
 	mask        []int32    // allowed next, where there is a constraint
+	held        bool       // the mask is being found: the next token must not be drawn
 	promptShown bool
 	counted     bool // no longer among those that wait
 	cached      int  // prompt tokens found in the prefix cache at first admission
@@ -113,9 +114,9 @@ func (q *sequence) scores() bool {
 	return q.Params.PromptLogprobs && q.index == 0 && q.forced < len(q.prompt)-1
 }
 
-// waits reports whether the next token must not be computed before the last one has been read.
+// waits reports whether the next token must not be computed before the last one has been read, or its mask found.
 func (q *sequence) waits() bool {
-	return q.pending > 0 && (q.constraint != nil || q.total() >= q.limit)
+	return q.held || q.pending > 0 && (q.constraint != nil || q.total() >= q.limit)
 }
 
 // olderThan orders sequences by arrival.

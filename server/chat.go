@@ -135,7 +135,7 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 	if tools != nil && tools.format.Special() {
 		p.SkipSpecial = false // calls begin with a special token
 	}
-	constrain, err := s.constraint(&q.formatFields)
+	constrain, err := s.constraint(r.Context(), &q.formatFields)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (s *Server) createChatCompletion(w http.ResponseWriter, r *http.Request) er
 		if constrain != nil {
 			return badField("tools", "tools: cannot be combined with a response_format; tool_choice none leaves them out")
 		}
-		if constrain, err = s.callConstraint(tools); err != nil {
+		if constrain, err = s.callConstraint(r.Context(), tools); err != nil {
 			return err
 		}
 	}

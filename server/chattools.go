@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -252,7 +253,7 @@ func (s *Server) checkCalls(m messages) error {
 
 // callConstraint holds a forced call to the parameters of its tool; nil where none is forced. Behind the plan's prefix comes the arguments'
 // object, or for any of the tools the object that describes the call.
-func (s *Server) callConstraint(p *toolPlan) (func() infer.Constraint, error) {
+func (s *Server) callConstraint(ctx context.Context, p *toolPlan) (func() infer.Constraint, error) {
 	if !p.must {
 		return nil, nil
 	}
@@ -263,7 +264,7 @@ func (s *Server) callConstraint(p *toolPlan) (func() infer.Constraint, error) {
 		if p.named != "" && name != p.named {
 			continue
 		}
-		parameters, err := s.parameters(i, &p.tools[i])
+		parameters, err := s.parameters(ctx, i, &p.tools[i])
 		if err != nil {
 			return nil, err
 		}
@@ -278,8 +279,11 @@ func (s *Server) callConstraint(p *toolPlan) (func() infer.Constraint, error) {
 	if p.named == "" {
 		schema = mustJSON(map[string]any{"anyOf": schemas})
 	}
-	bound, err := s.grammars().Schema(schema)
-	if err != nil {
+	bound, err := s.grammars().Schema(ctx, tenant(ctx), schema)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
 		return nil, badField("tools", "tools: %s", err)
 	}
 	return func() infer.Constraint { return bound.New() }, nil
@@ -289,7 +293,7 @@ func (s *Server) callConstraint(p *toolPlan) (func() infer.Constraint, error) {
 var anyObject = json.RawMessage(`{"type":"object"}`)
 
 // parameters is the schema of a tool's arguments: that of any object, where the tool's own cannot be compiled and need not be kept strictly.
-func (s *Server) parameters(i int, t *tool) (json.RawMessage, error) {
+func (s *Server) parameters(ctx context.Context, i int, t *tool) (json.RawMessage, error) {
 	f := &t.Function
 	if !given(f.Parameters) {
 		return anyObject, nil
@@ -313,10 +317,12 @@ func (s *Server) parameters(i int, t *tool) (json.RawMessage, error) {
 	if says("properties") && !says("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties", "allOf", "anyOf", "oneOf", "$ref") {
 		raw = append(json.RawMessage(`{"additionalProperties":false,`), raw[1:]...)
 	}
-	_, err := s.grammars().Schema(raw)
+	_, err := s.grammars().Schema(ctx, tenant(ctx), raw)
 	switch {
 	case err == nil:
 		return raw, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	case f.Strict != nil && *f.Strict:
 		param := fmt.Sprintf("tools[%d].function.parameters", i)
 		return nil, badField(param, "%s: %s", param, err)

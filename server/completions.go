@@ -125,7 +125,7 @@ func (s *Server) createCompletion(w http.ResponseWriter, r *http.Request) error 
 	if err != nil {
 		return err
 	}
-	constrain, err := s.constraint(&q.formatFields)
+	constrain, err := s.constraint(r.Context(), &q.formatFields)
 	if err != nil {
 		return err
 	}

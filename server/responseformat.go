@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"regexp"
@@ -44,11 +45,12 @@ func newGrammars(d Deps) *grammar.Cache {
 var schemaName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
 
 // constraint makes what the fields ask for, nil where they ask for nothing. Its second result goes into infer.Request.
-func (s *Server) constraint(f *formatFields) (func() infer.Constraint, error) {
+func (s *Server) constraint(ctx context.Context, f *formatFields) (func() infer.Constraint, error) {
 	type source struct {
 		param string // as errors name it
 		make  func(c *grammar.Cache) (*grammar.Bound, error)
 	}
+	owner := tenant(ctx)
 	var asked []source
 	schema := func(param string, raw json.RawMessage) {
 		if !given(raw) {
@@ -58,19 +60,19 @@ func (s *Server) constraint(f *formatFields) (func() infer.Constraint, error) {
 		if json.Unmarshal(raw, &text) == nil { // a schema's text is as good
 			raw = json.RawMessage(text)
 		}
-		asked = append(asked, source{param, func(c *grammar.Cache) (*grammar.Bound, error) { return c.Schema(raw) }})
+		asked = append(asked, source{param, func(c *grammar.Cache) (*grammar.Bound, error) { return c.Schema(ctx, owner, raw) }})
 	}
 	regex := func(param string, p *string) {
 		if p != nil {
-			asked = append(asked, source{param, func(c *grammar.Cache) (*grammar.Bound, error) { return c.Regex(*p) }})
+			asked = append(asked, source{param, func(c *grammar.Cache) (*grammar.Bound, error) { return c.Regex(ctx, owner, *p) }})
 		}
 	}
 	choice := func(param string, texts []string) {
 		if texts != nil {
-			asked = append(asked, source{param, func(c *grammar.Cache) (*grammar.Bound, error) { return c.Choice(texts) }})
+			asked = append(asked, source{param, func(c *grammar.Cache) (*grammar.Bound, error) { return c.Choice(ctx, owner, texts) }})
 		}
 	}
-	object := source{"response_format", (*grammar.Cache).Object}
+	object := source{"response_format", func(c *grammar.Cache) (*grammar.Bound, error) { return c.Object(ctx, owner) }}
 
 	if given(f.ResponseFormat) {
 		var format struct {

@@ -18,6 +18,9 @@ var (
 	// ErrNotPrefix is returned by RenderWithMask when a turn renders differently once more follows and cannot be found in the whole
 	// rendering either, so that no byte range belongs to it.
 	ErrNotPrefix = errors.New("chat: template does not render turn by turn")
+
+	// ErrTooMuch is returned by RenderWithMask for a conversation of so many trained turns, or such long ones, that finding them all would take minutes.
+	ErrTooMuch = errors.New("chat: too many trained turns in one conversation; make several of it")
 )
 
 // RaisedError is a template's own refusal of a conversation. It is an ErrTemplate.

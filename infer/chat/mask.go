@@ -20,17 +20,20 @@ type Span struct{ Start, End int }
 // writes that turn. Where a turn is rendered otherwise once more follows, as templates of thinking models drop the thoughts of
 // earlier turns, it is looked for in the whole rendering, and what is there of it is trained: the answer, without the
 // thoughts. Who wants the thoughts of every turn trained gives a conversation for each, ending with it. Where a turn cannot be found either, the error
-// is ErrNotPrefix. in's AddGenerationPrompt has no effect.
+// is ErrNotPrefix, and where they are too many to be looked for, ErrTooMuch. in's AddGenerationPrompt has no effect.
 func (t *Template) RenderWithMask(in Input) (string, []Span, error) {
 	r := masking{t: t, in: in, all: in.Messages}
 	var err error
 	if r.text, err = r.render(r.all, false); err != nil {
 		return "", nil, err
 	}
+	if r.work() > maxMaskWork {
+		return "", nil, fmt.Errorf("%w: %d messages", ErrTooMuch, len(r.all))
+	}
 	var spans []Span
 	at := 0
 	for i, m := range r.all {
-		if m.Role != "assistant" || m.Weight != nil && *m.Weight == 0 {
+		if !m.trained() {
 			continue
 		}
 		s, err := r.turn(i)
@@ -55,6 +58,23 @@ type masking struct {
 	all  []Message
 	text string // of the whole conversation
 }
+
+// maxMaskWork bounds what finding the trained turns takes, in messages rendered, 2 KB of text counting as one. That is some seconds, and a thousand turns.
+const maxMaskWork = 2_000_000
+
+// work is about what finding the trained turns takes: each takes two renderings of what is before it.
+func (r *masking) work() int {
+	messages := 0
+	for i := range r.all {
+		if r.all[i].trained() {
+			messages += 2*i + 1
+		}
+	}
+	each := len(r.text) / max(len(r.all), 1)
+	return messages + messages/2048*each
+}
+
+func (m *Message) trained() bool { return m.Role == "assistant" && (m.Weight == nil || *m.Weight != 0) }
 
 func (r *masking) render(messages []Message, prompt bool) (string, error) {
 	r.in.Messages, r.in.AddGenerationPrompt = messages, prompt

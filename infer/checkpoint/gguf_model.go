@@ -3,6 +3,7 @@ package checkpoint
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -135,9 +136,16 @@ func (c *Checkpoint) ggufConfig() (Config, error) {
 	}
 	t := metaReader{m: m, prefix: "tokenizer.ggml."}
 	out.BOS, out.Pad = t.int("bos_token_id", -1), t.int("padding_token_id", -1)
-	for _, key := range []string{"eos_token_id", "eot_token_id"} {
-		if id := t.int(key, -1); id >= 0 && (len(out.EOS) == 0 || out.EOS[0] != id) {
+	for _, key := range []string{"eos_token_id", "eot_token_id", "eom_token_id"} {
+		if id := t.int(key, -1); id >= 0 && !slices.Contains(out.EOS, id) {
 			out.EOS = append(out.EOS, id)
+		}
+	}
+	if !m.Has("tokenizer.ggml.eot_token_id") {
+		for _, id := range m.turnEnds(out.Vocab) {
+			if !slices.Contains(out.EOS, id) {
+				out.EOS = append(out.EOS, id)
+			}
 		}
 	}
 	var err error
@@ -149,6 +157,25 @@ func (c *Checkpoint) ggufConfig() (Config, error) {
 	}
 	return out, r.err
 }
+
+// turnEnds are the control tokens that end a turn by their names, as llama.cpp finds them where a file does not say: converters wrote the base's
+// end-of-text alone, and a chat would go on with turns of both sides.
+func (m *GGUFMeta) turnEnds(vocab int) (ids []int) {
+	tokens, _ := m.Strings("tokenizer.ggml.tokens")
+	types, _ := m.Ints("tokenizer.ggml.token_type")
+	for i, token := range tokens[:min(len(tokens), len(types), max(vocab, 0))] {
+		switch token {
+		case "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>":
+			if types[i] == ggufControl {
+				ids = append(ids, i)
+			}
+		}
+	}
+	return ids
+}
+
+// ggufControl is the type of tokens that are no text.
+const ggufControl = 3
 
 func (c *Checkpoint) ggufRope(r *metaReader, cfg Config) (Rope, error) {
 	rope := Rope{Type: RopeDefault, Dim: cfg.HeadDim, Theta: r.float("rope.freq_base", 10000)}

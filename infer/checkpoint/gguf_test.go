@@ -238,3 +238,29 @@ func FuzzGGUF(f *testing.F) {
 		c.Config().Rope.InvFreq()
 	})
 }
+
+// TestGGUFEndOfTurn: where a file does not say what ends a turn, the control tokens with the usual names do.
+func TestGGUFEndOfTurn(t *testing.T) {
+	for _, c := range []struct {
+		eot    int64
+		tokens []string
+		want   []int
+	}{
+		{-1, []string{"a", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|end_of_text|>"}, []int{4, 3}}, // 1 is a word like others
+		{-1, []string{"a", "b", "c", "d", "<|im_end|>"}, []int{4}},
+		{2, []string{"a", "b", "c", "<|im_end|>", "<|eot_id|>"}, []int{4, 2}},
+	} {
+		cp, err := OpenBytes(tinyGGUF("qwen2").bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		cp.meta.values["tokenizer.ggml.tokens"] = c.tokens
+		if c.eot >= 0 {
+			cp.meta.values["tokenizer.ggml.eot_token_id"] = c.eot
+		}
+		if got, err := cp.ggufConfig(); err != nil || !slices.Equal(got.EOS, c.want) {
+			t.Errorf("%q, eot %d: %v end a text, want %v; %v", c.tokens, c.eot, got.EOS, c.want, err)
+		}
+		cp.Close()
+	}
+}

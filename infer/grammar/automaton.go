@@ -246,7 +246,7 @@ func (b *builder) rule(limit int) *rule {
 			for _, e := range b.edges[s] {
 				switch e.kind {
 				case onByte:
-					for c := r.class[e.lo]; int(c) < r.width && samples[c] <= e.hi; c++ {
+					for c := int(r.class[e.lo]); c < r.width && samples[c] <= e.hi; c++ {
 						if len(targets[c]) > 0 && marks[c] != e.mark {
 							panic("grammar: edges of different marks on one byte")
 						}

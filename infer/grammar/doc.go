@@ -30,7 +30,7 @@
 //     is no exponent. Integers are written without point and exponent.
 //   - Strings are UTF-8. With a pattern, a format, or as further property names, only characters that must be are escaped; surrogates are always paired.
 //   - Formats are asserted by expressions for their usual part.
-//   - Where dozens of alternatives are strings with patterns, a mask may hold the tokens of the first ones alone.
+//   - Where dozens of alternatives are arrays, objects, or strings with patterns, a mask may hold, of all but the first ones, tokens of one byte alone.
 //
 // # Invariants
 //

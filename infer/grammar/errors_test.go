@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -88,7 +89,7 @@ func TestCache(t *testing.T) {
 	v, _ := toyVocabulary()
 	c := NewCache(v, 2)
 	schema := func(n int) *Bound {
-		b, err := c.Schema(json.RawMessage(fmt.Sprintf(`{"type":"string","maxLength":%d}`, n)))
+		b, err := c.Schema(t.Context(), "t", json.RawMessage(fmt.Sprintf(`{"type":"string","maxLength":%d}`, n)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -106,19 +107,19 @@ func TestCache(t *testing.T) {
 	if schema(2) == two {
 		t.Error("more than two are kept")
 	}
-	if _, err := c.Schema(json.RawMessage(`{"not":{}}`)); !errors.Is(err, ErrSchema) {
+	if _, err := c.Schema(t.Context(), "t", json.RawMessage(`{"not":{}}`)); !errors.Is(err, ErrSchema) {
 		t.Error(err)
 	}
-	a, err := c.Choice([]string{"a", "b"})
+	a, err := c.Choice(t.Context(), "t", []string{"a", "b"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := c.Choice([]string{"a\"b"})
+	b, err := c.Choice(t.Context(), "t", []string{"a\"b"})
 	if err != nil || a == b {
 		t.Error("two choices are one", err)
 	}
 	// Many goroutines with one grammar and with several see the same masks.
-	g, err := c.Schema(json.RawMessage(benchSchema))
+	g, err := c.Schema(t.Context(), "t", json.RawMessage(benchSchema))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,8 +209,8 @@ func TestForgetting(t *testing.T) {
 	if !m.Complete() {
 		t.Error("the brackets are not closed")
 	}
-	if n := len(b.stacks.known); n > maxConfigs {
-		t.Errorf("%d configurations are remembered", n)
+	if n := b.stacks.held; n > maxHeld {
+		t.Errorf("%d frames and ways are remembered", n)
 	}
 	m = b.New()
 	m.Accept(1 + int('}')) // not allowed
@@ -217,5 +218,32 @@ func TestForgetting(t *testing.T) {
 	m.Mask(dst)
 	if m.Complete() || fmt.Sprint(dst) != fmt.Sprint(make([]int32, v.words)) {
 		t.Error("a text goes on behind a token that was not allowed")
+	}
+}
+
+// TestCacheBytes: large grammars go before there are too many bytes of them.
+func TestCacheBytes(t *testing.T) {
+	v, _ := toyVocabulary()
+	c := NewCache(v, 128)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for i := range 6 { // bytes of all kinds: a wide automaton
+		var text []rune
+		for j := range 40_000 {
+			text = append(text, rune(1+(j*(2*i+1))%0x7FF))
+		}
+		if _, err := c.Choice(t.Context(), "t", []string{string(text)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if n := int64(after.HeapAlloc) - int64(before.HeapAlloc); n > maxGrammarBytes+maxGrammarBytes/4 {
+		t.Errorf("%d MB are kept", n>>20)
+	}
+	runtime.KeepAlive(c)
+	if len(c.known) != c.order.Len() || len(c.known) == 0 || len(c.known) == 6 {
+		t.Errorf("%d grammars are kept", len(c.known))
 	}
 }

@@ -101,6 +101,18 @@ func (c *compiler) finish(root []int32) (*Grammar, error) {
 	return g, nil
 }
 
+// size is about its bytes.
+func (g *Grammar) size() int {
+	n := 0
+	for _, r := range g.rules {
+		n += 512 + 4*len(r.next) + len(r.mark) + 2*len(r.final) + 24*len(r.calls)
+		for _, c := range r.calls {
+			n += 8 * len(c)
+		}
+	}
+	return n
+}
+
 // Accepts reports whether a text is one of the grammar's.
 func (g *Grammar) Accepts(text []byte) bool {
 	p := newStacks(g)

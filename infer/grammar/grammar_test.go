@@ -1,6 +1,7 @@
 package grammar
 
 import (
+	"bytes"
 	"encoding/json"
 	"testing"
 )
@@ -60,5 +61,20 @@ func TestCompileAccepts(t *testing.T) {
 				t.Errorf("%s accepts %s", c.schema, s)
 			}
 		}
+	}
+}
+
+// TestAllBytes: an automaton may tell all 256 bytes apart.
+func TestAllBytes(t *testing.T) {
+	var all []byte
+	for b := range 256 {
+		all = append(all, byte(b))
+	}
+	g, err := Choice([]string{string(all)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !g.Accepts(all) || g.Accepts(bytes.ToUpper(all)) {
+		t.Error("another text is accepted")
 	}
 }

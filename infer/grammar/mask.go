@@ -42,7 +42,7 @@ func (b *Bound) local(rule, state int32) *local {
 	}
 	return b.v.store.get(key, func() *local {
 		l := &local{mask: slices.Clone(free.mask), work: free.work}
-		before := b.visits
+		before := b.spent()
 		for i, w := range b.v.longer(int(short)) {
 			l.mask[i] &^= w
 		}
@@ -51,8 +51,8 @@ func (b *Bound) local(rule, state int32) *local {
 				l.exits = append(l.exits, node)
 			}
 		}
-		b.sweep(r, rule, state, 0, short, l.mask, func(node int32) { l.exits = append(l.exits, node) })
-		l.work += b.visits - before
+		b.sweep(r, rule, state, 0, short, l.mask, before+maxMaskWork, func(node int32) { l.exits = append(l.exits, node) })
+		l.work += b.spent() - before
 		return l
 	})
 }
@@ -86,9 +86,9 @@ func (b *Bound) without(rule int32, need bool) *unlimited {
 
 func (b *Bound) sweepAll(r *rule, rule, state int32) *local {
 	l := &local{mask: make([]int32, b.v.words)}
-	before := b.visits
-	b.sweep(r, rule, state, 0, 0, l.mask, func(node int32) { l.exits = append(l.exits, node) })
-	l.work = b.visits - before
+	before := b.spent()
+	b.sweep(r, rule, state, 0, 0, l.mask, before+maxMaskWork, func(node int32) { l.exits = append(l.exits, node) })
+	l.work = b.spent() - before
 	return l
 }
 
@@ -99,22 +99,26 @@ type position struct {
 }
 
 // sweep adds to a mask the tokens below a node that a state lets pass, and tells the nodes with descendants at which the rule may end; both of
-// more than over bytes only. r is the rule, or it without limits.
-func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit func(node int32)) {
+// more than over bytes only. r is the rule, or it without limits. Where b.spent has come to last, of all tokens it still looks at those of one byte.
+func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, last int, exit func(node int32)) {
 	v := b.v
 	quiet, plain := b.quiet[rule], r.mark == nil
 	next, width := r.next, r.width
-	base, last := v.depth[below]+1, v.skip[below]
+	base, behind := v.depth[below]+1, v.skip[below]
 	at := append(b.positions(), position{state: state})
 	loops := over == 0 && r.loops(state, quiet)
 	visits := 0
-	for n := below + 1; n < last; {
+	for n := below + 1; n < behind; {
 		visits++
-		if v.deep[n] <= over {
+		d := v.depth[n] - base
+		late := visits+b.spent() > last
+		if late && below > 0 {
+			break
+		}
+		if v.deep[n] <= over || late && d > 0 {
 			n = v.skip[n]
 			continue
 		}
-		d := v.depth[n] - base
 		from := at[d]
 		var to position
 		if from.config == nil {
@@ -151,12 +155,17 @@ func (b *Bound) sweep(r *rule, rule, state, below, over int32, dst []int32, exit
 		}
 		if to.config != nil {
 			if to.config.out && v.depth[n] > over && v.skip[n] > n+1 {
+				b.visits, visits = b.visits+visits, 0
 				exit(n)
 			}
 			if len(to.config.frames) == 0 {
 				n = v.skip[n]
 				continue
 			}
+		}
+		if late {
+			n = v.skip[n]
+			continue
 		}
 		at = append(at[:d+1], to)
 		n++
@@ -198,15 +207,15 @@ type hop struct {
 }
 
 // follow adds the tokens below a node that a config lets pass, unless it was followed there for this mask: of rules that may end at once each leads
-// to the same callers, whose number would multiply with each one that a token ends. It stops where b.visits has come to last.
+// to the same callers, whose number would multiply with each one that a token ends. It stops where b.spent has come to last.
 func (b *Bound) follow(below int32, c *config, dst []int32, last int) {
 	h := hop{below, c}
-	if _, ok := b.followed[h]; ok || b.visits > last {
+	if _, ok := b.followed[h]; ok || b.spent() > last {
 		return
 	}
 	b.followed[h] = struct{}{}
 	for _, f := range c.frames {
-		b.sweep(b.g.rules[f.rule], f.rule, f.state, below, 0, dst, func(node int32) {
+		b.sweep(b.g.rules[f.rule], f.rule, f.state, below, 0, dst, last, func(node int32) {
 			if f.parent != nil {
 				b.follow(node, f.parent, dst, last)
 			}
@@ -222,11 +231,12 @@ func (b *Bound) mask(c *config) []int32 {
 		work := 0 // that this mask is worth, whether or not a part of it was found before: the mask must not depend on that
 		for _, f := range c.frames {
 			if work > maxMaskWork {
-				break
+				b.sweep(b.g.rules[f.rule], f.rule, f.state, 0, 0, dst, 0, func(int32) {})
+				continue
 			}
 			l := b.local(f.rule, f.state)
 			work += l.work
-			before := b.visits
+			before := b.spent()
 			for i, w := range l.mask {
 				dst[i] |= w
 			}
@@ -235,7 +245,7 @@ func (b *Bound) mask(c *config) []int32 {
 					b.follow(node, f.parent, dst, before+maxMaskWork-work)
 				}
 			}
-			work += b.visits - before
+			work += b.spent() - before
 		}
 		if c.out && len(c.frames) > 0 {
 			for _, id := range b.v.ends {
@@ -246,6 +256,9 @@ func (b *Bound) mask(c *config) []int32 {
 	}).mask
 }
 
+// spent is what all masks together were worth, in nodes: those visited, and the steps of stacks.
+func (b *Bound) spent() int { return b.visits + b.stacks.work }
+
 // maxMaskWork bounds a mask, in nodes: a dozen walks of the tree of 128,000 tokens. Where a text may stand in many places at once, those behind
-// the bound offer nothing; what is offered is right, and the text can go on.
+// the bound offer tokens of one byte alone; what is offered is right, and the text can go on and end.
 const maxMaskWork = 4_000_000

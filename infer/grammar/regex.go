@@ -232,7 +232,7 @@ func (d *subsets) split(w *work, at string) error {
 				key = append(key, 0)
 			}
 		}
-		key = append(key, byte(context(r)))
+		key = append(key, byte(neighbour(r)))
 		c, ok := known[string(key)]
 		if !ok {
 			c = len(d.samples)
@@ -244,8 +244,8 @@ func (d *subsets) split(w *work, at string) error {
 	return nil
 }
 
-// context is a character that stands for all that are alike to \b, ^ and $.
-func context(r rune) rune {
+// neighbour is a character that stands for all that are alike to \b, ^ and $.
+func neighbour(r rune) rune {
 	switch {
 	case isWord(r):
 		return 'a'
@@ -334,7 +334,7 @@ func (d *subsets) automaton(w *work, at string) (*runeDFA, error) {
 			pcs, _ := d.closure(s.pcs, syntax.EmptyOpContext(s.last, r))
 			next := subset{last: ' '}
 			if width {
-				next.last = context(r)
+				next.last = neighbour(r)
 			}
 			for _, pc := range pcs {
 				if in := &d.prog.Inst[pc]; in.MatchRune(r) {

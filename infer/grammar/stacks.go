@@ -10,10 +10,19 @@ type stacks struct {
 	g      *Grammar
 	known  map[string]*config
 	order  uint64
-	age    int               // grows when all is forgotten
-	tops   map[frame]*config // closures of single frames
+	tops   map[frame]way // closures of single frames
+	ways   []*config     // those that remember where bytes lead
+	held   int           // frames and ways remembered
 	scrap  []frame
 	buffer []byte
+
+	work int // what all steps were worth, whether or not they were remembered
+}
+
+// way is a config that something leads to, nil where that is no way, and what finding it takes.
+type way struct {
+	*config
+	work int
 }
 
 // frame is a place in a rule and where its end leads: the top of one or more stacks.
@@ -29,17 +38,18 @@ type config struct {
 	frames []frame
 	out    bool // the outermost rule may end here
 
-	age  int              // of what it remembers
-	next map[byte]*config // nil value: no way
+	next map[byte]way // remembered
 }
 
 const (
-	maxConfigs = 20_000 // remembered; more are found anew
-	maxFrames  = 128    // of one config; more are left out, which forbids texts but admits no wrong one
+	maxHeld   = 200_000 // frames and ways remembered, some 10 MB; more are found anew
+	maxFrames = 128     // of one config; more are left out, which forbids texts but admits no wrong one
+
+	frameWork = 8 // of a frame in close, in nodes of a mask
 )
 
 func newStacks(g *Grammar) *stacks {
-	return &stacks{g: g, known: map[string]*config{}, tops: map[frame]*config{}}
+	return &stacks{g: g, known: map[string]*config{}, tops: map[frame]way{}}
 }
 
 // begin is where an empty text stands.
@@ -47,10 +57,12 @@ func (s *stacks) begin() *config { return s.close([]frame{{0, start, nil}}) }
 
 // step follows a byte; nil means that no text goes on so.
 func (s *stacks) step(c *config, b byte) *config {
-	s.refresh(c)
 	if to, ok := c.next[b]; ok {
-		return to
+		s.work += to.work
+		return to.config
 	}
+	before := s.work
+	s.work += len(c.frames)
 	s.scrap = s.scrap[:0]
 	for _, f := range c.frames {
 		if to := s.g.rules[f.rule].step(f.state, b); to >= 0 {
@@ -59,34 +71,43 @@ func (s *stacks) step(c *config, b byte) *config {
 	}
 	to := s.close(slices.Clone(s.scrap))
 	if c.next == nil {
-		c.next = map[byte]*config{}
+		c.next = map[byte]way{}
+		s.ways = append(s.ways, c)
 	}
-	c.next[b] = to
+	c.next[b] = way{to, s.work - before}
+	s.hold(1)
 	return to
 }
 
-// refresh drops what a config remembers from before all was forgotten.
-func (s *stacks) refresh(c *config) {
-	if c.age != s.age {
-		c.age, c.next = s.age, nil
+// hold counts what is remembered, and forgets all where it is too much.
+func (s *stacks) hold(n int) {
+	if s.held += n; s.held > maxHeld {
+		s.forget()
 	}
 }
 
-// forget drops all that is remembered. Configs in use live on.
+// forget drops all that is remembered. Configs in use live on, and lead nowhere: a mask that is kept for one would keep all that it leads to.
 func (s *stacks) forget() {
 	clear(s.known)
 	clear(s.tops)
-	s.age++
+	for _, c := range s.ways {
+		c.next = nil
+	}
+	s.ways, s.held = nil, 0
 }
 
 // top is the closure of one frame whose rule ends what is looked at.
 func (s *stacks) top(rule, state int32) *config {
 	f := frame{rule, state, nil}
-	c, ok := s.tops[f]
-	if !ok {
-		c = s.close([]frame{f})
-		s.tops[f] = c
+	to, ok := s.tops[f]
+	if ok {
+		s.work += to.work
+		return to.config
 	}
+	before := s.work
+	c := s.close([]frame{f})
+	s.tops[f] = way{c, s.work - before}
+	s.hold(1)
 	return c
 }
 
@@ -102,6 +123,7 @@ func (s *stacks) close(todo []frame) *config {
 		returns []frame
 	}
 	var callees []callee
+	s.work += frameWork * (1 + len(todo))
 	for i := 0; i < len(todo); i++ {
 		f := todo[i]
 		r := s.g.rules[f.rule]
@@ -122,17 +144,22 @@ func (s *stacks) close(todo []frame) *config {
 			back := frame{f.rule, base + c.then, f.parent}
 			for j := range callees {
 				if callees[j].rule == c.rule {
+					s.work += (j + len(callees[j].returns)) / 4
 					if !slices.Contains(callees[j].returns, back) {
 						callees[j].returns = append(callees[j].returns, back)
 					}
 					continue next
 				}
 			}
+			s.work += frameWork + len(callees)/4
 			callees = append(callees, callee{c.rule, []frame{back}})
 		}
 	}
-	for _, c := range callees {
-		back := s.close(c.returns)
+	var back *config
+	for i, c := range callees {
+		if i == 0 || !slices.Equal(c.returns, callees[i-1].returns) { // alternatives return to the same places
+			back = s.close(c.returns)
+		}
 		if back == nil {
 			continue
 		}
@@ -143,6 +170,7 @@ func (s *stacks) close(todo []frame) *config {
 	if len(frames) == 0 && !out {
 		return nil
 	}
+	s.work += frameWork * len(frames)
 	slices.SortFunc(frames, compareFrames)
 	frames = slices.Compact(frames)
 	if len(frames) > maxFrames {
@@ -187,12 +215,10 @@ func (s *stacks) intern(frames []frame, out bool) *config {
 	if c, ok := s.known[string(key)]; ok {
 		return c
 	}
-	if len(s.known) >= maxConfigs {
-		s.forget()
-	}
 	s.order++
-	c := &config{order: s.order, frames: frames, out: out, age: s.age}
+	c := &config{order: s.order, frames: frames, out: out}
 	s.known[string(key)] = c
+	s.hold(8 + len(frames))
 	return c
 }
 
