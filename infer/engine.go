@@ -96,7 +96,7 @@ func New(c Config, m *Model, pool *adapters.Pool, device *Device, t *tokenizer.T
 		c.MaxContext = min(c.MaxContext, c.KVBlocks*c.BlockTokens)
 	} // else Open sees what is free
 	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{}, now: time.Now,
-		masks:   masks{lanes: map[string][]*masking{}},
+		masks:   masks{lanes: map[string]*lane{}},
 		besides: besides{sharing: newSharing(c.TPOTTarget, c.TrainSlice)},
 		wake:    make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
 		stats: Stats{Requests: map[FinishReason]int64{}}}, nil

@@ -36,8 +36,8 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) loop(ctx context.Context) error {
 	for ctx.Err() == nil {
 		start := time.Now()
-		e.takeMasks()
 		e.takeInbox()
+		e.takeMasks()
 		copying := e.pool != nil && e.pool.Pump()
 		e.takeAside()
 		switch e.share() {

@@ -8,10 +8,13 @@ import (
 // masks finds what constraints allow, beside the engine's goroutine. Mostly that takes microseconds and is waited for; where it takes longer, others'
 // steps go on, and the sequence has no part in them until its mask is there. Of a tenant one is found at a time: it takes no more than a core with them.
 type masks struct {
-	lanes    map[string][]*masking // by tenant: the first of each is being found
-	patience time.Duration         // that is left in this turn of the loop
-	works    int                   // that wait for their first masks
+	lanes    map[string]*lane // by tenant
+	patience time.Duration    // that is left in this turn of the loop
+	works    int              // that wait for their first masks
 }
+
+// lane has a tenant's masks: those that a goroutine finds one after another, and those that it does not know of.
+type lane struct{ running, waiting []*masking }
 
 // masking is a mask that is found, or waits for its turn.
 type masking struct {
@@ -41,41 +44,53 @@ func (e *Engine) advance(q *sequence, token int) {
 
 func (e *Engine) findMask(m *masking) {
 	m.done = make(chan struct{})
-	lane := append(e.masks.lanes[m.Tenant], m)
-	e.masks.lanes[m.Tenant] = lane
-	if len(lane) == 1 {
-		e.runLane(m.Tenant)
+	l := e.masks.lanes[m.Tenant]
+	if l == nil {
+		l = &lane{}
+		e.masks.lanes[m.Tenant] = l
 	}
+	l.waiting = append(l.waiting, m)
 }
 
-// takeMasks takes over the masks that were found meanwhile.
+// takeMasks has the masks found that are wanted by now, and takes over those that are there soon.
 func (e *Engine) takeMasks() {
 	e.masks.patience = maskPatience
-	for tenant, lane := range e.masks.lanes {
-		select {
-		case <-lane[0].done:
-			e.found(lane[0])
-			e.masks.lanes[tenant] = lane[1:]
-			e.runLane(tenant)
-		default:
+	for _, l := range e.masks.lanes {
+		e.startLane(l)
+	}
+	for tenant, l := range e.masks.lanes {
+		for len(l.running) > 0 && e.await(l.running[0]) {
+			e.found(l.running[0])
+			l.running = l.running[1:]
+			e.startLane(l)
+		}
+		if len(l.running) == 0 {
+			delete(e.masks.lanes, tenant)
 		}
 	}
 }
 
-// runLane finds a tenant's masks as long as they come soon.
-func (e *Engine) runLane(tenant string) {
-	for len(e.masks.lanes[tenant]) > 0 {
-		m := e.masks.lanes[tenant][0]
-		if !m.over() {
-			go m.find(e.run.vocab, e.Wake)
-			if !e.await(m) {
-				return
-			}
-		}
-		e.found(m)
-		e.masks.lanes[tenant] = e.masks.lanes[tenant][1:]
+// startLane begins with the masks of a tenant that wait, where those before them are there.
+func (e *Engine) startLane(l *lane) {
+	if len(l.running) > 0 {
+		return
 	}
-	delete(e.masks.lanes, tenant)
+	for _, m := range l.waiting {
+		if m.over() {
+			e.found(m)
+			continue
+		}
+		l.running = append(l.running, m)
+	}
+	l.waiting = nil
+	if all := l.running; len(all) > 0 {
+		vocab := e.run.vocab
+		go func() {
+			for _, m := range all {
+				m.find(vocab, e.Wake)
+			}
+		}()
+	}
 }
 
 // over reports whether nobody wants the mask any more.
@@ -101,6 +116,11 @@ func (m *masking) find(vocab int, wake func()) {
 
 // await waits for a mask as long as there is patience, and reports whether it is there.
 func (e *Engine) await(m *masking) bool {
+	select {
+	case <-m.done:
+		return true
+	default:
+	}
 	if e.masks.patience > 0 {
 		begin, t := time.Now(), time.NewTimer(e.masks.patience)
 		select {
