@@ -40,34 +40,34 @@ namespace skinny {
 [[maybe_unused]] constexpr int max_stages = 24;
 
 #ifdef HOPPER
-constexpr int BM = 64;
 using hopper::address, hopper::allow_successor, hopper::barrier_arrive, hopper::barrier_arrive_at, hopper::barrier_expect, hopper::barrier_init, hopper::barrier_init_visible, hopper::barrier_wait;
 using hopper::cluster_rank, hopper::cluster_sync, hopper::count_up, hopper::counted, hopper::load2d, hopper::load2d_all, hopper::matrix_k, hopper::named_sync, hopper::pack;
 using hopper::policy_evict_first, hopper::policy_evict_last, hopper::prefetch_map, hopper::transpose8, hopper::wait_predecessor;
 using hopper::wgmma, hopper::wgmma_commit, hopper::wgmma_fence, hopper::wgmma_wait;
 
-// store writes a warp's 16 columns of y from n0 on.
-template <int NM> __device__ __forceinline__ void store(const SkinnyArgs& a, const float* c, int n0, int rows) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, n = n0 + 2 * t;
-    if (a.float32) {
-        float* y = (float*)a.y + 2 * t * a.ys + n0 + g;
-        const bool in[2] = {n0 + g < a.n, n0 + g + 8 < a.n};
+// store writes a warp's 16 columns, from n0 on, of the n of y.
+template <int NM> __device__ __forceinline__ void store(__nv_bfloat16* y, long long ys, int n, const float* c, int n0, int rows) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    y += g * ys + n0 + 2 * t;
+    const bool in[2] = {n0 + 2 * t < n, n0 + 2 * t + 8 < n};
 #pragma unroll
-        for (int j = 0; j < NM / 8; j++, y += 8 * a.ys)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (j * 8 + 2 * t + (i & 1) < rows && in[i >> 1]) y[(i & 1) * a.ys + 8 * (i >> 1)] = c[4 * j + i];
-        return;
-    }
-    __nv_bfloat16* y = (__nv_bfloat16*)a.y + g * a.ys + n;
-    const bool in[2] = {n < a.n, n + 8 < a.n};
-#pragma unroll
-    for (int j = 0; j < NM / 8; j++, y += 8 * a.ys)
+    for (int j = 0; j < NM / 8; j++, y += 8 * ys)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t v = transpose8(pack(c[4 * j + 2 * i], c[4 * j + 2 * i + 1]));
             if (j * 8 + g < rows && in[i]) *(uint32_t*)(y + 8 * i) = v;
         }
+}
+
+template <int NM> __device__ __forceinline__ void store(float* y, long long ys, int n, const float* c, int n0, int rows) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    y += 2 * t * ys + n0 + g;
+    const bool in[2] = {n0 + g < n, n0 + g + 8 < n};
+#pragma unroll
+    for (int j = 0; j < NM / 8; j++, y += 8 * ys)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (j * 8 + 2 * t + (i & 1) < rows && in[i >> 1]) y[(i & 1) * ys + 8 * (i >> 1)] = c[4 * j + i];
 }
 
 // Walk goes through a block's chunks [begin, end): its tiles from the last to the first, in each the chunks in order.
@@ -93,17 +93,41 @@ template <int NM, int C> __device__ __forceinline__ void load_x(const SkinnyArgs
     else load2d_all(dst + rank * (NM / C * 128), &a.x, chunk * 64, rank * (NM / C), full, (1 << C) - 1, policy);
 }
 
+// product sums count chunks out of the ring into c, which it begins anew; a warpgroup's rows of W begin at `rows` of a stage.
+template <int NM, int w_bytes, int stage_bytes, class Release>
+__device__ __forceinline__ void product(float* c, uint8_t* ring, int rows, uint64_t* full, int stages, int& s, int& phase, int count, Release release) {
+    int before = 0; // the stage that the product still running reads
+    for (int k = 0; k < count; k++) {
+        barrier_wait(full + s, phase);
+        const uint32_t stage = address(ring) + s * stage_bytes;
+        const uint64_t wd = matrix_k(stage + rows), xd = matrix_k(stage + w_bytes);
+        wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > 0);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (k > 0) release(before);
+        before = s;
+        if (++s == stages) s = 0, phase ^= 1;
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
+    release(before);
+}
+
 // join does what a block has to for a tile shared with others, those of this rank in the clusters first … the one with its last chunk. It returns whether c is
 // now the whole tile's, which it is for that one alone.
-template <int NM, int C>
-__device__ __forceinline__ bool join(const SkinnyArgs& a, float* c, int tile, bool last, int me, int rank, int chunks, unsigned grid, unsigned total) {
-    const long long size = BM * NM / 4;
+template <int NM, int WG, int C, class Args>
+__device__ __forceinline__ bool join(const Args& a, float* c, int tile, bool last, int me, int rank, int chunks, unsigned grid, unsigned total) {
+    constexpr int threads = 128 * WG;
+    const long long size = threads * NM / 8;
     float4* part = (float4*)a.partial + threadIdx.x;
     int* count = a.arrived + tile * C + rank;
     if (!last) {
 #pragma unroll
-        for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * 128, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
-        named_sync(1, 128);
+        for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * threads, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
+        named_sync(1, threads);
         if (threadIdx.x == 0) count_up(count, 1);
         return false;
     }
@@ -112,7 +136,7 @@ __device__ __forceinline__ bool join(const SkinnyArgs& a, float* c, int tile, bo
         while (counted(count) != me - first) {}
         *count = 0;
     }
-    named_sync(1, 128);
+    named_sync(1, threads);
     part += (first * C + rank) * size;
     // All loads of two blocks' parts, of one's where there are many, are under way at once.
     constexpr int ways = NM > 64 ? 1 : 2;
@@ -123,7 +147,7 @@ __device__ __forceinline__ bool join(const SkinnyArgs& a, float* c, int tile, bo
         for (int u = 0; u < ways; u++)
 #pragma unroll
             for (int i = 0; i < NM / 8; i++)
-                if (p + u < me) v[u][i] = __ldcg(part + u * C * size + i * 128);
+                if (p + u < me) v[u][i] = __ldcg(part + u * C * size + i * threads);
 #pragma unroll
         for (int u = 0; u < ways; u++)
 #pragma unroll
@@ -133,8 +157,8 @@ __device__ __forceinline__ bool join(const SkinnyArgs& a, float* c, int tile, bo
     return true;
 }
 
-template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a) {
-    constexpr int w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
+template <int NM, int WG, int C> __device__ __forceinline__ void run(const SkinnyArgs& a) {
+    constexpr int BM = 64 * WG, w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
     extern __shared__ uint8_t raw[];
     __shared__ alignas(8) uint64_t full[max_stages], empty[max_stages];
     uint8_t* ring = (uint8_t*)(((uintptr_t)raw + 1023) & ~(uintptr_t)1023);
@@ -150,11 +174,11 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
 #pragma unroll 1
         for (int s = 0; s < stages; s++) {
             barrier_init(full + s, 1);
-            barrier_init(empty + s, 4 * C);
+            barrier_init(empty + s, 4 * WG * C);
         }
         barrier_init_visible();
     }
-    if (warp == 4) {
+    if (warp == 4 * WG) {
         prefetch_map(&a.w);
         prefetch_map(&a.x);
     }
@@ -162,7 +186,7 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
     else cluster_sync();
     allow_successor();
 
-    if (warp == 4) {
+    if (warp == 4 * WG) {
         if (lane == 0) {
             const uint64_t once = policy_evict_first(), again = policy_evict_last();
             const int n = end - begin, ahead = min(stages, n);
@@ -200,40 +224,25 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
         Walk walk(begin, end, chunks);
         for (int left = end - begin; left > 0; walk.next_tile()) {
             const int tile = walk.tile, k0 = walk.chunk, k1 = walk.stop;
-            int before = 0; // the stage that the product still running reads
-            for (int k = k0; k < k1; k++) {
-                barrier_wait(full + s, phase);
-                const uint32_t stage = address(ring) + s * stage_bytes;
-                const uint64_t wd = matrix_k(stage), xd = matrix_k(stage + w_bytes);
-                wgmma_fence();
-#pragma unroll
-                for (int i = 0; i < 4; i++) wgmma<NM>(c, wd + 2 * i, xd + 2 * i, i > 0 || k > k0);
-                wgmma_commit();
-                wgmma_wait<1>();
-                if (k > k0) release(before);
-                before = s;
-                if (++s == stages) s = 0, phase ^= 1;
-            }
-            wgmma_wait<0>();
-#pragma unroll
-            for (int i = 0; i < NM / 2; i++) asm volatile("" : "+f"(c[i])::"memory");
-            release(before);
+            product<NM, w_bytes, stage_bytes>(c, ring, WG == 1 ? 0 : (warp >> 2) * 64 * 128, full, stages, s, phase, k1 - k0, release);
             left -= k1 - k0;
             const int n0 = tile * (BM * C) + row0 + warp * 16;
-            if (k1 - k0 < chunks && !join<NM, C>(a, c, tile, k1 == chunks, me, rank, chunks, grid, total)) continue;
-            store<NM>(a, c, n0, rows);
+            if (k1 - k0 < chunks && !join<NM, WG, C>(a, c, tile, k1 == chunks, me, rank, chunks, grid, total)) continue;
+            if (a.float32) store<NM>((float*)a.y, a.ys, (int)a.n, c, n0, rows);
+            else store<NM>((__nv_bfloat16*)a.y, a.ys, (int)a.n, c, n0, rows);
         }
     }
     if (C > 1) cluster_sync(); // nobody writes into a block that has ended
 }
 #else
-template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
+template <int NM, int WG, int C> __device__ __forceinline__ void run(const SkinnyArgs&) { __trap(); }
 #endif
 } // namespace skinny
 
 // linear_skinny_<NM>: at most NM rows of x. linear_skinny_pair_<NM>: clusters of two blocks; the grid is even, x's box [NM/2, 64].
 #define LINEAR_SKINNY(NM) \
-    extern "C" __global__ void __launch_bounds__(160, 1) linear_skinny_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<NM, 1>(a); }
+    extern "C" __global__ void __launch_bounds__(160, 1) linear_skinny_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<NM, 1, 1>(a); } \
+    extern "C" __global__ void __launch_bounds__(288, 1) linear_skinny_wide_##NM(const __grid_constant__ SkinnyArgs a) { skinny::run<NM, 2, 1>(a); }
 LINEAR_SKINNY(8)
 LINEAR_SKINNY(16)
 LINEAR_SKINNY(32)
@@ -244,6 +253,6 @@ LINEAR_SKINNY(128)
 #else
 #define LINEAR_SKINNY_PAIR __cluster_dims__(2, 1, 1)
 #endif
-extern "C" __global__ void LINEAR_SKINNY_PAIR __launch_bounds__(160, 1) linear_skinny_pair_128(const __grid_constant__ SkinnyArgs a) { skinny::run<128, 2>(a); }
+extern "C" __global__ void LINEAR_SKINNY_PAIR __launch_bounds__(160, 1) linear_skinny_pair_128(const __grid_constant__ SkinnyArgs a) { skinny::run<128, 1, 2>(a); }
 #undef LINEAR_SKINNY
 #undef LINEAR_SKINNY_PAIR
