@@ -144,8 +144,13 @@ func (m *Model) gateUp(s kernels.Stream, st *State, sc StepContext, l int, v Sav
 	if v.GateUp.Present() {
 		yz, kept = v.GateUp, v.GateUp.ColRange(0, 2*m.Config.FeedForward)
 	}
+	args := kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: m.Layers[l].MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: kept}
+	if tap == nil && !kept.Present() {
+		m.Backend.LinearMLP(s, st.Normed, m.Layers[l].Weight(adapters.MLPIn), args, sc.Step)
+		return
+	}
 	m.linear(s, yz, sc, l, adapters.MLPIn, st.Normed, kernels.Tensor{}, tap)
-	m.Backend.MLP(s, kernels.MLPArgs{Act: st.Act, YZ: yz, Bias: m.Layers[l].MLPInBias, B: m.B(sc.Table, l, adapters.MLPIn), GateUp: kept}, sc.Step)
+	m.Backend.MLP(s, args, sc.Step)
 }
 
 // linear is a site's linear, to yz. Its z is kept where z is given.

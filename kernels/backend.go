@@ -111,6 +111,10 @@ type ServingOps interface {
 	// MLP: with [g, u] = yz + bias + B·z: act[t] = silu(g)·u.
 	MLP(s Stream, a MLPArgs, step Step)
 
+	// LinearMLP is Linear to a.YZ and MLP of that: act[t] = silu(g)·u with [g, u, z] = [x[t]·Wᵀ, round(x[t]·Aᵀ)] and B·z. A device may do it in one go; then
+	// of a.YZ only z is what Linear would have made it. a.GateUp is absent.
+	LinearMLP(s Stream, x Tensor, w Weight, a MLPArgs, step Step)
+
 	// GatherRows: y[i] = x[RowToken[i]]. x [T, H]; y [rows, H].
 	GatherRows(s Stream, y, x Tensor, step Step)
 

@@ -34,6 +34,12 @@ func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
 	b.runMLP(&b.mlp, step)
 }
 
+// LinearMLP is Linear and MLP.
+func (b *Backend) LinearMLP(s kernels.Stream, x kernels.Tensor, w kernels.Weight, a kernels.MLPArgs, step kernels.Step) {
+	b.Linear(s, a.YZ, x, w, step)
+	b.MLP(s, a, step)
+}
+
 func (b *Backend) runMLP(a *mlpTask, step kernels.Step) {
 	b.mlp = *a
 	t := &b.mlp

@@ -60,7 +60,15 @@ func (b *bench) step(n, context int, adapter func(int) int) kernels.Step {
 		rec.KVSlot[i] = rec.BlockTable[i*each+at/p]*p + int32(at%p)
 		rec.QueryStart[i], rec.QueryStart[i+1], rec.Context[i] = int32(i), int32(i+1), int32(context)
 	}
-	rec.Head[kernels.HeadTokens], rec.Head[kernels.HeadSeqs], rec.Head[kernels.HeadRows] = int32(n), int32(n), int32(n)
+	segs := 0
+	for i := range n {
+		if segs == 0 || rec.SegAdapter[segs-1] != rec.Adapter[i] {
+			rec.SegStart[segs], rec.SegAdapter[segs], rec.SegLane[segs] = int32(i), rec.Adapter[i], -1
+			segs++
+		}
+	}
+	rec.SegStart[segs] = int32(n)
+	rec.Head[kernels.HeadTokens], rec.Head[kernels.HeadSeqs], rec.Head[kernels.HeadRows], rec.Head[kernels.HeadSegs] = int32(n), int32(n), int32(n), int32(segs)
 	step.Words = b.tensor(kernels.I32, 1, len(rec.Words))
 	b.Upload(b.s, step.Words, rec.Bytes())
 	return step
@@ -240,8 +248,7 @@ func BenchmarkLayer(t *testing.B) {
 					b.Attention(b.s, kernels.AttentionArgs{Out: normed, Q: q, Cache: kv, Layer: i, Scale: 0.1}, step)
 					b.Linear(b.s, y, normed, w[1], step)
 					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
-					b.Linear(b.s, gu, normed, w[2], step)
-					b.MLP(b.s, kernels.MLPArgs{Act: act, YZ: gu, B: ref(2 * ff)}, step)
+					b.LinearMLP(b.s, normed, w[2], kernels.MLPArgs{Act: act, YZ: gu, B: ref(2 * ff)}, step)
 					b.Linear(b.s, y, act, w[3], step)
 					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
 				}

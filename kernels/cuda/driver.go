@@ -83,6 +83,18 @@ static int bh_map(void *out, uint64_t at, uint64_t rows, uint64_t cols, uint64_t
     memcpy(out, &m, sizeof m);
     return e;
 }
+// bh_map_turns describes the bf16 matrix [2·ff, cols], without gaps, for copies of boxes of 32 of its first ff rows and the 32 beside them, eight and eight in turns.
+static int bh_map_turns(void *out, uint64_t at, uint64_t ff, uint64_t cols) {
+    CUtensorMap m;
+    cuuint64_t dims[] = {cols, 8, 2, ff / 8}, strides[] = {2 * cols, 2 * cols * ff, 16 * cols};
+    cuuint32_t box[] = {64, 8, 2, 4}, one[] = {1, 1, 1, 1};
+    int e = bh_current();
+    if (!e)
+        e = cuTensorMapEncodeTiled(&m, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, (void *)at, dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    memcpy(out, &m, sizeof m);
+    return e;
+}
 static int bh_shared(CUfunction f, int bytes) { return cuFuncSetAttribute(f, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes); }
 static int bh_pinned(void **p, size_t n) {
     int e = bh_current();
@@ -250,6 +262,12 @@ type tensorMap [16]uint64
 // makeMap describes the bf16 matrix [rows, cols] at an address, stride elements from row to row, for copies of boxes [boxRows, 64].
 func makeMap(at uint64, rows, cols, stride, boxRows int) (m tensorMap, err error) {
 	e := C.bh_map(unsafe.Pointer(&m), C.uint64_t(at), C.uint64_t(rows), C.uint64_t(cols), C.uint64_t(stride), C.uint32_t(boxRows))
+	return m, driverError("a tensor map", e)
+}
+
+// makeTurnsMap describes gate's ff rows and up's of a bf16 matrix [2·ff, cols] for copies of 32 and 32, eight and eight in turns; ff is a multiple of 8.
+func makeTurnsMap(at uint64, ff, cols int) (m tensorMap, err error) {
+	e := C.bh_map_turns(unsafe.Pointer(&m), C.uint64_t(at), C.uint64_t(ff), C.uint64_t(cols))
 	return m, driverError("a tensor map", e)
 }
 

@@ -4,6 +4,8 @@ package cuda
 
 import (
 	"fmt"
+	"os"
+	"strconv"
 
 	"bhive/kernels"
 )
@@ -138,7 +140,7 @@ func (s *stream) shares(n int) (partial, arrived uint64) {
 // mapKey is what a tensor map describes.
 type mapKey struct {
 	at                          uint64
-	rows, cols, stride, boxRows int
+	rows, cols, stride, boxRows int // stride 0: in turns
 }
 
 func (b *Backend) tensorMap(at uint64, rows, cols, stride, boxRows int) tensorMap {
@@ -146,7 +148,12 @@ func (b *Backend) tensorMap(at uint64, rows, cols, stride, boxRows int) tensorMa
 	m, ok := b.maps[key]
 	if !ok {
 		var err error
-		if m, err = makeMap(at, rows, cols, stride, boxRows); err != nil {
+		if stride == 0 {
+			m, err = makeTurnsMap(at, rows/2, cols)
+		} else {
+			m, err = makeMap(at, rows, cols, stride, boxRows)
+		}
+		if err != nil {
 			b.keep(err)
 		}
 		b.maps[key] = m
@@ -156,7 +163,9 @@ func (b *Backend) tensorMap(at uint64, rows, cols, stride, boxRows int) tensorMa
 
 // skinnyStages is the depth of the ring of linear_skinny_<tokens>. Above 113 KiB no two of its blocks meet on a multiprocessor; just below 132 or 164 KiB, which
 // are sizes that shared memory can have, the kernels beside it have the most L1.
-func skinnyStages(tokens int) int {
+func skinnyStages(tokens int) int { return stagesOf(64, tokens) }
+
+func stagesOf(rows, tokens int) int {
 	ring := 126 << 10
 	switch {
 	case tokens > 64:
@@ -164,10 +173,23 @@ func skinnyStages(tokens int) int {
 	case tokens > 32:
 		ring = 160 << 10
 	}
-	return min(24, ring/((64+tokens)*128))
+	return min(24, ring/((rows+tokens)*128))
 }
 
 func ringShared(tokens int) int { return 1024 + skinnyStages(tokens)*(64+tokens)*128 }
+
+// Of the experiment.
+var (
+	wideFrom   = number("WIDE_FROM", 1<<62)
+	wideTokens = number("WIDE_TOKENS", 64)
+)
+
+func number(name string, v int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return v
+}
 
 // skinny streams the weight once for each 128 tokens.
 func (b *Backend) skinny(s *stream, y, x kernels.Tensor, w *weight, m int, count uint64, wide bool) {
@@ -186,16 +208,20 @@ func (b *Backend) skinny(s *stream, y, x kernels.Tensor, w *weight, m int, count
 		if tokens == 128 && !b.config.BatchInvariant { // pairs cut k otherwise
 			name, blocks = "linear_skinny_pair_128", 2
 		}
-		wm := b.tensorMap(uint64(w.at), n, k, k, 64)
+		box, threads := 64, 160
+		if tokens >= wideTokens && n*k >= wideFrom && !b.config.BatchInvariant {
+			name, box, threads, blocks = fmt.Sprintf("linear_skinny_wide_%d", tokens), 128, 288, 1
+		}
+		wm := b.tensorMap(uint64(w.at), n, k, k, box)
 		xm := b.tensorMap(address(x)+uint64(2*first*x.Stride), rows, k, x.Stride, tokens/blocks)
 		b.args = append(append(b.args[:0], wm[:]...), xm[:]...)
 		b.args = append(b.args, address(y)+uint64(first*y.Stride*y.DType.Size()), uint64(y.Stride), uint64(n), uint64(k), uint64(rows), count, uint64(first),
-			partial, arrived, uint64(skinnyStages(tokens)), f32)
+			partial, arrived, uint64(stagesOf(box, tokens)), f32)
 		for len(b.args) < 48 {
 			b.args = append(b.args, 0)
 		}
-		grid := min(parts(n, 64*blocks)*parts(k, 64), b.processors/blocks) * blocks
-		if err := launchValue(b.functions[name], grid, 160, ringShared(tokens), s.s, b.args, b.overlap); err != nil {
+		grid := min(parts(n, box*blocks)*parts(k, 64), b.processors/blocks) * blocks
+		if err := launchValue(b.functions[name], grid, threads, 1024+stagesOf(box, tokens)*(box+tokens)*128, s.s, b.args, b.overlap); err != nil {
 			b.keep(fmt.Errorf("%s: %w", name, err))
 		}
 	}

@@ -28,6 +28,8 @@ var functionShared = map[string]int{
 	"few8_bf16": fewShared(8, 11), "few8_bf16_f32": fewShared(8, 11), "few16_bf16": fewShared(16, 9), "few16_bf16_f32": fewShared(16, 9),
 	"linear_skinny_8": ringShared(8), "linear_skinny_16": ringShared(16), "linear_skinny_32": ringShared(32), "linear_skinny_64": ringShared(64),
 	"linear_skinny_128": ringShared(128), "linear_skinny_pair_128": ringShared(128),
+	"linear_skinny_wide_8": 200 << 10, "linear_skinny_wide_16": 200 << 10, "linear_skinny_wide_32": 200 << 10, "linear_skinny_wide_64": 200 << 10, "linear_skinny_wide_128": 210 << 10,
+	"linear_mlp_8": ringShared(8), "linear_mlp_16": ringShared(16), "linear_mlp_32": ringShared(32), "linear_mlp_64": ringShared(64), "linear_mlp_128": ringShared(128),
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,
 	"attention_decode_128": 0, "attention_decode_64": 0,
