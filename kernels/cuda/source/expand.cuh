@@ -37,10 +37,11 @@ __device__ __forceinline__ uint4 line(const bf16* p) {
 // Expand is the work of one warp on slices of 8 tokens, one after another: it adds B·z of its own rows of B, TILES times 16 of them, for each
 // token's adapter. A lane 4g+t has rows n[i/RUN] + 2·(i%RUN) and the next of tile i, n its own, and of sum[i][s+2e] token 2t+s, row e of the two.
 // ONCE: there is one slice, its adapters' rows are in no other; of ranks up to 16 it takes two adapters at a time, lanes t ≥ 2 the second one.
+// Adapters whose rank is no multiple of 8 come last, without tensor cores.
 template <int TILES, int RUN, bool ONCE> struct Expand {
     const bf16* block; // of the lane's token, whose number in the slice the lane's is
     int rank;
-    unsigned same, todo; // tokens with that adapter; the first token of each adapter that is left
+    unsigned same, todo, odd; // tokens with that adapter; the first token of each adapter that is left, and of each whose rank is no multiple of 8
     unsigned mask, second; // tokens of the adapter whose rows are here; of the second one
     bool pairs = false;
     const bf16* from;
@@ -60,7 +61,9 @@ template <int TILES, int RUN, bool ONCE> struct Expand {
         rank = (int)a.rank;
         same = __match_any_sync(~0u, rank ? s : -1);
         todo = __ballot_sync(~0u, rank && lane == __ffs(same) - 1);
-        if (ONCE) pairs = __popc(todo) > 1 && !__any_sync(~0u, rank > 16 || rank % 8);
+        odd = todo & __ballot_sync(~0u, rank % 8);
+        todo &= ~odd;
+        if (ONCE) pairs = __popc(todo) > 1 && !__any_sync(~0u, rank > 16);
         k0 = most = 0;
 #pragma unroll
         for (int i = 0; i < TILES; i++)
@@ -120,26 +123,20 @@ template <int TILES, int RUN, bool ONCE> struct Expand {
             held = from;
             held_k = k0;
         }
-        const int here = on ? max(0, min(8, most - k0 - 8 * t)) : 0;
+        const bool here = on && k0 + 8 * t < most;
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
             const bf16* row = from + most * (offset + n[i / RUN]) + (k0 + 8 * t) + 2 * (i % RUN) * most;
-            if (most % 8 == 0) {
 #pragma unroll
-                for (int e = 0; e < 2; e++) w[i][e] = !here ? make_uint4(0, 0, 0, 0) : ONCE ? line(row + e * most) : __ldg((const uint4*)(row + e * most));
-            } else {
-#pragma unroll
-                for (int e = 0; e < 2; e++) w[i][e] = few(row + e * most, here);
-            }
+            for (int e = 0; e < 2; e++) w[i][e] = !here ? make_uint4(0, 0, 0, 0) : ONCE ? line(row + e * most) : __ldg((const uint4*)(row + e * most));
         }
         return true;
     }
 
     // load_z fetches the elements of each token's z from k0 on; src is the slice's first token's z.
     __device__ __forceinline__ void load_z(const bf16* src, ll stride) {
-        const int token = (threadIdx.x & 31) >> 2, at = k0 + 8 * (threadIdx.x & (ONCE && pairs ? 1 : 3)), here = min(8, __shfl_sync(~0u, rank, token) - at);
-        src += token * stride + at;
-        z = here == 8 ? *(const uint4*)src : few(src, here);
+        const int token = (threadIdx.x & 31) >> 2, at = k0 + 8 * (threadIdx.x & (ONCE && pairs ? 1 : 3));
+        z = piece(src + token * stride, at, __shfl_sync(~0u, rank, token) & ~7);
     }
 
     // add multiplies what take has loaded. Tokens of other adapters stay as they are, whatever the rows hold.
@@ -177,16 +174,43 @@ template <int TILES, int RUN, bool ONCE> struct Expand {
 
     // run does all of a slice; more: take has been called, and had something.
     __device__ __forceinline__ void run(bool more, const bf16* src, ll stride, ll offset, const int* n, bool on) {
-        if (!more) return;
-        load_z(src, stride);
-        int at = 0;
-        do {
-            if (at != k0) {
-                at = k0;
-                load_z(src, stride);
+        if (more) {
+            load_z(src, stride);
+            int at = 0;
+            do {
+                if (at != k0) {
+                    at = k0;
+                    load_z(src, stride);
+                }
+                add();
+            } while (take(offset, n, on));
+        }
+        if (odd) run_odd(src, stride, offset, n, on);
+    }
+
+    // run_odd adds B·z of the tokens whose rank is no multiple of 8, a value of z at a time.
+    __device__ __forceinline__ void run_odd(const bf16* src, ll stride, ll offset, const int* n, bool on) {
+        const int t = threadIdx.x & 3;
+#pragma unroll 1
+        for (unsigned left = odd; left; left &= left - 1) {
+            const int l = __ffs(left) - 1;
+            const bf16* own = block_of(l);
+            const int r = __shfl_sync(~0u, rank, l);
+            const unsigned tokens = __shfl_sync(~0u, same, l) >> 2 * t & 3; // of the lane's two
+            if (!on) continue;
+#pragma unroll 1
+            for (int k = 0; k < r; k++) {
+                const float z0 = tokens & 1 ? f(src[2 * t * stride + k]) : 0.f, z1 = tokens & 2 ? f(src[(2 * t + 1) * stride + k]) : 0.f;
+#pragma unroll
+                for (int i = 0; i < TILES; i++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++) {
+                        const float b = f(own[r * (offset + n[i / RUN] + 2 * (i % RUN) + e) + k]);
+                        if (tokens & 1) sum[i][2 * e] = fmaf(b, z0, sum[i][2 * e]);
+                        if (tokens & 2) sum[i][2 * e + 1] = fmaf(b, z1, sum[i][2 * e + 1]);
+                    }
             }
-            add();
-        } while (take(offset, n, on));
+        }
     }
 };
 
