@@ -116,8 +116,12 @@ func (m *Model) forwardPart(s kernels.Stream, st *State, sc StepContext, l int, 
 		m.gateUp(s, st, sc, l, v, tap)
 	case PartDown:
 		yz := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
+		var ahead *kernels.KVLayer
+		if l+1 < len(m.Layers) && save == nil {
+			ahead = &kernels.KVLayer{Cache: sc.Cache, Layer: sc.CacheLayer(l + 1)}
+		}
 		m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
-			Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd, Carry: carry, Fold: true}, sc.Step)
+			Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd, Carry: carry, Fold: true, Ahead: ahead}, sc.Step)
 	}
 }
 

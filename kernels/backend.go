@@ -162,6 +162,13 @@ type ResidualNormArgs struct {
 	// and begins anew. The norm is of Out as it is stored.
 	Carry Tensor
 	Fold  bool
+	Ahead *KVLayer // optional: what the step's attention reads next
+}
+
+// KVLayer is a layer of a cache.
+type KVLayer struct {
+	Cache KVCache
+	Layer int
 }
 
 // MLPArgs are the arguments of MLP.

@@ -250,7 +250,7 @@ func BenchmarkLayer(t *testing.B) {
 					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
 					b.LinearMLP(b.s, normed, w[2], kernels.MLPArgs{Act: act, YZ: gu, B: ref(2 * ff)}, step)
 					b.Linear(b.s, y, act, w[3], step)
-					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
+					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h), Ahead: &kernels.KVLayer{Cache: kv, Layer: (i + 1) % layers}}, step)
 				}
 				t.Run(fmt.Sprintf("%d tokens, %d distinct of rank %d", n, distinct, rank), func(t *testing.B) {
 					b := &bench{t, b.Backend, b.s}

@@ -211,9 +211,22 @@ func (b *Backend) QKV(s kernels.Stream, a kernels.QKVArgs, step kernels.Step) {
 		gy = parts(gy*d, 2*threads)
 	}
 	b.launch(s, name+b.suffix(), parts(m, each), gy, 1, threads, 4*(((z+3)&^3)+2*d),
-		qa, qs, ya, ys, vector(a.Bias, out, "qkv: bias"), vector(a.QNorm, d, "qkv: q norm"), vector(a.KNorm, d, "qkv: k norm"), float(float64(a.Eps)),
-		ra, rs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(z), pa, ps, noAdapters(table, z), offset,
-		r.at(atAdapter), r.at(atPosition), r.at(atKVSlot), r.at(atHead), uint64(slicesOf(step)))
+		append([]uint64{qa, qs, ya, ys, vector(a.Bias, out, "qkv: bias"), vector(a.QNorm, d, "qkv: q norm"), vector(a.KNorm, d, "qkv: k norm"), float(float64(a.Eps)),
+			ra, rs, c.k(a.Layer), c.v(a.Layer), uint64(heads), uint64(kv), uint64(d), uint64(z), pa, ps, noAdapters(table, z), offset,
+			r.at(atAdapter), r.at(atPosition), r.at(atKVSlot), r.at(atHead), uint64(slicesOf(step))}, b.ahead(&kernels.KVLayer{Cache: a.Cache, Layer: a.Layer}, step, aheadResidual, aheadQKV)...)...)
+}
+
+// Of the experiment: blocks of each sequence.
+var aheadResidual, aheadQKV = number("AHEAD_R", 0), number("AHEAD_Q", 0)
+
+// ahead are the arguments for blocks of a layer's cache that attention wants soon.
+func (b *Backend) ahead(l *kernels.KVLayer, step kernels.Step, from, each int) []uint64 {
+	if l == nil || step.Bucket.MaxQuery != 1 || !b.hopper || each == 0 {
+		return make([]uint64, 9)
+	}
+	c, r := l.Cache.(*kvCache), recordOf(step)
+	bytes := c.spec.BlockTokens * c.spec.KVHeads * c.spec.HeadDim * b.config.Working.Size()
+	return []uint64{c.k(l.Layer), c.v(l.Layer), uint64(bytes), r.at(atBlockTable), r.at(atContext), uint64(step.Bucket.Blocks), uint64(c.spec.BlockTokens), uint64(from), uint64(each)}
 }
 
 // ResidualNorm: out[t] = x[t] + y[t] + bias + B·z[t]; normed[t] = out[t]·rstd[t]·w.
@@ -242,8 +255,8 @@ func (b *Backend) ResidualNorm(s kernels.Stream, a kernels.ResidualNormArgs, ste
 		panic(fmt.Sprintf("cuda: residual: a row of %d, at most %d", h, 16*1024))
 	}
 	b.launch(s, name+b.suffix(), blocks, 1, 1, threads, 4*((z+3)&^3),
-		oa, os, na, ns, xa, xs, ya, ys, vector(a.Bias, h, "residual: bias"), vector(a.Norm, h, "residual: norm"), vector(a.Rstd, m, "residual: rstd"),
-		uint64(h), uint64(z), float(float64(a.Eps)), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead), ca, cs, fold)
+		append([]uint64{oa, os, na, ns, xa, xs, ya, ys, vector(a.Bias, h, "residual: bias"), vector(a.Norm, h, "residual: norm"), vector(a.Rstd, m, "residual: rstd"),
+			uint64(h), uint64(z), float(float64(a.Eps)), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead), ca, cs, fold}, b.ahead(a.Ahead, step, 0, aheadResidual)...)...)
 }
 
 // MLP: with [g, u] = y + bias + B·z: act[t] = silu(g)·u.

@@ -29,6 +29,29 @@ __device__ __forceinline__ void allow_successor() {
 #endif
 }
 
+// KVAhead are blocks of a layer's cache, `each` of every sequence from block `from` on, that attention wants soon: while the memory idles they are brought into
+// the L2. bytes are a block's of K, or of V.
+struct KVAhead {
+    const char *k, *v;
+    ll bytes;
+    const int *table, *context;
+    ll width, block, from, each;
+};
+// bring_ahead is this block's share; block of blocks. Its first warp does it.
+__device__ __forceinline__ void bring_ahead(const KVAhead& a, int seqs, int block, int blocks) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x >= 32) return;
+#pragma unroll 1
+    for (int i = block * 32 + threadIdx.x; i < seqs * (int)a.each; i += blocks * 32) {
+        const int s = i % seqs, b = (int)a.from + i / seqs;
+        if (b * (int)a.block >= a.context[s]) continue;
+        const ll at = a.table[s * a.width + b] * a.bytes;
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(a.k + at), "r"((int)a.bytes) : "memory");
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(a.v + at), "r"((int)a.bytes) : "memory");
+    }
+#endif
+}
+
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
     for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);

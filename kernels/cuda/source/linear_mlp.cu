@@ -201,8 +201,10 @@ template <int NM> __device__ __forceinline__ void run(const LinearMLPArgs& a) {
                 if (used) {
                     uint64_t* const f = full + s.at;
                     uint8_t* dst = ring + s.at * stage_bytes;
-                    if (s.round) barrier_wait(empty + s.at, (s.round - 1) & 1);
-                    if (lane == 0) barrier_expect(f, held);
+                    if (lane == 0) {
+                        if (s.round) barrier_wait(empty + s.at, (s.round - 1) & 1);
+                        barrier_expect(f, held);
+                    }
                     __syncwarp();
 #pragma unroll 1
                     for (int turn = 0; i < next; i++) {
@@ -224,8 +226,8 @@ template <int NM> __device__ __forceinline__ void run(const LinearMLPArgs& a) {
             if (whole < tiles) rows_of(whole);
             if (i == n) break;
             uint8_t* stage = ring + s.at * stage_bytes;
-            if (s.round) barrier_wait(empty + s.at, (s.round - 1) & 1);
-            if (lane == 0) {
+            if (lane == 0) { // alone: a lane that looks late would find the phase after the next
+                if (s.round) barrier_wait(empty + s.at, (s.round - 1) & 1);
                 barrier_expect(full + s.at, stage_bytes);
                 load_w(a, stage, w.chunk, w.tile, tiles, full + s.at, once);
                 load2d(stage + w_bytes, &a.x, w.chunk * 64, 0, full + s.at, again);

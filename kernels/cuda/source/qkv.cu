@@ -16,6 +16,7 @@ struct QKVArgs {
     B b;
     const int *adapter, *position, *slot, *head;
     ll slices;
+    KVAhead ahead;
 };
 template <class T, int TT> __device__ void qkv(const QKVArgs& a) {
     extern __shared__ float z[]; // [TT, ldz], then two rows of d
@@ -74,6 +75,7 @@ template <int D, bool MANY> __device__ __forceinline__ void qkv_slice(const QKVA
     constexpr int HALF = D / 2, WARPS = D / 64; // warps of a head
     __shared__ float squares[2][8][8];
     allow_successor();
+    if (!MANY && a.ahead.each) bring_ahead(a.ahead, a.head[1], blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3, tokens = a.head[0], slices = MANY ? (int)a.slices : 1;
     int t0 = blockIdx.x * 8 * slices;
     const int unit = blockIdx.y * (blockDim.x >> 5) + warp, all = a.heads + 2 * a.kv, h = unit / WARPS, first = unit % WARPS * 32, i0 = first + 4 * g;

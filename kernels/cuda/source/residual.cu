@@ -17,6 +17,7 @@ struct ResidualArgs {
     B b;
     const int *adapter, *head;
     void* carry; ll cs; ll fold;
+    KVAhead ahead;
 };
 // stored is a sum as it is stored, and carry what the stream then lacks.
 template <class T> __device__ __forceinline__ float stored(float sum, float& carry, bool fold) {
@@ -103,6 +104,7 @@ __device__ __forceinline__ void residual8(const ResidualArgs& a) {
         *(float4*)(w + 4) = *(const float4*)(a.w + c + 4);
     }
     allow_successor();
+    if (a.ahead.each) bring_ahead(a.ahead, a.head[1], blockIdx.x, gridDim.x);
     const ll t = blockIdx.x;
     const bool there = t < a.head[0];
     const int n0 = threadIdx.x / 32 * 256;
