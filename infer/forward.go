@@ -115,13 +115,13 @@ func (m *Model) forwardPart(s kernels.Stream, st *State, sc StepContext, l int, 
 	case PartGateUp:
 		m.gateUp(s, st, sc, l, v, tap)
 	case PartDown:
-		yz := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
+		yz, ref := m.linear(s, st.YZ[adapters.MLPDown], sc, l, adapters.MLPDown, st.Act, v.ZMLPDown, tap)
 		var ahead *kernels.KVLayer
 		if l+1 < len(m.Layers) && save == nil {
 			ahead = &kernels.KVLayer{Cache: sc.Cache, Layer: sc.CacheLayer(l + 1)}
 		}
 		m.Backend.ResidualNorm(s, kernels.ResidualNormArgs{Out: out, Normed: st.Normed, X: mid, YZ: yz, Bias: m.Layers[l].MLPDownBias, Norm: norm,
-			Eps: m.eps(), B: m.B(sc.Table, l, adapters.MLPDown), Rstd: rstd, Carry: carry, Fold: true, Ahead: ahead}, sc.Step)
+			Eps: m.eps(), B: ref, Rstd: rstd, Carry: carry, Fold: true, Ahead: ahead}, sc.Step)
 	}
 }
 
@@ -133,13 +133,13 @@ func (m *Model) attend(s kernels.Stream, st *State, sc StepContext, l int, v Sav
 	if v.Q.Present() {
 		q, o = v.Q, v.O
 	}
-	yz := m.linear(s, st.YZ[adapters.AttnIn], sc, l, adapters.AttnIn, st.Normed, v.ZAttnIn, tap)
+	yz, ref := m.linear(s, st.YZ[adapters.AttnIn], sc, l, adapters.AttnIn, st.Normed, v.ZAttnIn, tap)
 	be.QKV(s, kernels.QKVArgs{Q: q, YZ: yz, Bias: w.AttnInBias, QNorm: w.QNorm, KNorm: w.KNorm, Eps: eps, Rope: m.Rope,
-		Cache: sc.Cache, Layer: layer, B: m.B(sc.Table, l, adapters.AttnIn), Pre: v.Pre}, step)
+		Cache: sc.Cache, Layer: layer, B: ref, Pre: v.Pre}, step)
 	be.Attention(s, kernels.AttentionArgs{Out: o, Q: q, Cache: sc.Cache, Layer: layer, Scale: m.scale(), Window: m.Config.Window(l), LSE: v.LSE}, step)
-	yz = m.linear(s, st.YZ[adapters.AttnOut], sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
+	yz, ref = m.linear(s, st.YZ[adapters.AttnOut], sc, l, adapters.AttnOut, o, v.ZAttnOut, tap)
 	be.ResidualNorm(s, kernels.ResidualNormArgs{Out: mid, Normed: st.Normed, X: in, YZ: yz, Bias: w.AttnOutBias, Norm: w.MLPNorm,
-		Eps: eps, B: m.B(sc.Table, l, adapters.AttnOut), Rstd: v.RstdMid, Carry: carry}, step)
+		Eps: eps, B: ref, Rstd: v.RstdMid, Carry: carry}, step)
 }
 
 // gateUp takes a layer's second normed input in st.Normed to the product of gate and up in st.Act.
@@ -153,23 +153,28 @@ func (m *Model) gateUp(s kernels.Stream, st *State, sc StepContext, l int, v Sav
 		m.Backend.LinearMLP(s, st.Normed, m.Layers[l].Weight(adapters.MLPIn), args, sc.Step)
 		return
 	}
-	m.linear(s, yz, sc, l, adapters.MLPIn, st.Normed, kernels.Tensor{}, tap)
+	_, args.B = m.linear(s, yz, sc, l, adapters.MLPIn, st.Normed, kernels.Tensor{}, tap)
 	m.Backend.MLP(s, args, sc.Step)
 }
 
-// linear is a site's linear, to yz. Its z is kept where z is given.
-func (m *Model) linear(s kernels.Stream, yz kernels.Tensor, sc StepContext, l int, site adapters.Site, x, z kernels.Tensor, tap tap) kernels.Tensor {
+// linear is a site's linear, to yz, and the B that whoever reads that has to add. Its z is kept where z is given.
+func (m *Model) linear(s kernels.Stream, yz kernels.Tensor, sc StepContext, l int, site adapters.Site, x, z kernels.Tensor, tap tap) (kernels.Tensor, kernels.BRef) {
 	if tap != nil {
 		tap(site, x)
 	}
-	be, w := m.Backend, m.Layers[l].Weight(site)
-	be.Linear(s, yz, x, w, sc.Step)
+	be, w, b := m.Backend, m.Layers[l].Weight(site), m.B(sc.Table, l, site)
+	switch {
+	case z.Present():
+		be.Linear(s, yz, x, w, sc.Step)
+	case be.LinearB(s, yz, x, w, b, sc.Step):
+		b = kernels.BRef{}
+	}
 	be.Reduce(s, yz, w)
 	if z.Present() {
 		n := sc.Step.Bucket.Tokens
 		be.Copy(s, z.RowRange(0, n), yz.RowRange(0, n).ColRange(w.Out(), w.Out()+w.R()))
 	}
-	return yz
+	return yz, b
 }
 
 // Logits gathers the step's rows from the final norm in st.Normed and multiplies them by the head, into st.Logits.

@@ -111,8 +111,11 @@ type ServingOps interface {
 	// MLP: with [g, u] = yz + bias + B·z: act[t] = silu(g)·u.
 	MLP(s Stream, a MLPArgs, step Step)
 
-	// LinearMLP is Linear to a.YZ and MLP of that: act[t] = silu(g)·u with [g, u, z] = [x[t]·Wᵀ, round(x[t]·Aᵀ)] and B·z. A device may do it in one go; then
-	// of a.YZ only z is what Linear would have made it. a.GateUp is absent.
+	// LinearB is Linear, and adds B·z to y where the device does so at no more cost; it reports whether. If it does, only y of yz is written.
+	LinearB(s Stream, yz, x Tensor, w Weight, b BRef, step Step) bool
+
+	// LinearMLP is Linear to a.YZ and MLP of that: act[t] = silu(g)·u with [g, u, z] = [x[t]·Wᵀ, round(x[t]·Aᵀ)] and B·z. A device may do it in one go, and
+	// leave a.YZ as it was. a.GateUp is absent.
 	LinearMLP(s Stream, x Tensor, w Weight, a MLPArgs, step Step)
 
 	// GatherRows: y[i] = x[RowToken[i]]. x [T, H]; y [rows, H].

@@ -34,6 +34,12 @@ func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
 	b.runMLP(&b.mlp, step)
 }
 
+// LinearB is Linear; B·z is for who reads it.
+func (b *Backend) LinearB(s kernels.Stream, yz, x kernels.Tensor, w kernels.Weight, _ kernels.BRef, step kernels.Step) bool {
+	b.Linear(s, yz, x, w, step)
+	return false
+}
+
 // LinearMLP is Linear and MLP.
 func (b *Backend) LinearMLP(s kernels.Stream, x kernels.Tensor, w kernels.Weight, a kernels.MLPArgs, step kernels.Step) {
 	b.Linear(s, a.YZ, x, w, step)

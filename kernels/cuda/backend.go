@@ -94,7 +94,7 @@ func open(c Config) (_ *Backend, err error) {
 		return nil, fmt.Errorf("%w: loading the kernels: %w", ErrUnavailable, err)
 	}
 	for name, shared := range functionShared {
-		if (strings.HasPrefix(name, "linear_skinny_") || strings.HasPrefix(name, "linear_mlp_") || strings.HasPrefix(name, "residual_cluster")) && !b.hopper {
+		if (strings.HasPrefix(name, "linear_skinny_") || strings.HasPrefix(name, "linear_lora_") || strings.HasPrefix(name, "linear_mlp_") || strings.HasPrefix(name, "residual_cluster")) && !b.hopper {
 			continue
 		}
 		f, err := b.module.Function(name)

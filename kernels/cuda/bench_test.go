@@ -243,14 +243,21 @@ func BenchmarkLayer(t *testing.B) {
 						at += out
 						return kernels.BRef{Table: table, Offset: at - out, Out: out}
 					}
-					b.Linear(b.s, qkv, normed, w[0], step)
-					b.QKV(b.s, kernels.QKVArgs{Q: q, YZ: qkv, Rope: rope, Cache: kv, Layer: i, B: ref(attn)}, step)
+					linear := func(yz, x kernels.Tensor, w kernels.Weight, out int) kernels.BRef {
+						r := ref(out)
+						if b.LinearB(b.s, yz, x, w, r, step) {
+							return kernels.BRef{}
+						}
+						return r
+					}
+					r := linear(qkv, normed, w[0], attn)
+					b.QKV(b.s, kernels.QKVArgs{Q: q, YZ: qkv, Rope: rope, Cache: kv, Layer: i, B: r}, step)
 					b.Attention(b.s, kernels.AttentionArgs{Out: normed, Q: q, Cache: kv, Layer: i, Scale: 0.1}, step)
-					b.Linear(b.s, y, normed, w[1], step)
-					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h)}, step)
+					r = linear(y, normed, w[1], h)
+					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: r}, step)
 					b.LinearMLP(b.s, normed, w[2], kernels.MLPArgs{Act: act, YZ: gu, B: ref(2 * ff)}, step)
-					b.Linear(b.s, y, act, w[3], step)
-					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: ref(h), Ahead: &kernels.KVLayer{Cache: kv, Layer: (i + 1) % layers}}, step)
+					r = linear(y, act, w[3], h)
+					b.ResidualNorm(b.s, kernels.ResidualNormArgs{Out: x, Normed: normed, X: x, YZ: y, Norm: norm, Eps: 1e-5, B: r, Ahead: &kernels.KVLayer{Cache: kv, Layer: (i + 1) % layers}}, step)
 				}
 				t.Run(fmt.Sprintf("%d tokens, %d distinct of rank %d", n, distinct, rank), func(t *testing.B) {
 					b := &bench{t, b.Backend, b.s}

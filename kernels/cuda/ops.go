@@ -29,6 +29,7 @@ var functionShared = map[string]int{
 	"linear_skinny_8": ringShared(8), "linear_skinny_16": ringShared(16), "linear_skinny_32": ringShared(32), "linear_skinny_64": ringShared(64),
 	"linear_skinny_128": ringShared(128), "linear_skinny_pair_128": ringShared(128),
 	"linear_skinny_wide_8": 200 << 10, "linear_skinny_wide_16": 200 << 10, "linear_skinny_wide_32": 200 << 10, "linear_skinny_wide_64": 200 << 10, "linear_skinny_wide_128": 210 << 10,
+	"linear_lora_8": ringShared(8), "linear_lora_16": ringShared(16), "linear_lora_32": ringShared(32), "linear_lora_64": ringShared(64), "linear_lora_128": ringShared(128),
 	"linear_mlp_8": ringShared(8), "linear_mlp_16": ringShared(16), "linear_mlp_32": ringShared(32), "linear_mlp_64": ringShared(64), "linear_mlp_128": ringShared(128),
 	"attention_plain_f32": 0, "attention_plain_bf16": 0,
 	"prefill128_bf16": 4 * 64 * 128 * 2, "prefill64_bf16": 4 * 64 * 64 * 2,

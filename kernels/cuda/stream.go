@@ -17,6 +17,7 @@ type stream struct {
 	s         cu.Stream
 	owned     []cu.DevicePtr // what the scratch memory is and was
 	partial   scratch        // of skinny linears
+	z         scratch        // of those that expand
 	arrived   scratch        // their counters, zero between kernels
 	splits    scratch        // of decode attention
 	joined    scratch        // its counters

@@ -102,6 +102,17 @@ __device__ __forceinline__ void load2d(void* dst, const TensorMap* m, int x, int
                  : "memory");
 }
 
+// load4d copies the box at x, 0, 0, w of four dimensions.
+__device__ __forceinline__ void load4d(void* dst, const TensorMap* m, int x, int w, uint64_t* b, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %3, %4}], [%5], %6;" ::"r"(address(dst)),
+                 "l"(m), "r"(x), "r"(0), "r"(w), "r"(address(b)), "l"(policy)
+                 : "memory");
+}
+// load_bytes copies bytes, a multiple of 16.
+__device__ __forceinline__ void load_bytes(void* dst, const void* src, int bytes, uint64_t* b) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address(dst)), "l"(src), "r"(bytes), "r"(address(b)) : "memory");
+}
+
 // Blocks of a cluster. Its barriers are reached from any of them: arrive_at arrives at the one of block `rank` that lies where b does here.
 __device__ __forceinline__ int cluster_rank() {
     int r;

@@ -13,7 +13,7 @@
 #include "attention_backward.cu"
 #include "attention_backward_hopper.cu"
 #include "mlp.cu"
-#include "linear_mlp.cu"
+#include "linear_lora.cu"
 #include "mlp_backward.cu"
 #include "residual.cu"
 #include "sample.cu"

@@ -116,10 +116,10 @@ __device__ __forceinline__ void product(float* c, uint8_t* ring, int rows, uint6
     release(before);
 }
 
-// join does what a block has to for a tile shared with others, those of this rank in the clusters first … the one with its last chunk. It returns whether c is
+// join does what block me has to for a tile shared with others, those of this rank in the clusters first … the one with its last chunk. It returns whether c is
 // now the whole tile's, which it is for that one alone.
 template <int NM, int WG, int C, class Args>
-__device__ __forceinline__ bool join(const Args& a, float* c, int tile, bool last, int me, int rank, int chunks, unsigned grid, unsigned total) {
+__device__ __forceinline__ bool join(const Args& a, float* c, int tile, bool last, int me, int first, int rank) {
     constexpr int threads = 128 * WG;
     const long long size = threads * NM / 8;
     float4* part = (float4*)a.partial + threadIdx.x;
@@ -131,7 +131,6 @@ __device__ __forceinline__ bool join(const Args& a, float* c, int tile, bool las
         if (threadIdx.x == 0) count_up(count, 1);
         return false;
     }
-    const int first = (int)(((tile * chunks + 1) * grid - 1) / total);
     if (threadIdx.x == 0) {
         while (counted(count) != me - first) {}
         *count = 0;
@@ -227,7 +226,7 @@ template <int NM, int WG, int C> __device__ __forceinline__ void run(const Skinn
             product<NM, w_bytes, stage_bytes>(c, ring, WG == 1 ? 0 : (warp >> 2) * 64 * 128, full, stages, s, phase, k1 - k0, release);
             left -= k1 - k0;
             const int n0 = tile * (BM * C) + row0 + warp * 16;
-            if (k1 - k0 < chunks && !join<NM, WG, C>(a, c, tile, k1 == chunks, me, rank, chunks, grid, total)) continue;
+            if (k1 - k0 < chunks && !join<NM, WG, C>(a, c, tile, k1 == chunks, me, (int)(((tile * chunks + 1) * grid - 1) / total), rank)) continue;
             if (a.float32) store<NM>((float*)a.y, a.ys, (int)a.n, c, n0, rows);
             else store<NM>((__nv_bfloat16*)a.y, a.ys, (int)a.n, c, n0, rows);
         }
