@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bhive/infer"
+	"bhive/kernels/cpu"
 )
 
 // engineRows measures what only a whole engine shows.
@@ -82,7 +83,7 @@ func (c *benchGPUCmd) hostBytes() int64 {
 		return int64(c.HostGiB * (1 << 30))
 	}
 	host := int64(64 << 30)
-	if most := machineMemory() / 2; most > 0 {
+	if most := cpu.MachineMemory() / 2; most > 0 {
 		host = min(host, most)
 	}
 	return host

@@ -76,7 +76,7 @@ func Open(c Config) (*Backend, error) {
 	}
 	b := &Backend{config: c, k: simd.Best, limit: c.MemoryBytes, records: map[recordKey]*kernels.Record{}}
 	if b.limit == 0 {
-		b.limit = machineMemory("")
+		b.limit = MachineMemory()
 	}
 	b.scratch = make([]scratch, c.threads())
 	tasks := make([]task, taskCount)

@@ -9,8 +9,11 @@ import (
 	"strings"
 )
 
-// machineMemory is what the process may have of the machine's memory, in bytes: all of it, or what a control group (a container's, a service's) leaves of it;
-// 0 where that is not known. root is that of the files, "" but in tests.
+// MachineMemory is what the process may have of the machine's memory, in bytes: all of it, or what a control group (a container's, a service's) leaves of it;
+// 0 where that is not known.
+func MachineMemory() int64 { return machineMemory("") }
+
+// machineMemory is that with a root of the files.
 func machineMemory(root string) int64 {
 	total := totalMemory(root)
 	groups, _ := os.ReadFile(root + "/proc/self/cgroup")
