@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/google/renameio/v2"
+
 	"bhive/adapters"
 	"bhive/server/api"
 )
@@ -46,17 +48,16 @@ func (c *exportCmd) Run(ctx context.Context) (err error) {
 		_, err = io.Copy(os.Stdout, answer.Body)
 		return err
 	}
-	part := fmt.Sprintf("%s.%d.part", c.Out, os.Getpid()) // another export may be writing the same
-	f, err := os.Create(part)
+	f, err := renameio.NewPendingFile(c.Out, renameio.WithPermissions(0o644))
 	if err != nil {
 		return fmt.Errorf("exporting %s: %w", c.Name, err)
 	}
+	defer func() { _ = f.Cleanup() }() // nothing to do once it is in its place
 	n, err := io.Copy(f, answer.Body)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(part, c.Out)
+	if err == nil {
+		err = f.CloseAtomicallyReplace()
 	}
 	if err != nil {
-		_ = os.Remove(part)
 		return fmt.Errorf("exporting %s: %w", c.Name, err)
 	}
 	fmt.Printf("%s: %s; a PEFT adapter in a tar\n", c.Out, size(int(n)))

@@ -14,6 +14,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/renameio/v2"
+
 	"bhive/adapters/safetensors"
 )
 
@@ -147,29 +149,35 @@ func (x *PEFTExport) WriteTar(w io.Writer, at time.Time) error {
 
 // WriteDir writes the two files into a directory, which it makes where it is absent. What it had before stays whole until both are written. It
 // can be called once.
-func (x *PEFTExport) WriteDir(dir string) (err error) {
+func (x *PEFTExport) WriteDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("writing a PEFT adapter: %w", err)
 	}
-	model, config := filepath.Join(dir, PEFTModelFile), filepath.Join(dir, PEFTConfigFile)
-	defer func() {
+	write := func(name string, write func(io.Writer) error) (*renameio.PendingFile, error) {
+		f, err := renameio.NewPendingFile(filepath.Join(dir, name), renameio.WithPermissions(0o644))
 		if err != nil {
-			_ = os.Remove(model + ".part")
-			_ = os.Remove(config + ".part")
+			return nil, fmt.Errorf("writing a PEFT adapter: %w", err)
 		}
-	}()
-	f, err := os.Create(model + ".part")
-	if err != nil {
-		return fmt.Errorf("writing a PEFT adapter: %w", err)
+		if err := write(f); err != nil {
+			return nil, errors.Join(err, f.Cleanup())
+		}
+		return f, nil
 	}
-	if err := errors.Join(x.WriteModel(f), f.Close()); err != nil {
+	model, err := write(PEFTModelFile, x.WriteModel)
+	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(config+".part", x.Config, 0o644); err != nil {
-		return fmt.Errorf("writing a PEFT adapter: %w", err)
+	defer func() { _ = model.Cleanup() }() // nothing to do once it is in its place
+	config, err := write(PEFTConfigFile, func(w io.Writer) error {
+		_, err := w.Write(x.Config)
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	for _, name := range []string{model, config} {
-		if err := os.Rename(name+".part", name); err != nil {
+	defer func() { _ = config.Cleanup() }()
+	for _, f := range []*renameio.PendingFile{model, config} {
+		if err := f.CloseAtomicallyReplace(); err != nil {
 			return fmt.Errorf("writing a PEFT adapter: %w", err)
 		}
 	}
