@@ -112,6 +112,19 @@ func TestOtherBasis(t *testing.T) {
 	}
 }
 
+// taken has another worker take a job of anna's.
+func taken(t *testing.T, store adapters.Store, id string) {
+	t.Helper()
+	r, err := store.GetJob(t.Context(), "anna", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Worker = "another"
+	if _, err := store.UpdateJob(t.Context(), "anna", r); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestLostWhileJoining: a job that another worker has taken while it waits for a lane gives that back, and the next waits for it.
 func TestLostWhileJoining(t *testing.T) {
 	store := openStore(t, t.TempDir())
@@ -120,14 +133,7 @@ func TestLostWhileJoining(t *testing.T) {
 	h := openHive(t, demoModel(t, 16), store, Config{Trainer: TrainerConfig{Lanes: 1, BatchTokens: 256}}, held(&hold))
 	lost := h.submit(t, spec("lost", nil))
 	h.look(t, lost.ID, func(j *job) bool { return j.joining })
-	r, err := store.GetJob(t.Context(), "anna", lost.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Worker = "another"
-	if _, err := store.UpdateJob(t.Context(), "anna", r); err != nil {
-		t.Fatal(err)
-	}
+	taken(t, store, lost.ID)
 	if err := h.m.do(t.Context(), func(done func(error)) { h.m.tick(t.Context(), time.Now()); done(nil) }); err != nil {
 		t.Fatal(err)
 	}
@@ -151,14 +157,7 @@ func TestCancelOfALostJob(t *testing.T) {
 	first := h.submit(t, spec("first", nil))
 	h.look(t, first.ID, func(j *job) bool { return j.joining })
 	lost := h.submit(t, spec("lost", nil))
-	r, err := store.GetJob(t.Context(), "anna", lost.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Worker = "another"
-	if _, err := store.UpdateJob(t.Context(), "anna", r); err != nil {
-		t.Fatal(err)
-	}
+	taken(t, store, lost.ID)
 	if _, err := h.m.Cancel(t.Context(), "anna", lost.ID); !errors.Is(err, adapters.ErrConflict) {
 		t.Errorf("cancelling it: %v", err)
 	}

@@ -50,8 +50,9 @@ func (m *Manager) next(lanes map[string]int) *job {
 		}
 		return since(a).Compare(since(b))
 	})
+	all := m.list()
 	for _, j := range queued {
-		if !slices.ContainsFunc(m.list(), func(o *job) bool {
+		if !slices.ContainsFunc(all, func(o *job) bool {
 			return o != j && o.public.Tenant == j.public.Tenant && o.public.Spec.Name == j.public.Spec.Name && o.public.State != Paused &&
 				(o.busy() || o.public.Created.Before(j.public.Created))
 		}) {
