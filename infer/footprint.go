@@ -60,19 +60,20 @@ func (f Footprint) KVTokenBytes() int64 {
 // adapters, and the context's K and V, as far as layers see it.
 func (f Footprint) StepBytes(batch, distinct, rank, context int) int64 {
 	layers, vocabulary := f.matrices()
-	return f.w(layers+vocabulary) + f.ABytes() + int64(distinct)*f.AdapterBytes(rank) + int64(batch)*seenTokens(f.Config, context)*f.KVTokenBytes()/int64(f.Config.Layers)
+	return f.w(layers+vocabulary) + f.ABytes() + int64(distinct)*f.AdapterBytes(rank) + int64(batch)*readBytes(f.Config, context, f.KVTokenBytes())
 }
 
-// seenTokens is how many tokens of a context a new one attends to, in all layers together.
-func seenTokens(c checkpoint.Config, context int) (n int64) {
+// readBytes is what a new token reads of a context whose tokens have so many bytes of K and V in all layers together.
+func readBytes(c checkpoint.Config, context int, token int64) int64 {
+	var seen int64 // tokens, over the layers
 	for l := range c.Layers {
-		seen := context
+		n := context
 		if w := c.Window(l); w > 0 {
-			seen = min(seen, w)
+			n = min(n, w)
 		}
-		n += int64(seen)
+		seen += int64(n)
 	}
-	return n
+	return seen * token / int64(c.Layers)
 }
 
 // TokenFlops is the multiplications and additions of a token's linears with W and A; with head, the head's too.
@@ -104,5 +105,5 @@ func (m *Model) stepBytes(batch, distinct, rank, context int) int64 {
 	}
 	work := int64(m.Backend.Info().Working.Size())
 	n += int64(distinct) * int64(rank) * int64(m.Geometry.OutTotal()) * work
-	return n + int64(batch)*seenTokens(m.Config, context)*m.KVTokenBytes()/int64(m.Config.Layers)
+	return n + int64(batch)*readBytes(m.Config, context, m.KVTokenBytes())
 }

@@ -10,13 +10,9 @@ import (
 	"weak"
 )
 
-// TestManyCallers: where arrays of several kinds may stand at each level, a token that ends many levels takes no more work with each of them, and the
-// mask is the one found byte by byte.
-func TestManyCallers(t *testing.T) {
-	tokens := toyTokens()
-	for n := 2; n <= 12; n++ {
-		tokens = append(tokens, []byte(strings.Repeat("]", n)), []byte(strings.Repeat("]", n)+","))
-	}
+// arraysOf are a vocabulary of tokens, the first of which ends a text, and null or nested arrays of so many kinds.
+func arraysOf(t *testing.T, tokens [][]byte, n int) (*Vocabulary, *Grammar) {
+	t.Helper()
 	v := NewVocabulary(len(tokens), func(id int) []byte {
 		if id == 0 {
 			return nil
@@ -24,13 +20,34 @@ func TestManyCallers(t *testing.T) {
 		return tokens[id]
 	}, []int{0})
 	kinds := []string{`{"type":"null"}`}
-	for i := range 5 {
+	for i := range n {
 		kinds = append(kinds, fmt.Sprintf(`{"type":"array","items":{"$ref":"#"},"maxItems":%d}`, 5+i))
 	}
 	g, err := Compile(json.RawMessage(`{"anyOf":[` + strings.Join(kinds, ",") + `]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return v, g
+}
+
+// behind is where a token leads, byte by byte; nil: it is not allowed.
+func (s *stacks) behind(at *config, token []byte) *config {
+	for _, x := range token {
+		if at != nil {
+			at = s.step(at, x)
+		}
+	}
+	return at
+}
+
+// TestManyCallers: where arrays of several kinds may stand at each level, a token that ends many levels takes no more work with each of them, and the
+// mask is the one found byte by byte.
+func TestManyCallers(t *testing.T) {
+	tokens := toyTokens()
+	for n := 2; n <= 12; n++ {
+		tokens = append(tokens, []byte(strings.Repeat("]", n)), []byte(strings.Repeat("]", n)+","))
+	}
+	v, g := arraysOf(t, tokens, 5)
 	b := v.Bind(g)
 	m, oracle := b.New(), newStacks(g)
 	at := oracle.begin()
@@ -42,12 +59,7 @@ func TestManyCallers(t *testing.T) {
 			t.Fatalf("the mask behind %d bytes took %d nodes", i, n)
 		}
 		for id := 1; id < len(tokens); id++ {
-			to := at
-			for _, x := range tokens[id] {
-				if to != nil {
-					to = oracle.step(to, x)
-				}
-			}
+			to := oracle.behind(at, tokens[id])
 			if got := dst[id/32]>>(id%32)&1 == 1; got != (to != nil) {
 				t.Fatalf("behind %d bytes %q is allowed: %v", i, tokens[id], got)
 			}
@@ -72,20 +84,7 @@ func TestMaskWork(t *testing.T) {
 		token := alphabet[i%7] + alphabet[i/7%7] + alphabet[i/49]
 		tokens = append(tokens, []byte(token), []byte(token+token+token), []byte("["+token+token+token+"["))
 	}
-	v := NewVocabulary(len(tokens), func(id int) []byte {
-		if id == 0 {
-			return nil
-		}
-		return tokens[id]
-	}, []int{0})
-	kinds := []string{`{"type":"null"}`}
-	for i := range 16 {
-		kinds = append(kinds, fmt.Sprintf(`{"type":"array","items":{"$ref":"#"},"maxItems":%d}`, 5+i))
-	}
-	g, err := Compile(json.RawMessage(`{"anyOf":[` + strings.Join(kinds, ",") + `]}`))
-	if err != nil {
-		t.Fatal(err)
-	}
+	v, g := arraysOf(t, tokens, 16)
 	b := v.Bind(g)
 	m, oracle := b.New(), newStacks(g)
 	at := oracle.begin()
@@ -99,12 +98,7 @@ func TestMaskWork(t *testing.T) {
 			t.Errorf("the mask behind %d bytes took %d nodes", i, n)
 		}
 		for id := 1; id < len(tokens); id++ {
-			to := at
-			for _, x := range tokens[id] {
-				if to != nil {
-					to = oracle.step(to, x)
-				}
-			}
+			to := oracle.behind(at, tokens[id])
 			if got := dst[id/32]>>(id%32)&1 == 1; got && to == nil || !got && to != nil && len(tokens[id]) == 1 {
 				t.Fatalf("behind %d bytes %q is allowed: %v", i, tokens[id], got)
 			}
