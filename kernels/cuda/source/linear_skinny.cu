@@ -46,28 +46,28 @@ using hopper::cluster_rank, hopper::cluster_sync, hopper::count_up, hopper::coun
 using hopper::policy_evict_first, hopper::policy_evict_last, hopper::prefetch_map, hopper::transpose8, hopper::wait_predecessor;
 using hopper::wgmma, hopper::wgmma_commit, hopper::wgmma_fence, hopper::wgmma_wait;
 
+// store writes a warp's 16 columns of y from n0 on.
 template <int NM> __device__ __forceinline__ void store(const SkinnyArgs& a, const float* c, int n0, int rows) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, n = n0 + 2 * t;
     if (a.float32) {
+        float* y = (float*)a.y + 2 * t * a.ys + n0 + g;
+        const bool in[2] = {n0 + g < a.n, n0 + g + 8 < a.n};
 #pragma unroll
-        for (int j = 0; j < NM / 8; j++)
+        for (int j = 0; j < NM / 8; j++, y += 8 * a.ys)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int m = j * 8 + 2 * t + (i & 1), n = n0 + g + (i >> 1) * 8;
-                if (m < rows && n < a.n) ((float*)a.y)[m * a.ys + n] = c[4 * j + i];
-            }
+            for (int i = 0; i < 4; i++)
+                if (j * 8 + 2 * t + (i & 1) < rows && in[i >> 1]) y[(i & 1) * a.ys + 8 * (i >> 1)] = c[4 * j + i];
         return;
     }
+    __nv_bfloat16* y = (__nv_bfloat16*)a.y + g * a.ys + n;
+    const bool in[2] = {n < a.n, n + 8 < a.n};
 #pragma unroll
-    for (int j = 0; j < NM / 8; j++) {
-        const int m = j * 8 + g;
+    for (int j = 0; j < NM / 8; j++, y += 8 * a.ys)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint32_t v = transpose8(pack(c[4 * j + 2 * i], c[4 * j + 2 * i + 1]));
-            const int n = n0 + 8 * i + 2 * t;
-            if (m < rows && n < a.n) *(uint32_t*)((__nv_bfloat16*)a.y + m * a.ys + n) = v;
+            if (j * 8 + g < rows && in[i]) *(uint32_t*)(y + 8 * i) = v;
         }
-    }
 }
 
 // Walk goes through a block's chunks [begin, end): its tiles from the last to the first, in each the chunks in order.
@@ -93,6 +93,46 @@ template <int NM, int C> __device__ __forceinline__ void load_x(const SkinnyArgs
     else load2d_all(dst + rank * (NM / C * 128), &a.x, chunk * 64, rank * (NM / C), full, (1 << C) - 1, policy);
 }
 
+// join does what a block has to for a tile shared with others, those of this rank in the clusters first … the one with its last chunk. It returns whether c is
+// now the whole tile's, which it is for that one alone.
+template <int NM, int C>
+__device__ __forceinline__ bool join(const SkinnyArgs& a, float* c, int tile, bool last, int me, int rank, int chunks, unsigned grid, unsigned total) {
+    const long long size = BM * NM / 4;
+    float4* part = (float4*)a.partial + threadIdx.x;
+    int* count = a.arrived + tile * C + rank;
+    if (!last) {
+#pragma unroll
+        for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * 128, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
+        named_sync(1, 128);
+        if (threadIdx.x == 0) count_up(count, 1);
+        return false;
+    }
+    const int first = (int)(((tile * chunks + 1) * grid - 1) / total);
+    if (threadIdx.x == 0) {
+        while (counted(count) != me - first) {}
+        *count = 0;
+    }
+    named_sync(1, 128);
+    part += (first * C + rank) * size;
+    // All loads of two blocks' parts, of one's where there are many, are under way at once.
+    constexpr int ways = NM > 64 ? 1 : 2;
+#pragma unroll 1
+    for (int p = first; p < me; p += ways, part += ways * C * size) {
+        float4 v[ways][NM / 8];
+#pragma unroll
+        for (int u = 0; u < ways; u++)
+#pragma unroll
+            for (int i = 0; i < NM / 8; i++)
+                if (p + u < me) v[u][i] = __ldcg(part + u * C * size + i * 128);
+#pragma unroll
+        for (int u = 0; u < ways; u++)
+#pragma unroll
+            for (int i = 0; i < NM / 8; i++)
+                if (p + u < me) c[4 * i] += v[u][i].x, c[4 * i + 1] += v[u][i].y, c[4 * i + 2] += v[u][i].z, c[4 * i + 3] += v[u][i].w;
+    }
+    return true;
+}
+
 template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a) {
     constexpr int w_bytes = BM * 128, x_bytes = NM * 128, stage_bytes = w_bytes + x_bytes;
     extern __shared__ uint8_t raw[];
@@ -102,11 +142,12 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, stages = (int)a.stages;
     const int rank = C == 1 ? 0 : cluster_rank(), me = blockIdx.x / C;
     const int chunks = ((int)a.k + 63) / 64, tiles = ((int)a.n + BM * C - 1) / (BM * C);
-    const long long total = (long long)tiles * chunks, grid = gridDim.x / C;
+    const unsigned total = tiles * chunks, grid = gridDim.x / C; // their product has 32 bits, for the launcher's weights
     const int begin = (int)(total * me / grid), end = (int)(total * (me + 1) / grid);
     const int row0 = rank * BM;
 
     if (threadIdx.x == 0) {
+#pragma unroll 1
         for (int s = 0; s < stages; s++) {
             barrier_init(full + s, 1);
             barrier_init(empty + s, 4 * C);
@@ -126,13 +167,16 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
             const uint64_t once = policy_evict_first(), again = policy_evict_last();
             const int n = end - begin, ahead = min(stages, n);
             Walk w(begin, end, chunks), x = w;
+#pragma unroll 1
             for (int i = 0; i < ahead; i++, w.next()) {
                 barrier_expect(full + i, stage_bytes);
                 load2d(ring + i * stage_bytes, &a.w, w.chunk * 64, w.tile * (BM * C) + row0, full + i, once);
             }
             wait_predecessor();
+#pragma unroll 1
             for (int i = 0; i < ahead; i++, x.next()) load_x<NM, C>(a, ring + i * stage_bytes + w_bytes, x.chunk, rank, full + i, again);
             int s = 0, phase = 0;
+#pragma unroll 1
             for (int i = ahead; i < n; i++, w.next()) {
                 barrier_wait(empty + s, phase);
                 barrier_expect(full + s, stage_bytes);
@@ -176,45 +220,7 @@ template <int NM, int C> __device__ __forceinline__ void run(const SkinnyArgs& a
             release(before);
             left -= k1 - k0;
             const int n0 = tile * (BM * C) + row0 + warp * 16;
-            if (k1 - k0 == chunks) {
-                store<NM>(a, c, n0, rows);
-                continue;
-            }
-            // The tile is shared with other blocks: those of this rank in the clusters first … the one with its last chunk.
-            const long long size = BM * NM / 4;
-            float4* part = (float4*)a.partial + threadIdx.x;
-            int* count = a.arrived + tile * C + rank;
-            if (k1 < chunks) {
-#pragma unroll
-                for (int i = 0; i < NM / 8; i++) __stcg(part + blockIdx.x * size + i * 128, make_float4(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3]));
-                named_sync(1, 128);
-                if (threadIdx.x == 0) count_up(count, 1);
-                continue;
-            }
-            const int first = (int)((((long long)tile * chunks + 1) * grid - 1) / total);
-            if (threadIdx.x == 0) {
-                while (counted(count) != me - first) {}
-                *count = 0;
-            }
-            named_sync(1, 128);
-            part += (first * C + rank) * size;
-            if (first == me - 1) {
-#pragma unroll
-                for (int i = 0; i < NM / 8; i++) {
-                    const float4 v = __ldcg(part + i * 128);
-                    c[4 * i] += v.x, c[4 * i + 1] += v.y, c[4 * i + 2] += v.z, c[4 * i + 3] += v.w;
-                }
-            } else {
-#pragma unroll
-                for (int i = 0; i < NM / 8; i++) {
-                    float4 sum = __ldcg(part + i * 128);
-                    for (int p = 1; p < me - first; p++) {
-                        const float4 v = __ldcg(part + p * C * size + i * 128);
-                        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-                    }
-                    c[4 * i] += sum.x, c[4 * i + 1] += sum.y, c[4 * i + 2] += sum.z, c[4 * i + 3] += sum.w;
-                }
-            }
+            if (k1 - k0 < chunks && !join<NM, C>(a, c, tile, k1 == chunks, me, rank, chunks, grid, total)) continue;
             store<NM>(a, c, n0, rows);
         }
     }
