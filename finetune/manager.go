@@ -367,21 +367,34 @@ func (m *Manager) Events(ctx context.Context, tenant, id string, after int64) it
 	}
 }
 
-// Log returns a job's events so far, oldest first, without waiting. ErrNotFound.
-func (m *Manager) Log(ctx context.Context, tenant, id string) ([]Event, error) {
+// Log returns at most limit of a job's events so far with Seq < before (0: of all), newest first and without waiting, and whether there are older
+// ones. ErrNotFound.
+func (m *Manager) Log(ctx context.Context, tenant, id string, before int64, limit int) (page []Event, more bool, err error) {
 	j, err := m.Get(ctx, tenant, id)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	list, err := m.st.Events(ctx, j.Tenant, id, 0, 0)
+	last, err := m.st.LastEvent(ctx, j.Tenant, id)
 	if err != nil {
-		return nil, fmt.Errorf("reading the events of job %q: %w", id, err)
+		return nil, false, fmt.Errorf("reading the events of job %q: %w", id, err)
 	}
-	out := make([]Event, len(list))
-	for i, e := range list {
-		if out[i] = eventOf(e); out[i].Result != nil && j.Result != nil { // the version's number is the store's
-			out[i].Result = j.Result
+	if before > 0 {
+		last = min(last, before-1)
+	}
+	if last == 0 {
+		return nil, false, nil
+	}
+	after := max(0, last-int64(limit))
+	list, err := m.st.Events(ctx, j.Tenant, id, after, int(last-after))
+	if err != nil {
+		return nil, false, fmt.Errorf("reading the events of job %q: %w", id, err)
+	}
+	for _, e := range slices.Backward(list) {
+		out := eventOf(e)
+		if out.Result != nil && j.Result != nil { // the version's number is the store's
+			out.Result = j.Result
 		}
+		page = append(page, out)
 	}
-	return out, nil
+	return page, after > 0, nil
 }
