@@ -63,6 +63,7 @@ func TestDeleteModel(t *testing.T) {
 	h.publish(t, "gone", 4, 2)
 	c.do("DELETE", "/v1/models/demo", nil).wantError(400, "model", "")
 	c.do("DELETE", "/v1/models/gone+gone", nil).wantError(400, "model", "")
+	c.do("DELETE", "/v1/models/gone:0.5", nil).wantError(400, "model", "")
 	c.do("DELETE", "/v1/models/gone", nil).want(200)
 	c.do("DELETE", "/v1/models/gone", nil).wantError(404, "model", "model_not_found")
 }
