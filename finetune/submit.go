@@ -80,6 +80,8 @@ func (m *Manager) keep(ctx context.Context, spec JobSpec, param string, r io.Rea
 	switch {
 	case limited.over:
 		return "", &ExamplesError{Param: param, Total: 1, Lines: []LineError{{Line: 1, Message: fmt.Sprintf("the file is larger than %d bytes", m.c.Limits.FileBytes)}}}
+	case limited.err != nil: // the store may have met only what follows from it: a context that has ended
+		return "", fmt.Errorf("reading %s: %w", param, limited.err)
 	case err != nil && !errors.Is(err, errRefused):
 		return "", fmt.Errorf("storing examples: %w", err)
 	case bad != nil:
@@ -116,6 +118,7 @@ type limitReader struct {
 	r    io.Reader
 	left int64
 	over bool
+	err  error // of r
 }
 
 func (l *limitReader) Read(p []byte) (int, error) {
@@ -123,6 +126,9 @@ func (l *limitReader) Read(p []byte) (int, error) {
 	if l.left -= int64(n); l.left < 0 {
 		l.over = true
 		return 0, errors.New("too large")
+	}
+	if err != nil && err != io.EOF {
+		l.err = err
 	}
 	return n, err
 }

@@ -1,6 +1,8 @@
 package finetune
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -43,5 +45,39 @@ func TestRefusedLeavesNothing(t *testing.T) {
 	}
 	if j, err := h.m.Get(t.Context(), "ben", kept.ID); err != nil || j.State.Final() {
 		t.Errorf("the other job is %s, %v", j.State, err)
+	}
+}
+
+// endedStore takes a blob and then says that its context has ended, as one does that asks between two reads.
+type endedStore struct{ adapters.Store }
+
+func (endedStore) PutBlob(ctx context.Context, _ string, r io.Reader) (adapters.BlobInfo, error) {
+	_, err := io.Copy(io.Discard, r)
+	return adapters.BlobInfo{}, cmp.Or(ctx.Err(), err)
+}
+
+// cutBody ends the request whose body it is.
+type cutBody struct {
+	end  context.CancelFunc
+	with error
+}
+
+func (b cutBody) Read([]byte) (int, error) {
+	b.end()
+	return 0, b.with
+}
+
+// TestBodyThatIsCut: a body that breaks off ends the request's context too, and what is told is that it broke off.
+func TestBodyThatIsCut(t *testing.T) {
+	h := openHive(t, demoModel(t, 16), endedStore{openStore(t, t.TempDir())}, Config{}, nil)
+	broken := errors.New("the body ended early")
+	for _, deferred := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := h.m.Submit(ctx, spec("cut", func(s *JobSpec) {
+			s.Training, s.Deferred = io.MultiReader(strings.NewReader(pirates(3)), cutBody{cancel, broken}), deferred
+		}))
+		if !errors.Is(err, broken) {
+			t.Errorf("deferred %v: %v", deferred, err)
+		}
 	}
 }
