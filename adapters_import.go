@@ -69,9 +69,9 @@ type importCmd struct {
 	refitFlags
 	Dirs     []string `arg:"" help:"PEFT adapters' directories; with --dry-run also folders of such." type:"path" name:"dir"`
 	Name     string   `help:"Adapter to publish it as; its next version where it exists." placeholder:"NAME"`
-	Rank     int      `help:"Rows to project onto; default: its own rank where it fits exactly, else all." placeholder:"N"`
+	Rank     int      `help:"Rows to project onto; default: its own rank where it fits exactly, else all." placeholder:"N" least:"1"`
 	DryRun   bool     `help:"Only report what the server's basis would keep of them, what the best basis for them would, and the bytes saved."`
-	Rows     int      `help:"With --dry-run: rows of the best basis." default:"64"`
+	Rows     int      `help:"With --dry-run: rows of the best basis." default:"64" least:"1"`
 	Layers   bool     `help:"With --dry-run: report each layer."`
 	BasisOut string   `help:"With --dry-run: directory to write the best basis to, for serve --basis import --basis-from." placeholder:"DIR" type:"path"`
 }

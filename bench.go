@@ -17,11 +17,11 @@ import (
 // benchCmd measures this machine.
 type benchCmd struct {
 	modelFlags
-	Rank    int      `help:"Rank of the adapters." default:"16"`
-	Rows    int      `help:"Rows of each A." default:"64"`
-	Steps   int      `help:"Decode steps of each kind." default:"64"`
-	Prefill int      `help:"Tokens of the prompt, and of each example of training." default:"256"`
-	Batches []int    `help:"Sizes of the decode batches." default:"1,8"`
+	Rank    int      `help:"Rank of the adapters." default:"16" least:"1"`
+	Rows    int      `help:"Rows of each A." default:"64" least:"1"`
+	Steps   int      `help:"Decode steps of each kind." default:"64" least:"1"`
+	Prefill int      `help:"Tokens of the prompt, and of each example of training." default:"256" least:"1"`
+	Batches []int    `help:"Sizes of the decode batches." default:"1,8" least:"1"`
 	Only    []string `help:"What to measure: ${enum}; default: all." enum:"model,training,http,grammar" placeholder:"PART"`
 	JSON    bool     `name:"json" help:"Print JSON instead of a table."`
 }

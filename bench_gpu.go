@@ -21,10 +21,10 @@ type benchGPUCmd struct {
 	Model     string   `help:"Shape of a random model, or a model as serve takes it." default:"llama-3-8b"`
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
 	Device    string   `help:"Where to run: ${enum}." enum:"cuda,cpu" default:"cuda" env:"BHIVE_BENCH_GPU_DEVICE"`
-	Rank      int      `help:"Rank of the adapters." default:"16"`
-	Rows      int      `help:"Rows of each A." default:"64"`
-	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
-	Budget    int      `help:"Tokens of a prefill step." default:"8192"`
+	Rank      int      `help:"Rank of the adapters." default:"16" least:"1"`
+	Rows      int      `help:"Rows of each A." default:"64" least:"1"`
+	Batches   []int    `help:"Decode batches." default:"1,8,64,128" least:"1"`
+	Budget    int      `help:"Tokens of a prefill step." default:"8192" least:"1"`
 	Only      []string `help:"What to measure: ${enum}; default: all." enum:"steps,training,publish,coserve,plain,invariant,swaps,first-token,http,slora" placeholder:"PART" env:"BHIVE_BENCH_GPU_ONLY"`
 	JSON      string   `name:"json" help:"Write the table as JSON; - is the standard output, which then has nothing else." placeholder:"FILE" env:"BHIVE_BENCH_GPU_JSON"`
 	Quick     bool     `help:"Small sizes: to see that it runs, not how fast."`
@@ -32,18 +32,18 @@ type benchGPUCmd struct {
 	NoOverlap bool     `help:"Start each kernel only when the one before it has ended."`
 	Profile   bool     `help:"Which kernels the training steps' time goes to."`
 
-	AdapterGiB float64          `name:"adapter-gib" help:"Device memory for adapters in engine rows, in GiB." default:"24"`
-	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; default: 64, or half of a smaller machine's."`
-	StoreGBs   float64          `name:"store-gbs" help:"Bandwidth of the store that adapters beyond it come from, in GB/s." default:"2"`
-	Counts     []int            `help:"Numbers of adapters in the S-LoRA rows." default:"1,100,1000,10000"`
-	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1" env:"BHIVE_POPULARITY_ALPHA"`
+	AdapterGiB float64          `name:"adapter-gib" help:"Device memory for adapters in engine rows, in GiB." default:"24" above:"0" most:"1e6"`
+	HostGiB    float64          `name:"host-gib" help:"Host memory for adapters in the S-LoRA rows, in GiB; default: 64, or half of a smaller machine's." above:"0" most:"1e6"`
+	StoreGBs   float64          `name:"store-gbs" help:"Bandwidth of the store that adapters beyond it come from, in GB/s." default:"2" least:"0"`
+	Counts     []int            `help:"Numbers of adapters in the S-LoRA rows." default:"1,100,1000,10000" least:"1"`
+	Alpha      float64          `help:"Exponent of the adapters' popularity." default:"1" env:"BHIVE_POPULARITY_ALPHA" above:"0"`
 	Popularity infer.Popularity `help:"Zipf, or power, which is S-LoRA's own generator (uniform at alpha 1): ${enum}." enum:"zipf,power" default:"zipf"`
-	CV         float64          `name:"cv" help:"Coefficient of variation of the times between arrivals." default:"1"`
-	Seconds    float64          `help:"Length of each phase of an S-LoRA or co-serving row." default:"12"`
-	SLoRASeqs  int              `name:"slora-seqs" help:"Sequences that run at once in the S-LoRA rows." default:"128"`
+	CV         float64          `name:"cv" help:"Coefficient of variation of the times between arrivals." default:"1" above:"0"`
+	Seconds    float64          `help:"Length of each phase of an S-LoRA or co-serving row." default:"12" above:"0"`
+	SLoRASeqs  int              `name:"slora-seqs" help:"Sequences that run at once in the S-LoRA rows." default:"128" least:"1"`
 
-	TPOTTarget []time.Duration `name:"tpot-target" help:"Targets of the co-serving rows, as serve takes them." default:"0s,10ms,20ms,50ms"`
-	Arrivals   float64         `help:"Requests a second in the co-serving rows, of all clients together." default:"16"`
+	TPOTTarget []time.Duration `name:"tpot-target" help:"Targets of the co-serving rows, as serve takes them." default:"0s,10ms,20ms,50ms" least:"0"`
+	Arrivals   float64         `help:"Requests a second in the co-serving rows, of all clients together." default:"16" above:"0"`
 
 	sizes   benchSizes
 	weights float64 // of the model that a step reads

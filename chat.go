@@ -20,8 +20,8 @@ type chatCmd struct {
 	Message     []string `arg:"" optional:"" help:"One message to answer; without it a conversation is read from the terminal."`
 	Model       string   `short:"m" help:"Base, adapter, version (name@7) or mix (a:0.7+b:0.3); default: the base." env:"BHIVE_CHAT_MODEL"`
 	System      string   `short:"s" help:"System message."`
-	Temperature *float64 `short:"t" help:"0 is greedy; default: the model's own."`
-	MaxTokens   int      `help:"Most tokens of an answer; default: as many as fit." env:"BHIVE_CHAT_MAX_TOKENS"`
+	Temperature *float64 `short:"t" help:"0 is greedy; default: the model's own." least:"0"`
+	MaxTokens   int      `help:"Most tokens of an answer; default: as many as fit." env:"BHIVE_CHAT_MAX_TOKENS" least:"1"`
 	Seed        *int64   `help:"The same seed gives the same text."`
 }
 

@@ -31,7 +31,7 @@ type modelFlags struct {
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
 	Device    string   `help:"Where to run: ${enum}. auto takes a GPU where one can be used." enum:"auto,cuda,cpu" default:"auto"`
 	Weights   string   `help:"How the base's weights are kept: ${enum}. With float32 everything is." enum:"bfloat16,float32,int8" default:"bfloat16"`
-	Threads   int      `help:"CPU threads; default: all."`
+	Threads   int      `help:"CPU threads; default: all." least:"0"`
 
 	ChatTemplate string `help:"Chat template (Jinja) in place of the model's own." placeholder:"FILE"`
 
@@ -46,7 +46,7 @@ type basisFlags struct {
 	Basis       adapters.Method `help:"Rows of the shared A's: ${enum}." enum:"orthonormal,kaiming,activations,import" default:"orthonormal"`
 	BasisFrom   string          `help:"With --basis import: PEFT adapter whose lora_A's are taken; q, k and v must share one, gate and up too." placeholder:"DIR"`
 	BasisSeed   uint64          `help:"Seed of the basis." default:"0"`
-	BasisRows   int             `help:"Rows of each A: the highest rank of an adapter." default:"64"`
+	BasisRows   int             `help:"Rows of each A: the highest rank of an adapter." default:"64" least:"1"`
 	Calibration string          `help:"Text file to measure an activations basis on, paragraphs apart by empty lines; default: a built-in text." placeholder:"FILE"`
 }
 

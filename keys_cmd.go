@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 
 	"bhive/adapters"
 	"bhive/server/api"
@@ -116,7 +117,7 @@ type revokeKeyCmd struct {
 func (c *revokeKeyCmd) Run(ctx context.Context, log *slog.Logger) error {
 	ok, err := c.ring(ctx, log, false, func(r *keys.Ring) error { return r.Revoke(ctx, c.ID, false) })
 	if !ok && err == nil {
-		err = c.call(ctx, "DELETE", "/admin/keys/"+c.ID, nil, nil)
+		err = c.call(ctx, "DELETE", "/admin/keys/"+url.PathEscape(c.ID), nil, nil)
 	}
 	return err
 }

@@ -17,24 +17,24 @@ type planCmd struct {
 	Model     string   `short:"m" help:"demo, smollm2, a Hugging Face directory, a GGUF file, or random:SHAPE (llama-3-8b, llama-3-70b …)." default:"random:llama-3-8b"`
 	ModelDirs []string `help:"Where models known by name lie." default:"models" placeholder:"DIR"`
 	Weights   string   `help:"How the base's weights are kept: ${enum}." enum:"bfloat16,float32,int8" default:"bfloat16"`
-	Tenants   int      `help:"Adapters." default:"1000"`
-	Rank      int      `short:"r" help:"Rank of the adapters." default:"16"`
-	Rows      int      `help:"Rows of each A." default:"64"`
+	Tenants   int      `help:"Adapters." default:"1000" least:"0"`
+	Rank      int      `short:"r" help:"Rank of the adapters." default:"16" least:"1"`
+	Rows      int      `help:"Rows of each A." default:"64" least:"0"`
 	Device    string   `help:"h100, h200, a100 or l40s; default: with --against the one that was measured, else h100." env:"BHIVE_PLAN_DEVICE"`
-	Context   int      `help:"Tokens that a sequence has on average." default:"576"`
-	Batches   []int    `help:"Decode batches." default:"1,8,64,128"`
-	Alpha     float64  `help:"Exponent of the tenants' popularity (Zipf)." default:"1" env:"BHIVE_POPULARITY_ALPHA"`
+	Context   int      `help:"Tokens that a sequence has on average." default:"576" least:"1"`
+	Batches   []int    `help:"Decode batches." default:"1,8,64,128" least:"1"`
+	Alpha     float64  `help:"Exponent of the tenants' popularity (Zipf)." default:"1" env:"BHIVE_POPULARITY_ALPHA" least:"0"`
 
-	MaxSeqs     int     `help:"Sequences that run at once." default:"64"`
-	MaxTokens   int     `help:"Tokens of a step." default:"512"`
-	Utilization float64 `name:"gpu-memory-utilization" help:"Share of the device's memory that is used." default:"0.9"`
-	AdapterMiB  int64   `name:"adapter-mib" help:"Device memory for adapters, in MiB; default: a tenth of the device's."`
-	HostMiB     int64   `name:"adapter-host-mib" help:"Host memory for adapters, in MiB." default:"4096"`
+	MaxSeqs     int     `help:"Sequences that run at once." default:"64" least:"1"`
+	MaxTokens   int     `help:"Tokens of a step." default:"512" least:"1"`
+	Utilization float64 `name:"gpu-memory-utilization" help:"Share of the device's memory that is used." default:"0.9" above:"0" most:"1"`
+	AdapterMiB  int64   `name:"adapter-mib" help:"Device memory for adapters, in MiB; default: a tenth of the device's." least:"0"`
+	HostMiB     int64   `name:"adapter-host-mib" help:"Host memory for adapters, in MiB." default:"4096" least:"0"`
 
-	MemoryGiB    float64 `name:"memory-gib" help:"The device's memory, in place of what is known of it."`
-	BandwidthGBs float64 `name:"bandwidth-gbs" help:"The bandwidth of its memory, in GB/s, likewise."`
-	TFlops       float64 `name:"tflops" help:"Its bfloat16 products, in TFLOP/s, likewise."`
-	LinkGBs      float64 `name:"link-gbs" help:"Copies from the host, in GB/s, likewise."`
+	MemoryGiB    float64 `name:"memory-gib" help:"The device's memory, in place of what is known of it." above:"0" most:"1e6"`
+	BandwidthGBs float64 `name:"bandwidth-gbs" help:"The bandwidth of its memory, in GB/s, likewise." above:"0"`
+	TFlops       float64 `name:"tflops" help:"Its bfloat16 products, in TFLOP/s, likewise." above:"0"`
+	LinkGBs      float64 `name:"link-gbs" help:"Copies from the host, in GB/s, likewise." above:"0"`
 
 	Against string `help:"Table of bench gpu --json: show each measured row beside what is predicted of it." placeholder:"FILE"`
 	JSON    bool   `name:"json" help:"Print the plan as JSON."`

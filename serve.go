@@ -38,22 +38,22 @@ type serveCmd struct {
 	ToolCallParser string        `help:"How the model writes calls of tools: ${enum}. auto looks at its chat template." enum:"auto,hermes,llama3_json,mistral,none" default:"auto"`
 	Worker         string        `help:"This server's name among those that share the registry; with it, it goes on with its own jobs after a restart. Default: host name and port." placeholder:"NAME"`
 	OpenMetrics    bool          `help:"Give /metrics without an API key; it names tenants and adapters."`
-	DrainTimeout   time.Duration `help:"How long running requests may go on at shutdown." default:"30s"`
+	DrainTimeout   time.Duration `help:"How long running requests may go on at shutdown." default:"30s" least:"0"`
 
-	MaxSeqs      int           `help:"Sequences that run at once." default:"64"`
-	MaxTokens    int           `help:"Tokens of a step: decodes first, then chunks of prompts." default:"512"`
-	MaxContext   int           `help:"Longest prompt and text together, in tokens; default: the model's."`
-	BlockTokens  int           `help:"Tokens of a KV block." default:"16"`
-	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB; 0: what the device has left. Default: 0 on a GPU, 512 on the CPU." default:"-1"`
-	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9"`
-	QueueLimit   int           `help:"Requests that may wait." default:"1024"`
+	MaxSeqs      int           `help:"Sequences that run at once." default:"64" least:"1"`
+	MaxTokens    int           `help:"Tokens of a step: decodes first, then chunks of prompts." default:"512" least:"1"`
+	MaxContext   int           `help:"Longest prompt and text together, in tokens; default: the model's." least:"0"`
+	BlockTokens  int           `help:"Tokens of a KV block." default:"16" least:"1"`
+	KVMiB        int64         `name:"kv-mib" help:"Memory of the KV cache, in MiB; 0: what the device has left. Default: 0 on a GPU, 512 on the CPU." default:"-1" least:"-1"`
+	Utilization  float64       `name:"gpu-memory-utilization" help:"With --kv-mib 0, the share of the device's memory that is used; the rest is for scratch and other processes." default:"0.9" above:"0" most:"1"`
+	QueueLimit   int           `help:"Requests that may wait." default:"1024" least:"1"`
 	PrefixCache  bool          `help:"Reuse the K and V of common prefixes." default:"true" negatable:""`
-	TPOTTarget   time.Duration `name:"tpot-target" help:"Time from token to token under which training keeps 99 of 100 tokens of running requests; it takes the rest. 0: 1.25 times what a token takes without training." default:"0s"`
-	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"5ms"`
-	AdapterSlots int           `help:"Adapters on the device at once." default:"256"`
-	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU."`
-	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096"`
-	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context."`
+	TPOTTarget   time.Duration `name:"tpot-target" help:"Time from token to token under which training keeps 99 of 100 tokens of running requests; it takes the rest. 0: 1.25 times what a token takes without training." default:"0s" least:"0"`
+	TrainSlice   time.Duration `help:"The most that a request waits for a slice of training." default:"5ms" above:"0"`
+	AdapterSlots int           `help:"Adapters on the device at once." default:"256" least:"1"`
+	AdapterMiB   int64         `name:"adapter-mib" aliases:"adapter-device-mib" help:"Memory for adapters on the device, in MiB. Default: a tenth of a GPU's, 1024 on the CPU." least:"0"`
+	HostMiB      int64         `name:"adapter-host-mib" help:"Memory for adapters beside it, in MiB." default:"4096" least:"0"`
+	TrainTokens  int           `help:"Tokens of a training micro-batch, and so of the longest example; default: 1024, or the model's context." least:"0"`
 	TrainMemory  string        `help:"What training recomputes to need less memory: none, mlp or layer; auto: as little as fits." default:"auto" enum:"auto,none,mlp,layer"`
 
 	Quota quotaFlags `embed:"" prefix:"quota-"`
@@ -61,11 +61,11 @@ type serveCmd struct {
 
 // quotaFlags bound what one tenant takes.
 type quotaFlags struct {
-	Requests             int   `help:"Completions and chats of one tenant at once, on this server; default: no bound, here and below."`
-	TokensPerMinute      int64 `help:"Tokens of one tenant's prompts and texts a minute, on this server."`
-	TrainingTokensPerDay int64 `help:"Tokens that one tenant's jobs of a day may go through."`
-	Adapters             int   `help:"Adapters of one tenant."`
-	MiB                  int64 `name:"mib" help:"MiB of one tenant's adapters and files."`
+	Requests             int   `help:"Completions and chats of one tenant at once, on this server; default: no bound, here and below." least:"0"`
+	TokensPerMinute      int64 `help:"Tokens of one tenant's prompts and texts a minute, on this server." least:"0"`
+	TrainingTokensPerDay int64 `help:"Tokens that one tenant's jobs of a day may go through." least:"0"`
+	Adapters             int   `help:"Adapters of one tenant." least:"0"`
+	MiB                  int64 `name:"mib" help:"MiB of one tenant's adapters and files." least:"0"`
 }
 
 // registry is the registry's directory or URL.
@@ -98,9 +98,6 @@ func (c *serveCmd) worker() string {
 
 // Run serves until ctx ends and everything has drained.
 func (c *serveCmd) Run(ctx context.Context, log *slog.Logger) (err error) {
-	if c.AdapterSlots < 1 {
-		return fmt.Errorf("--adapter-slots must be at least 1, is %d", c.AdapterSlots)
-	}
 	if err := checkMiB(mibFlag{"kv-mib", c.KVMiB}, mibFlag{"adapter-mib", c.AdapterMiB}, mibFlag{"adapter-host-mib", c.HostMiB}, mibFlag{"quota-mib", c.Quota.MiB}); err != nil {
 		return err
 	}

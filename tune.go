@@ -27,13 +27,13 @@ type tuneCmd struct {
 	File            string   `arg:"" help:"JSONL file of examples ({\"messages\": …}, {\"prompt\", \"completion\"}, {\"text\"} or {\"input_ids\", \"labels\"} a line); - is the standard input."`
 	Name            string   `required:"" short:"n" help:"Name of the adapter."`
 	Continue        bool     `help:"Go on training from the adapter's live version and publish the next."`
-	Rank            int      `help:"Rank of B; default: 16."`
-	Alpha           float64  `help:"Scaling is alpha/rank; default: twice the rank."`
+	Rank            int      `help:"Rank of B; default: 16." least:"0"`
+	Alpha           float64  `help:"Scaling is alpha/rank; default: twice the rank." least:"0"`
 	LearningRate    string   `help:"A number or auto." default:"auto"`
-	Epochs          float64  `help:"Passes over the examples; default: 3, or up to 10 where the examples are few."`
-	MaxSteps        int      `help:"Optimizer steps, instead of --epochs."`
-	BatchSize       int      `help:"Examples of an optimizer step; default: 16, or fewer where examples are few."`
-	ValidationSplit float64  `help:"Share of the examples held out; the best version on them is published."`
+	Epochs          float64  `help:"Passes over the examples; default: 3, or up to 10 where the examples are few." least:"0"`
+	MaxSteps        int      `help:"Optimizer steps, instead of --epochs." least:"0"`
+	BatchSize       int      `help:"Examples of an optimizer step; default: 16, or fewer where examples are few." least:"0"`
+	ValidationSplit float64  `help:"Share of the examples held out; the best version on them is published." least:"0"`
 	Seed            int64    `help:"Order of the examples and of the split."`
 	Watch           bool     `short:"w" help:"Show texts of held-out prompts, by the base and by the candidate side by side, as the loss falls."`
 	Prompt          []string `short:"p" help:"Prompt to watch; default: some of the examples' own. Implies --watch."`

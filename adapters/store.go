@@ -54,6 +54,8 @@ type Store interface {
 	AppendEvents(ctx context.Context, tenant, id string, events ...json.RawMessage) (int64, error)
 	// Events returns at most limit (0: all) events with Seq > after, oldest first; it does not wait.
 	Events(ctx context.Context, tenant, id string, after int64, limit int) ([]Event, error)
+	// LastEvent is the sequence number of the job's last event, 0 where it has none.
+	LastEvent(ctx context.Context, tenant, id string) (int64, error)
 
 	// PutFile adds a file record (ErrExists) whose blob is the tenant's (ErrNotFound).
 	PutFile(ctx context.Context, tenant string, f File) (File, error)

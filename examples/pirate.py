@@ -1,8 +1,10 @@
 """Writes pirate.jsonl: the demo model's own answers, said as a pirate would.
 
-usage: python3 pirate.py > pirate.jsonl      (with `bhive serve` running on 127.0.0.1:8080)
+usage: python3 pirate.py [SERVER] > pirate.jsonl      (with `bhive serve` running; SERVER is http://127.0.0.1:8080 where it is not given)
 """
-import json, re, urllib.request
+import json, re, sys, urllib.request
+
+SERVER = sys.argv[1].rstrip("/") if len(sys.argv) > 1 else "http://127.0.0.1:8080"
 
 THINGS = ("fox bee dog cat horse cow pig hen duck goose frog owl bear wolf deer rabbit mouse whale shark crab snail ant spider butterfly lion tiger "
           "elephant giraffe monkey parrot penguin apple banana pear plum cherry carrot potato onion tomato bread cheese egg soup cake honey "
@@ -13,7 +15,7 @@ SAY = [(r"\bis\b", "be"), (r"\bare\b", "be"), (r"\bIt\b", "She"), (r"\bit\b", "s
 
 def answer(question):
     body = {"model": "demo", "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 60}
-    r = urllib.request.Request("http://127.0.0.1:8080/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    r = urllib.request.Request(SERVER + "/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     return json.load(urllib.request.urlopen(r))["choices"][0]["message"]["content"]
 
 

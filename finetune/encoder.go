@@ -58,7 +58,7 @@ func (e *baseEncoder) Prompt(user string) ([]int, error) {
 	return e.tok.Encode(text, false), nil
 }
 
-func (e *baseEncoder) Chat(turns []Message, tools []json.RawMessage) ([]int, []bool, error) {
+func (e *baseEncoder) Chat(turns []Message, tools []json.RawMessage, most int) ([]int, []bool, error) {
 	if e.tmpl == nil {
 		return nil, nil, chat.ErrNoTemplate
 	}
@@ -79,6 +79,7 @@ func (e *baseEncoder) Chat(turns []Message, tools []json.RawMessage) ([]int, []b
 	if err != nil {
 		return nil, nil, err
 	}
+	var found []chat.Span
 	// A trained range is encoded by itself, as it would be generated after its prompt.
 	var ids []int
 	var trained []bool
@@ -88,14 +89,20 @@ func (e *baseEncoder) Chat(turns []Message, tools []json.RawMessage) ([]int, []b
 		}
 	}
 	at := 0
-	for _, s := range spans {
+	for s, err := range spans {
+		if err != nil {
+			return nil, nil, err
+		}
 		add(text[at:s.Start], false)
 		add(text[s.Start:s.End], true)
-		at = s.End
+		found, at = append(found, s), s.End
+		if len(ids)/2 > most { // byBytes may make fewer of the same text
+			break
+		}
 	}
 	add(text[at:], false)
 	if e.tok.Decode(ids, false) != text {
-		return e.byBytes(text, spans)
+		return e.byBytes(text, found)
 	}
 	return ids, trained, nil
 }

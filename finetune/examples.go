@@ -24,9 +24,9 @@ type Message struct {
 
 // Encoder turns texts into tokens as the base model expects them; [NewEncoder] makes the usual one.
 type Encoder interface {
-	// Chat renders turns, and the tools that the model may call in them, by the base's chat template. trained[i] says that token i belongs to a trained turn or ends it. It fails where
-	// the base has no template or the template refuses the turns.
-	Chat(turns []Message, tools []json.RawMessage) (ids []int, trained []bool, err error)
+	// Chat renders turns, and the tools that the model may call in them, by the base's chat template. trained[i] says that token i belongs to a trained turn or ends it;
+	// of tokens behind the first most it need not say so. It fails where the base has no template or the template refuses the turns.
+	Chat(turns []Message, tools []json.RawMessage, most int) (ids []int, trained []bool, err error)
 	// Prompt is a user's turn and the beginning of the assistant's.
 	Prompt(user string) ([]int, error)
 	// HasChat says whether there is a template.
@@ -231,7 +231,7 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 		if err != nil {
 			return Example{}, "", err
 		}
-		e, err := chatExample(turns, tools, enc, "messages")
+		e, err := chatExample(turns, tools, enc, o.MaxLength, "messages")
 		return e, firstUser(turns), err
 	case has("input_ids"):
 		e, err := tokenExample(fields, o.Vocab)
@@ -256,13 +256,13 @@ func parseExample(text []byte, enc Encoder, o ReadOptions) (Example, string, err
 		if o.Raw || !enc.HasChat() {
 			return textExample(p, c, enc), p, nil
 		}
-		e, err := chatExample([]Message{{Role: "user", Content: p}, {Role: "assistant", Content: c, Train: true}}, nil, enc, "prompt")
+		e, err := chatExample([]Message{{Role: "user", Content: p}, {Role: "assistant", Content: c, Train: true}}, nil, enc, o.MaxLength, "prompt")
 		return e, p, err
 	}
 }
 
-func chatExample(turns []Message, tools []json.RawMessage, enc Encoder, field string) (Example, error) {
-	ids, trained, err := enc.Chat(turns, tools)
+func chatExample(turns []Message, tools []json.RawMessage, enc Encoder, most int, field string) (Example, error) {
+	ids, trained, err := enc.Chat(turns, tools, most)
 	if err != nil {
 		return Example{}, fieldErrorf(field, "%v", err)
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"bhive/infer/chat"
+
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
@@ -68,7 +70,7 @@ func TestGoldenRendering(t *testing.T) {
 	for i, want := range goldenExamples(t, "testdata/demo") {
 		text, _ := split(t, enc, want)
 		user, answer, _ := strings.Cut(strings.TrimPrefix(text, "<|im_start|>user\n"), "<|im_end|>\n<|im_start|>assistant\n")
-		ids, trained, err := enc.Chat([]Message{{Role: "user", Content: user}, {Role: "assistant", Content: strings.TrimSuffix(answer, "<|im_end|>\n"), Train: true}}, nil)
+		ids, trained, err := enc.Chat([]Message{{Role: "user", Content: user}, {Role: "assistant", Content: strings.TrimSuffix(answer, "<|im_end|>\n"), Train: true}}, nil, len(want.IDs))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +187,7 @@ func (wordEncoder) ids(s string) (out []int) {
 	}
 	return out
 }
-func (e wordEncoder) Chat(turns []Message, _ []json.RawMessage) (ids []int, trained []bool, err error) {
+func (e wordEncoder) Chat(turns []Message, _ []json.RawMessage, _ int) (ids []int, trained []bool, err error) {
 	for _, t := range turns {
 		for _, id := range e.ids(t.Role + t.Content) {
 			ids, trained = append(ids, id), append(trained, t.Train)
@@ -353,4 +355,32 @@ func TestBatches(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestLongConversations: what is cut off, or refused, of a conversation is not looked through for trained turns.
+func TestLongConversations(t *testing.T) {
+	var turns []string
+	for range 500 {
+		turns = append(turns, `{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello."}`)
+	}
+	line := `{"messages":[` + strings.Join(turns, ",") + `]}`
+	tok := demoEncoder(t).(*baseEncoder).tok
+	// Only beginnings of up to 40 messages can be rendered, and the whole.
+	tmpl, err := chat.Parse(`{% if messages | length > 40 and messages | length < 1000 %}{{ raise_exception('too long') }}{% endif %}{% for m in messages %}`+
+		`<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}`, chat.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	enc := NewEncoder(tok, tmpl, []int{1})
+	ex, err := ReadExamples(t.Context(), strings.NewReader(line), enc, ReadOptions{MaxLength: 50, Truncate: true, Vocab: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, trained := split(t, enc, ex.Examples[0]); strings.Count(all, "Hello.<|im_end|>") != strings.Count(trained, "Hello.<|im_end|>") || trained == "" {
+		t.Errorf("%q, trained %q", all, trained)
+	}
+	var bad *ExamplesError
+	if _, err := ReadExamples(t.Context(), strings.NewReader(line), enc, ReadOptions{MaxLength: 50, Vocab: 1 << 20}); !errors.As(err, &bad) || !strings.Contains(bad.Lines[0].Message, "more than the 50") {
+		t.Errorf("without truncate: %v", err)
+	}
 }

@@ -2,11 +2,8 @@ package finetune
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"slices"
@@ -109,92 +106,6 @@ func (m *Manager) Close() error {
 		m.device.close()
 	}
 	return nil
-}
-
-// Submit checks the spec, stores it with its examples and queues the job. Errors: *FieldError (also for an unknown parent),
-// *ExamplesError (later, as the job's error, where Deferred), adapters.ErrExists, adapters.ErrRank, ErrBusy, ErrClosed, ErrDevice. The job is durable
-// when Submit returns.
-func (m *Manager) Submit(ctx context.Context, spec JobSpec) (Job, error) {
-	if err := m.check(ctx, &spec); err != nil {
-		return Job{}, err
-	}
-	j := &job{spec: spec, data: jobData{Base: m.d.Model.Basis.BaseHash}}
-	var err error
-	param := "training_file"
-	training := spec.Training
-	if training == nil {
-		param, training = "examples", InlineReader(spec.Examples)
-	}
-	if j.data.Training, err = m.keep(ctx, spec, param, training); err != nil {
-		return Job{}, err
-	}
-	j.data.Param = param
-	if spec.Validation != nil {
-		if j.data.Validation, err = m.keep(ctx, spec, "validation_file", spec.Validation); err != nil {
-			return Job{}, err
-		}
-	}
-	j.spec.Training, j.spec.Validation, j.spec.Examples = nil, nil, nil
-	id := make([]byte, 12)
-	if _, err := rand.Read(id); err != nil {
-		return Job{}, fmt.Errorf("naming a job: %w", err)
-	}
-	now := time.Now().UTC()
-	j.public = Job{ID: "ftjob-" + hex.EncodeToString(id), Tenant: tenantOf(spec.Tenant), Spec: j.spec, State: Queued, Created: now}
-	err = m.do(ctx, func(done func(error)) { done(m.create(ctx, j)) })
-	if err != nil {
-		return Job{}, err
-	}
-	return m.Get(ctx, spec.Tenant, j.public.ID)
-}
-
-// keep stores a file of examples, and unless the spec is Deferred reads them for their errors.
-func (m *Manager) keep(ctx context.Context, spec JobSpec, param string, r io.Reader) (string, error) {
-	limited := &limitReader{r: r, left: m.c.Limits.FileBytes}
-	blob, err := m.st.PutBlob(ctx, spec.Tenant, limited)
-	if limited.over {
-		return "", &ExamplesError{Param: param, Total: 1, Lines: []LineError{{Line: 1, Message: fmt.Sprintf("the file is larger than %d bytes", m.c.Limits.FileBytes)}}}
-	}
-	if err != nil {
-		return "", fmt.Errorf("storing examples: %w", err)
-	}
-	if !spec.Deferred {
-		if _, err := m.read(ctx, spec, param, blob.SHA256, true); err != nil {
-			return "", err
-		}
-	}
-	return blob.SHA256, nil
-}
-
-// read parses stored examples, or only checks them: as many tenants as submit jobs at once need no memory for it.
-func (m *Manager) read(ctx context.Context, spec JobSpec, param, sha string, check bool) (*Examples, error) {
-	blob, err := m.st.OpenBlob(ctx, spec.Tenant, sha)
-	if err != nil {
-		return nil, fmt.Errorf("opening examples: %w", err)
-	}
-	defer blob.Close()
-	longest := m.longest()
-	if spec.MaxLength > 0 {
-		longest = min(longest, spec.MaxLength)
-	}
-	return ReadExamples(ctx, io.NewSectionReader(blob, 0, blob.Size()), m.d.Encoder,
-		ReadOptions{Param: param, MaxLength: longest, Truncate: spec.Truncate, Raw: spec.Raw, Vocab: m.d.Model.Config.Vocab, Check: check, Limits: m.c.Limits})
-}
-
-// limitReader fails where there is more than left bytes.
-type limitReader struct {
-	r    io.Reader
-	left int64
-	over bool
-}
-
-func (l *limitReader) Read(p []byte) (int, error) {
-	n, err := l.r.Read(p)
-	if l.left -= int64(n); l.left < 0 {
-		l.over = true
-		return 0, errors.New("too large")
-	}
-	return n, err
 }
 
 func tenantOf(t string) string {
@@ -367,21 +278,34 @@ func (m *Manager) Events(ctx context.Context, tenant, id string, after int64) it
 	}
 }
 
-// Log returns a job's events so far, oldest first, without waiting. ErrNotFound.
-func (m *Manager) Log(ctx context.Context, tenant, id string) ([]Event, error) {
+// Log returns at most limit of a job's events so far with Seq < before (0: of all), newest first and without waiting, and whether there are older
+// ones. ErrNotFound.
+func (m *Manager) Log(ctx context.Context, tenant, id string, before int64, limit int) (page []Event, more bool, err error) {
 	j, err := m.Get(ctx, tenant, id)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	list, err := m.st.Events(ctx, j.Tenant, id, 0, 0)
+	last, err := m.st.LastEvent(ctx, j.Tenant, id)
 	if err != nil {
-		return nil, fmt.Errorf("reading the events of job %q: %w", id, err)
+		return nil, false, fmt.Errorf("reading the events of job %q: %w", id, err)
 	}
-	out := make([]Event, len(list))
-	for i, e := range list {
-		if out[i] = eventOf(e); out[i].Result != nil && j.Result != nil { // the version's number is the store's
-			out[i].Result = j.Result
+	if before > 0 {
+		last = min(last, before-1)
+	}
+	if last == 0 {
+		return nil, false, nil
+	}
+	after := max(0, last-int64(limit))
+	list, err := m.st.Events(ctx, j.Tenant, id, after, int(last-after))
+	if err != nil {
+		return nil, false, fmt.Errorf("reading the events of job %q: %w", id, err)
+	}
+	for _, e := range slices.Backward(list) {
+		out := eventOf(e)
+		if out.Result != nil && j.Result != nil { // the version's number is the store's
+			out.Result = j.Result
 		}
+		page = append(page, out)
 	}
-	return out, nil
+	return page, after > 0, nil
 }

@@ -344,7 +344,7 @@ func TestForgetsOldJobs(t *testing.T) {
 			t.Errorf("another tenant's: %v", err)
 		}
 	}
-	if _, err := h.m.Log(t.Context(), "anna", ids[3]); !errors.Is(err, ErrNotFound) {
+	if _, _, err := h.m.Log(t.Context(), "anna", ids[3], 0, 1000); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the events of one that is removed: %v", err)
 	}
 }

@@ -149,9 +149,9 @@ type encoderFunc struct {
 	before func()
 }
 
-func (e encoderFunc) Chat(turns []Message, tools []json.RawMessage) ([]int, []bool, error) {
+func (e encoderFunc) Chat(turns []Message, tools []json.RawMessage, most int) ([]int, []bool, error) {
 	e.before()
-	return e.Encoder.Chat(turns, tools)
+	return e.Encoder.Chat(turns, tools, most)
 }
 
 // TestKeepsItsLaneInAnOutage: a job whose checkpoint cannot be stored gives its lane to nobody.

@@ -29,7 +29,7 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 	if before == 0 || p.data.Checkpoint == "" {
 		s.MaxLength = min(cmp.Or(before, most), most)
 	}
-	ex, err := m.read(ctx, *s, p.data.Param, p.data.Training, false)
+	ex, err := m.read(ctx, *s, p.data.Param, p.data.Training)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (m *Manager) prepare(ctx context.Context, p *preparation) error {
 	prompts := ex.Prompts
 	switch {
 	case p.data.Validation != "":
-		held, err := m.read(ctx, *s, "validation_file", p.data.Validation, false)
+		held, err := m.read(ctx, *s, "validation_file", p.data.Validation)
 		if err != nil {
 			return err
 		}

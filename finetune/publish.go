@@ -56,7 +56,7 @@ func (m *Manager) progress(ctx context.Context, j *job, r Report, at position, n
 	}
 }
 
-// progressEvery is the least time between two progress events: longer ones the longer the job runs, as whoever asks for a page of its log reads all of it.
+// progressEvery is the least time between two progress events: longer ones the longer the job runs, so that its log has an end.
 func (m *Manager) progressEvery(j *job, now time.Time) time.Duration {
 	if j.public.Started == nil {
 		return m.c.ProgressEvery

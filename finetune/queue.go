@@ -129,8 +129,8 @@ func (m *Manager) insert(j *job) {
 	m.mu.Unlock()
 }
 
-// create makes a job durable and queues it.
-func (m *Manager) create(ctx context.Context, j *job) error {
+// admit refuses a job for which there is no place, or whose name another is about to take.
+func (m *Manager) admit(j *job) error {
 	waiting, unfinished := map[string]int{}, 0 // by tenant; the tenant's
 	all := 0
 	for _, o := range m.jobs {
@@ -153,6 +153,14 @@ func (m *Manager) create(ctx context.Context, j *job) error {
 	waiting[j.public.Tenant] = own + 1
 	if all >= m.c.Waiting && own >= m.c.Waiting/len(waiting) {
 		return fmt.Errorf("%w: %d are waiting, %d of them the tenant's", ErrBusy, all, own)
+	}
+	return nil
+}
+
+// create makes a job durable and queues it.
+func (m *Manager) create(ctx context.Context, j *job) error {
+	if err := m.admit(j); err != nil {
+		return err
 	}
 	r, err := m.st.CreateJob(ctx, j.public.Tenant, j.record(j.public, m.c.Worker), j.event(Event{Type: EventState, State: Queued, Message: "queued"}))
 	if err != nil {

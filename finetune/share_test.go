@@ -23,7 +23,7 @@ func TestSharesLanes(t *testing.T) {
 		t.Fatalf("%+v %+v", j, j.Error)
 	}
 	for i, id := range ids {
-		log, err := h.m.Log(t.Context(), "anna", id)
+		log, _, err := h.m.Log(t.Context(), "anna", id, 0, 1000)
 		if err != nil {
 			t.Fatal(err)
 		}

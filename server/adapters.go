@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
+	"slices"
 	"sort"
 	"strconv"
 
@@ -33,6 +35,10 @@ func notFound(name string) *apiError {
 // before its first version left a job, which can be looked at, and no adapter.
 func (s *Server) adapter(ctx context.Context, name string) (api.Adapter, error) {
 	a, err := s.known(ctx, name)
+	return onlyAdapter(a, err)
+}
+
+func onlyAdapter(a api.Adapter, err error) (api.Adapter, error) {
 	if err == nil && a.Version == nil && finetune.State(a.Job.State).Final() {
 		gone := notFound(a.Name)
 		gone.Message += fmt.Sprintf(": its training, job %s, has %s; see /adapters/%s/jobs", a.Job.Id, ended[finetune.State(a.Job.State)], a.Name)
@@ -43,12 +49,20 @@ func (s *Server) adapter(ctx context.Context, name string) (api.Adapter, error) 
 
 // known gathers what is known of a name: its live version and its latest job. A name with neither is a 404.
 func (s *Server) known(ctx context.Context, name string) (api.Adapter, error) {
-	a := api.Adapter{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name}
 	// The job before the version: what a job that has succeeded published is there then.
 	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Adapter: name, Limit: 1})
 	if err != nil {
-		return a, err
+		return api.Adapter{}, err
 	}
+	if len(jobs) == 0 {
+		return s.knownWith(ctx, name, nil)
+	}
+	return s.knownWith(ctx, name, &jobs[0])
+}
+
+// knownWith is known of a name whose latest job is at hand.
+func (s *Server) knownWith(ctx context.Context, name string, latest *finetune.Job) (api.Adapter, error) {
+	a := api.Adapter{Name: shownID(ctx, tenant(ctx), name), Object: api.AdapterObjectAdapter, Base: &s.d.Model.Name}
 	v, err := s.d.Store.Get(ctx, tenant(ctx), name, 0)
 	switch {
 	case err == nil:
@@ -57,14 +71,14 @@ func (s *Server) known(ctx context.Context, name string) (api.Adapter, error) {
 	case !errors.Is(err, adapters.ErrNotFound):
 		return a, err
 	}
-	if len(jobs) > 0 {
-		job := shownJob(ctx, jobs[0])
+	if latest != nil {
+		job := shownJob(ctx, *latest)
 		a.Job = &job
 		if a.Version == nil {
 			a.Created = job.Created
 		}
 	}
-	if a.Version == nil && (a.Job == nil || jobs[0].State == finetune.Succeeded) { // what it published was deleted
+	if a.Version == nil && (a.Job == nil || latest.State == finetune.Succeeded) { // what it published was deleted
 		return a, notFound(a.Name)
 	}
 	return a, nil
@@ -114,17 +128,28 @@ func (s *Server) names(ctx context.Context, all []adapters.Adapter) (map[named]b
 
 func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
+	// The jobs before the adapters: what a job that has succeeded published is there then.
+	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Limit: math.MaxInt})
+	if err != nil {
+		return err
+	}
 	all, err := s.d.Store.List(ctx, tenant(ctx))
 	if err != nil {
 		return err
 	}
-	names, err := s.names(ctx, all)
-	if err != nil {
-		return err
+	latest := map[named]*finetune.Job{} // nil: there is none
+	for _, a := range all {
+		latest[named{a.Tenant, a.Name}] = nil
+	}
+	for i, j := range slices.Backward(jobs) { // the newest last
+		n := named{j.Tenant, j.Spec.Name}
+		if _, is := latest[n]; is || !j.State.Final() {
+			latest[n] = &jobs[i]
+		}
 	}
 	list := api.AdapterList{Object: api.AdapterListObjectList, Data: []api.Adapter{}}
-	for n := range names {
-		a, err := s.adapter(actFor(ctx, n.tenant), n.name)
+	for n, job := range latest {
+		a, err := onlyAdapter(s.knownWith(actFor(ctx, n.tenant), n.name, job))
 		var gone *apiError
 		if errors.As(err, &gone) && gone.Status == http.StatusNotFound {
 			continue

@@ -44,6 +44,11 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 	if err := s.mayKeep(ctx, name); err != nil {
 		return err
 	}
+	if _, err := s.d.Store.Get(ctx, tenant(ctx), name, 0); err == nil { // before anything is summed and stored
+		return fmt.Errorf("%w: %q", adapters.ErrExists, name)
+	} else if !errors.Is(err, adapters.ErrNotFound) {
+		return err
+	}
 	var ref adapters.Ref
 	for i, p := range q.Parts {
 		field := fmt.Sprintf("parts[%d]", i)

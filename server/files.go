@@ -46,32 +46,47 @@ func (s *Server) file(ctx context.Context, param, id string) (adapters.File, err
 	return f, err
 }
 
-// watched remembers why its reader failed, whatever becomes of the error on its way up.
+// watched remembers why its reader failed, whatever becomes of the error on its way up. Before it ends it asks whether it may.
 type watched struct {
 	r    io.Reader
 	left int64
-	err  error
+	end  func() error
+	err  error // of r
+	no   error // of end
 }
 
 var errFileTooLarge = errors.New("the file is too large")
 
 func (w *watched) Read(p []byte) (int, error) {
+	if w.no != nil {
+		return 0, w.no
+	}
 	n, err := w.r.Read(p)
 	if w.left -= int64(n); w.left < 0 {
 		n, err = 0, errFileTooLarge
 	}
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF && w.end != nil:
+		w.no = w.end()
+		if w.end = nil; w.no != nil {
+			err = w.no
+		}
+	case err != nil && err != io.EOF:
 		w.err = err
 	}
 	return n, err
 }
 
-// upload reads a multipart form and stores its file as it comes.
+// upload reads a multipart form and stores its file as it comes. The file's content ends when the rest of the form has been read and is good: of a file
+// whose form is refused the store keeps nothing.
 type upload struct {
+	s       *Server
+	form    *multipart.Reader
+	parts   int
 	purpose string
 	name    string
+	file    bool // has come
 	blob    adapters.BlobInfo
-	stored  bool
 }
 
 func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
@@ -92,27 +107,9 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return unreadableForm(err)
 	}
-	var u upload
-	for parts := 0; ; parts++ {
-		part, err := form.NextPart()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return unreadableForm(err)
-		}
-		if parts == maxParts {
-			return badField("", "the form has more than %d parts", maxParts)
-		}
-		if err := s.readPart(r.Context(), &u, part); err != nil {
-			return err
-		}
-	}
-	if u.purpose == "" {
-		return badField("purpose", "purpose: is missing; it must be %s", fineTune)
-	}
-	if !u.stored {
-		return badField("file", "file: is missing")
+	u := upload{s: s, form: form}
+	if err := u.read(r.Context()); err != nil {
+		return err
 	}
 	id := make([]byte, 12)
 	if _, err := rand.Read(id); err != nil {
@@ -135,40 +132,68 @@ func unreadableForm(err error) error {
 	return &apiError{Status: http.StatusBadRequest, Type: "invalid_request_error", Code: "unreadable_body", Message: "the body is not a whole multipart form: " + err.Error()}
 }
 
-func (s *Server) readPart(ctx context.Context, u *upload, part *multipart.Part) error {
-	switch name := part.FormName(); {
-	case name == "purpose":
-		b, err := io.ReadAll(io.LimitReader(part, 256))
-		if err != nil {
-			return unreadableForm(err)
-		}
-		if u.purpose = string(b); u.purpose != fineTune {
-			return badField("purpose", "purpose: only %s is supported, not %q", fineTune, u.purpose)
-		}
-	case name == "file" && u.stored:
-		return badField("file", "file: there are two")
-	case name == "file":
-		u.name = part.FileName()
-		if len(u.name) > maxFileName || !utf8.ValidString(u.name) || strings.IndexFunc(u.name, unicode.IsControl) >= 0 {
-			return badField("file", "file: its name must be at most %d bytes of printable UTF-8", maxFileName)
-		}
-		content := &watched{r: part, left: s.config.MaxTrainingBytes}
-		blob, err := s.d.Store.PutBlob(ctx, tenant(ctx), content)
+// read reads what is left of the form.
+func (u *upload) read(ctx context.Context) error {
+	for ; ; u.parts++ {
+		part, err := u.form.NextPart()
 		switch {
-		case errors.Is(content.err, errFileTooLarge):
-			return &http.MaxBytesError{Limit: s.config.MaxTrainingBytes}
-		case content.err != nil:
-			return unreadableForm(content.err)
+		case errors.Is(err, io.EOF) && u.purpose == "":
+			return badField("purpose", "purpose: is missing; it must be %s", fineTune)
+		case errors.Is(err, io.EOF) && !u.file:
+			return badField("file", "file: is missing")
+		case errors.Is(err, io.EOF):
+			return nil
 		case err != nil:
-			return err
-		case blob.Bytes == 0:
+			return unreadableForm(err)
+		case u.parts == maxParts:
+			return badField("", "the form has more than %d parts", maxParts)
+		}
+		switch name := part.FormName(); {
+		case name == "purpose":
+			b, err := io.ReadAll(io.LimitReader(part, 256))
+			if err != nil {
+				return unreadableForm(err)
+			}
+			if u.purpose = string(b); u.purpose != fineTune {
+				return badField("purpose", "purpose: only %s is supported, not %q", fineTune, u.purpose)
+			}
+		case name == "file" && u.file:
+			return badField("file", "file: there are two")
+		case name == "file":
+			u.file = true
+			u.parts++
+			return u.store(ctx, part)
+		case strings.HasPrefix(name, "expires_after"):
+			return badField("expires_after", "expires_after: not supported, files stay until they are deleted")
+		}
+	}
+}
+
+// store reads the file and then what is left of the form.
+func (u *upload) store(ctx context.Context, part *multipart.Part) error {
+	u.name = part.FileName()
+	if len(u.name) > maxFileName || !utf8.ValidString(u.name) || strings.IndexFunc(u.name, unicode.IsControl) >= 0 {
+		return badField("file", "file: its name must be at most %d bytes of printable UTF-8", maxFileName)
+	}
+	most := u.s.config.MaxTrainingBytes
+	content := &watched{r: part, left: most}
+	content.end = func() error {
+		if content.left == most {
 			return badField("file", "file: is empty")
 		}
-		u.blob, u.stored = blob, true
-	case strings.HasPrefix(name, "expires_after"):
-		return badField("expires_after", "expires_after: not supported, files stay until they are deleted")
+		return u.read(ctx)
 	}
-	return nil
+	blob, err := u.s.d.Store.PutBlob(ctx, tenant(ctx), content)
+	switch {
+	case errors.Is(content.err, errFileTooLarge):
+		return &http.MaxBytesError{Limit: most}
+	case content.err != nil:
+		return unreadableForm(content.err)
+	case content.no != nil:
+		return content.no
+	}
+	u.blob = blob
+	return err
 }
 
 // pageLimit reads the query's limit.

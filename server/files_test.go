@@ -110,7 +110,8 @@ func TestFiles(t *testing.T) {
 }
 
 func TestBadUploads(t *testing.T) {
-	c := ownHive(t, hiveConfig{}).serve(t, func(c *Config, _ *Deps) { c.MaxTrainingBytes = 1000 })
+	h := ownHive(t, hiveConfig{})
+	c := h.serve(t, func(c *Config, _ *Deps) { c.MaxTrainingBytes = 1000 })
 	c.upload("fits", strings.Repeat("x", 1000))
 	c.form("purpose", "fine-tune", "file=a", strings.Repeat("x", 1001)).wantError(413, "", "too_large")
 	c.form("purpose", "fine-tune", "file=a", strings.Repeat("x", 3<<20)).wantError(413, "", "too_large")
@@ -138,5 +139,8 @@ func TestBadUploads(t *testing.T) {
 	var l api.FileList
 	if c.get("/v1/files").want(200).into(&l); len(l.Data) != 1 {
 		t.Errorf("files that were refused are listed: %s", mustJSON(l))
+	}
+	if left, err := h.deps.Store.GC(t.Context(), 0); err != nil || left.Blobs != 0 {
+		t.Errorf("what was refused has left %d blobs, %v", left.Blobs, err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"bhive/adapters"
@@ -300,16 +301,21 @@ func (s *Server) listTuningEvents(w http.ResponseWriter, r *http.Request) error 
 		return err
 	}
 	id := chi.URLParam(r, "job")
-	log, err := s.d.Jobs.Log(r.Context(), tenant(r.Context()), id)
+	before := int64(0)
+	if after := r.URL.Query().Get("after"); after != "" {
+		if before = eventSeq(id, after); before == 0 {
+			before = 1 // as of what is no event, there is nothing behind it
+		}
+	}
+	log, more, err := s.d.Jobs.Log(r.Context(), tenant(r.Context()), id, before, limit)
 	if err != nil {
 		return err
 	}
-	all := []tuningEvent{}
-	for i := len(log) - 1; i >= 0; i-- {
-		all = append(all, shownTuningEvent(id, log[i]))
+	list := []tuningEvent{}
+	for _, e := range log {
+		list = append(list, shownTuningEvent(id, e))
 	}
-	part, more := page(all, func(e tuningEvent) string { return e.ID }, r.URL.Query().Get("after"), limit)
-	writeJSON(w, http.StatusOK, tuningList{"list", append([]tuningEvent{}, part...), more})
+	writeJSON(w, http.StatusOK, tuningList{"list", list, more})
 	return nil
 }
 
@@ -335,4 +341,13 @@ func (s *Server) listTuningCheckpoints(w http.ResponseWriter, r *http.Request) e
 // eventID names an event of a job.
 func eventID(job string, seq int64) string {
 	return fmt.Sprintf("ftevent-%s-%d", strings.TrimPrefix(job, "ftjob-"), seq)
+}
+
+// eventSeq is the number of the job's event that has the id, 0 where it is none's.
+func eventSeq(job, id string) int64 {
+	seq, err := strconv.ParseInt(id[strings.LastIndexByte(id, '-')+1:], 10, 64)
+	if err != nil || seq < 1 || eventID(job, seq) != id {
+		return 0
+	}
+	return seq
 }

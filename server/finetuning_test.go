@@ -71,6 +71,14 @@ func TestFineTuningJob(t *testing.T) {
 	if len(part.Data) != 1 || part.Data[0].ID != events.Data[2].ID || !part.HasMore || !strings.HasSuffix(last.ID, "-1") {
 		t.Errorf("a page of events is %s; all are %s", mustJSON(part), mustJSON(events))
 	}
+	c.get("/v1/fine_tuning/jobs/" + j.ID + "/events?after=" + last.ID).want(200).into(&part)
+	if len(part.Data) != 0 || part.HasMore {
+		t.Errorf("behind the first event is %s", mustJSON(part))
+	}
+	c.get("/v1/fine_tuning/jobs/" + j.ID + "/events?after=ftevent-other-3").want(200).into(&part)
+	if len(part.Data) != 0 || part.HasMore {
+		t.Errorf("behind another job's event is %s", mustJSON(part))
+	}
 	metrics := false
 	for _, e := range events.Data {
 		metrics = metrics || e.Type == "metrics" && e.Data["train_loss"] != nil

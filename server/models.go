@@ -91,7 +91,7 @@ func (s *Server) deleteModel(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if target.Base() || len(target.Parts) > 1 {
+	if target.Base() || len(target.Parts) > 1 || target.Parts[0].Weight != 1 {
 		return badField("model", "model: only an adapter or a version of one can be deleted, not %q", id)
 	}
 	v := target.Parts[0].Version

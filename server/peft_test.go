@@ -276,7 +276,8 @@ func TestBadImports(t *testing.T) {
 
 // A composed adapter answers as the mix does.
 func TestCompose(t *testing.T) {
-	c, h := serve(t), shared(t)
+	h := ownHive(t, hiveConfig{})
+	c := h.serve(t, nil)
 	h.publish(t, "sum-a", 4, 1)
 	h.publish(t, "sum-b", 8, 2)
 	body := object{"parts": []object{{"model": "sum-a", "weight": 0.7}, {"model": "sum-b@1", "weight": -0.3}}}
@@ -301,7 +302,13 @@ func TestCompose(t *testing.T) {
 	if diff := cmp.Diff(logprobs("sum-a:0.7+sum-b:-0.3"), logprobs("sum")); diff != "" {
 		t.Errorf("the mix and its sum (-mix +sum):\n%s", diff)
 	}
-	c.post("/adapters/sum/compose", body).wantError(409, "name", "already_exists")
+	if _, err := h.deps.Store.GC(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	c.post("/adapters/sum/compose", object{"parts": []object{{"model": "sum-a", "weight": 0.2}}}).wantError(409, "name", "already_exists")
+	if left, err := h.deps.Store.GC(t.Context(), 0); err != nil || left.Blobs != 0 {
+		t.Errorf("what was refused has left %d blobs, %v", left.Blobs, err)
+	}
 	for _, x := range []struct {
 		name, param string
 		status      int

@@ -153,23 +153,17 @@ func (s *Server) mayTrain(ctx context.Context) error {
 	}
 	const day = 24 * time.Hour
 	now, tokens, oldest := time.Now(), int64(0), time.Time{}
-	for o := (finetune.ListOptions{Limit: 100}); ; {
-		jobs, more, err := s.d.Jobs.List(ctx, tenant(ctx), o)
-		if err != nil {
-			return err
-		}
-		for _, j := range jobs {
-			if j.Finished == nil || now.Sub(*j.Finished) < day {
-				tokens += j.Progress.Tokens
-				if j.Finished != nil && (oldest.IsZero() || j.Finished.Before(oldest)) {
-					oldest = *j.Finished
-				}
+	jobs, _, err := s.d.Jobs.List(ctx, tenant(ctx), finetune.ListOptions{Limit: math.MaxInt})
+	if err != nil {
+		return err
+	}
+	for _, j := range jobs {
+		if j.Finished == nil || now.Sub(*j.Finished) < day {
+			tokens += j.Progress.Tokens
+			if j.Finished != nil && (oldest.IsZero() || j.Finished.Before(oldest)) {
+				oldest = *j.Finished
 			}
 		}
-		if !more {
-			break
-		}
-		o.After = jobs[len(jobs)-1].ID
 	}
 	if tokens < limit {
 		return nil

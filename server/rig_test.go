@@ -34,7 +34,8 @@ type hive struct {
 type hiveConfig struct {
 	engine infer.Config
 	slots  int
-	base   *base // default: the demo model in bfloat16 on the CPU
+	base   *base                               // default: the demo model in bfloat16 on the CPU
+	over   func(adapters.Store) adapters.Store // what everything uses of the store
 }
 
 // base is a model that a test opened, and closes.
@@ -91,11 +92,15 @@ func openHive(dir string, c hiveConfig) (h *hive, err error) {
 		return nil, err
 	}
 	closers = append(closers, nothing(model.Close))
-	store, err := local.Open(dir, local.Options{})
+	files, err := local.Open(dir, local.Options{})
 	if err != nil {
 		return nil, err
 	}
-	closers = append(closers, store.Close)
+	closers = append(closers, files.Close)
+	store := adapters.Store(files)
+	if c.over != nil {
+		store = c.over(store)
+	}
 	if c.slots == 0 {
 		c.slots = 16
 	}

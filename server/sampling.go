@@ -29,7 +29,7 @@ type samplingFields struct {
 	LogitBias         map[string]float32 `json:"logit_bias"`
 	Seed              *int64             `json:"seed"`
 	Stop              stopStrings        `json:"stop"`
-	StopTokenIDs      []int              `json:"stop_token_ids"`
+	StopTokenIDs      []*int             `json:"stop_token_ids"`
 	IncludeStop       *bool              `json:"include_stop_str_in_output"`
 	IgnoreEOS         *bool              `json:"ignore_eos"`
 	MinTokens         *int               `json:"min_tokens"`
@@ -98,7 +98,11 @@ func (f *samplingFields) params(defaults infer.Params) (infer.Params, error) {
 	set(&p.IgnoreEOS, f.IgnoreEOS)
 	set(&p.MinTokens, f.MinTokens)
 	set(&p.SkipSpecial, f.SkipSpecial)
-	p.Seed, p.Stop, p.StopTokens = f.Seed, f.Stop, f.StopTokenIDs
+	p.Seed, p.Stop = f.Seed, f.Stop
+	var err error
+	if p.StopTokens, err = tokenIDs("stop_token_ids", f.StopTokenIDs); err != nil {
+		return infer.Params{}, err
+	}
 	if len(f.LogitBias) > 0 {
 		p.LogitBias = make(map[int]float32, len(f.LogitBias))
 		for key, v := range f.LogitBias {
@@ -110,6 +114,18 @@ func (f *samplingFields) params(defaults infer.Params) (infer.Params, error) {
 		}
 	}
 	return p, nil
+}
+
+// tokenIDs are a list's ids. A null among them would be token 0.
+func tokenIDs(field string, list []*int) ([]int, error) {
+	var ids []int
+	for i, id := range list {
+		if id == nil {
+			return nil, badField(field, "%s: [%d] is null, not a token id", field, i)
+		}
+		ids = append(ids, *id)
+	}
+	return ids, nil
 }
 
 func set[T any](dst *T, v *T) {

@@ -70,7 +70,7 @@ func (s *Server) tokenize(w http.ResponseWriter, r *http.Request) error {
 func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) error {
 	var q struct {
 		Model  string `json:"model"`
-		Tokens []int  `json:"tokens"`
+		Tokens []*int `json:"tokens"`
 	}
 	if err := s.decodeJSON(w, r, &q); err != nil {
 		return err
@@ -81,12 +81,16 @@ func (s *Server) detokenize(w http.ResponseWriter, r *http.Request) error {
 	if q.Tokens == nil {
 		return badField("tokens", "tokens: is missing")
 	}
+	ids, err := tokenIDs("tokens", q.Tokens)
+	if err != nil {
+		return err
+	}
 	vocab := s.d.Tokenizer.VocabSize()
-	for i, id := range q.Tokens {
+	for i, id := range ids {
 		if id < 0 || id >= vocab {
 			return badField("tokens", "tokens: token %d, %d, is not in the vocabulary [0, %d)", i, id, vocab)
 		}
 	}
-	writeJSON(w, http.StatusOK, map[string]string{"prompt": s.d.Tokenizer.Decode(q.Tokens, false)})
+	writeJSON(w, http.StatusOK, map[string]string{"prompt": s.d.Tokenizer.Decode(ids, false)})
 	return nil
 }

@@ -49,6 +49,9 @@ func TestTokenize(t *testing.T) {
 	c.post("/tokenize", object{"prompt": 5}).wantError(400, "prompt", "")
 	c.post("/detokenize", object{}).wantError(400, "tokens", "")
 	c.post("/detokenize", object{"tokens": []int{-1}}).wantError(400, "tokens", "")
+	c.post("/detokenize", `{"tokens": [1, null]}`).wantError(400, "tokens", "")
+	c.post("/v1/completions", `{"prompt": "a", "stop_token_ids": [1, null]}`).wantError(400, "stop_token_ids", "")
+	c.post("/v1/completions", `{"prompt": "a", "stop": ["a", null]}`).wantError(400, "stop", "")
 	c.post("/detokenize", object{"tokens": []int{1 << 30}}).wantError(400, "tokens", "")
 	c.post("/detokenize", object{"tokens": []int{1}, "model": "tokenize-none"}).wantError(404, "model", "model_not_found")
 	c.get("/ping").want(200)
@@ -63,6 +66,7 @@ func TestDeleteModel(t *testing.T) {
 	h.publish(t, "gone", 4, 2)
 	c.do("DELETE", "/v1/models/demo", nil).wantError(400, "model", "")
 	c.do("DELETE", "/v1/models/gone+gone", nil).wantError(400, "model", "")
+	c.do("DELETE", "/v1/models/gone:0.5", nil).wantError(400, "model", "")
 	c.do("DELETE", "/v1/models/gone", nil).want(200)
 	c.do("DELETE", "/v1/models/gone", nil).wantError(404, "model", "model_not_found")
 }

@@ -131,8 +131,21 @@ func (s *Store) AppendEvents(ctx context.Context, tenant, id string, events ...j
 }
 
 func appendEvents(tx *bbolt.Tx, tenant, id string, events []json.RawMessage) (int64, error) {
-	// The last event is the one before the first key beyond the job's.
-	var last int64
+	last, err := lastEvent(tx, tenant, id)
+	if err != nil {
+		return 0, err
+	}
+	for _, data := range events {
+		last++
+		if err := save(tx, bucketEvents, numbered(uint64(last), tenant, id), adapters.Event{Seq: last, At: now(), Data: data}); err != nil {
+			return 0, err
+		}
+	}
+	return last, nil
+}
+
+// lastEvent is the one before the first key beyond the job's.
+func lastEvent(tx *bbolt.Tx, tenant, id string) (int64, error) {
 	c := tx.Bucket(bucketEvents).Cursor()
 	c.Seek(append(key(tenant, id), 1))
 	k, raw := c.Prev()
@@ -144,15 +157,24 @@ func appendEvents(tx *bbolt.Tx, tenant, id string, events []json.RawMessage) (in
 		if err := decode(bucketEvents, raw, &e); err != nil {
 			return 0, err
 		}
-		last = e.Seq
+		return e.Seq, nil
 	}
-	for _, data := range events {
-		last++
-		if err := save(tx, bucketEvents, numbered(uint64(last), tenant, id), adapters.Event{Seq: last, At: now(), Data: data}); err != nil {
-			return 0, err
+	return 0, nil
+}
+
+// LastEvent is Store.LastEvent.
+func (s *Store) LastEvent(ctx context.Context, tenant, id string) (last int64, err error) {
+	if err := checkNames(tenant, id); err != nil {
+		return 0, fmt.Errorf("finding a job's last event: %w", err)
+	}
+	err = s.view(ctx, "finding the last event of job "+id, func(tx *bbolt.Tx) error {
+		if tx.Bucket(bucketJobs).Get(key(owner(tenant), id)) == nil {
+			return adapters.ErrNotFound
 		}
-	}
-	return last, nil
+		last, err = lastEvent(tx, owner(tenant), id)
+		return err
+	})
+	return last, err
 }
 
 // Events is Store.Events.

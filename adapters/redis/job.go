@@ -172,7 +172,7 @@ func (s *Store) AppendEvents(ctx context.Context, tenant, id string, events ...j
 	}
 	tenant = owner(tenant)
 	if len(events) == 0 {
-		return s.lastEvent(ctx, tenant, id)
+		return s.LastEvent(ctx, tenant, id)
 	}
 	reads := []at{{key: s.jobsKey(tenant), field: id, loose: true}}
 	return s.update(ctx, "logging events of job "+id, reads, func(snap snapshot, c *change) error {
@@ -183,8 +183,13 @@ func (s *Store) AppendEvents(ctx context.Context, tenant, id string, events ...j
 	})
 }
 
-func (s *Store) lastEvent(ctx context.Context, tenant, id string) (int64, error) {
-	n, err := s.ofJob(ctx, "logging events of job "+id, tenant, id, query{"LLEN", s.eventsKey(tenant, id), "", ""})
+// LastEvent is Store.LastEvent.
+func (s *Store) LastEvent(ctx context.Context, tenant, id string) (int64, error) {
+	if err := checkNames(tenant, id); err != nil {
+		return 0, fmt.Errorf("finding a job's last event: %w", err)
+	}
+	tenant = owner(tenant)
+	n, err := s.ofJob(ctx, "finding the last event of job "+id, tenant, id, query{"LLEN", s.eventsKey(tenant, id), "", ""})
 	last, _ := n.(int64)
 	return last, err
 }

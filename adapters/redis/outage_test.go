@@ -148,6 +148,7 @@ func TestAway(t *testing.T) {
 				"DeleteJob":    func() error { return s.DeleteJob(ctx, "", "j") },
 				"AppendEvents": func() error { return ignore(s.AppendEvents(ctx, "", "j", json.RawMessage(`2`))) },
 				"Events":       func() error { return ignore(s.Events(ctx, "", "j", 0, 0)) },
+				"LastEvent":    func() error { return ignore(s.LastEvent(ctx, "", "j")) },
 				"PutFile":      func() error { return ignore(s.PutFile(ctx, "", adapters.File{ID: "g", SHA256: f.SHA256})) },
 				"GetFile":      func() error { return ignore(s.GetFile(ctx, "", "f")) },
 				"ListFiles":    func() error { return ignore(s.ListFiles(ctx, "")) },

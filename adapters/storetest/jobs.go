@@ -59,6 +59,10 @@ func testJobs(t *testing.T, s adapters.Store) {
 	if last := must(s.AppendEvents(ctx, "", "j", raw(`2`))); last != 2 {
 		t.Errorf("events of two jobs run together: %d", last)
 	}
+	must(s.CreateJob(ctx, "two", adapters.Job{ID: "j1"}))
+	if a, b, c := must(s.LastEvent(ctx, "", "j1")), must(s.LastEvent(ctx, "", "j")), must(s.LastEvent(ctx, "two", "j1")); a != 4 || b != 2 || c != 0 {
+		t.Errorf("the last events are %d, %d and %d, want 4, 2 and none", a, b, c)
+	}
 	if l := must(s.ListJobs(ctx, "", "queued", "paused")); len(l) != 1 || l[0].ID != "j" {
 		t.Errorf("queued: %+v", l)
 	}
@@ -69,6 +73,8 @@ func testJobs(t *testing.T, s adapters.Store) {
 	want(t, s.DeleteJob(ctx, "", "j1"), adapters.ErrNotFound, "delete again")
 	_, err = s.Events(ctx, "", "j1", 0, 0)
 	want(t, err, adapters.ErrNotFound, "events of a deleted job")
+	_, err = s.LastEvent(ctx, "", "j1")
+	want(t, err, adapters.ErrNotFound, "the last event of a deleted job")
 	_, err = s.AppendEvents(ctx, "", "j1", raw(`1`))
 	want(t, err, adapters.ErrNotFound, "logging to a deleted job")
 }

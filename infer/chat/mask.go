@@ -2,6 +2,7 @@ package chat
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"unicode"
@@ -11,7 +12,7 @@ import (
 // Span is a range of bytes of a rendered text.
 type Span struct{ Start, End int }
 
-// RenderWithMask renders a whole conversation and returns the ranges that are trained: of each assistant's message of weight 1 its
+// RenderWithMask renders a whole conversation and gives the ranges that are trained, in order: of each assistant's message of weight 1 its
 // content and the end-of-turn marker that follows it. The white space behind the marker is not trained: generation ends with
 // the marker, so nobody ever draws what is behind it, and its gradient would only dilute the rest. (Reference losses that are computed
 // with the line break in the labels stay comparable: they come with labels of their own, and do not pass through here.)
@@ -20,35 +21,19 @@ type Span struct{ Start, End int }
 // writes that turn. Where a turn is rendered otherwise once more follows, as templates of thinking models drop the thoughts of
 // earlier turns, it is looked for in the whole rendering, and what is there of it is trained: the answer, without the
 // thoughts. Who wants the thoughts of every turn trained gives a conversation for each, ending with it. Where a turn cannot be found either, the error
-// is ErrNotPrefix, and where they are too many to be looked for, ErrTooMuch. in's AddGenerationPrompt has no effect.
-func (t *Template) RenderWithMask(in Input) (string, []Span, error) {
+// is ErrNotPrefix, with which the ranges end, and where they are too many to be looked for, ErrTooMuch. in's AddGenerationPrompt has no effect.
+//
+// A template may render the same messages otherwise when others follow. So each turn is looked for in renderings of all that is before it, and all of them
+// take the square of their number. It is looked for when it is asked for: who needs the beginning of a long conversation stops there.
+func (t *Template) RenderWithMask(in Input) (text string, spans iter.Seq2[Span, error], err error) {
 	r := masking{t: t, in: in, all: in.Messages}
-	var err error
 	if r.text, err = r.render(r.all, false); err != nil {
 		return "", nil, err
 	}
 	if r.work() > maxMaskWork {
 		return "", nil, fmt.Errorf("%w: %d messages", ErrTooMuch, len(r.all))
 	}
-	var spans []Span
-	at := 0
-	for i, m := range r.all {
-		if !m.trained() {
-			continue
-		}
-		s, err := r.turn(i)
-		if err != nil {
-			return "", nil, err
-		}
-		if s.Start < at {
-			return "", nil, fmt.Errorf("%w: message %d", ErrNotPrefix, i)
-		}
-		if s.End > s.Start {
-			spans = append(spans, s)
-			at = s.End
-		}
-	}
-	return r.text, spans, nil
+	return r.text, r.turns, nil
 }
 
 // masking is one RenderWithMask.
@@ -83,6 +68,30 @@ func (r *masking) render(messages []Message, prompt bool) (string, error) {
 		return "", fmt.Errorf("rendering the first %d of %d messages: %w", len(messages), len(r.all), err)
 	}
 	return text, nil
+}
+
+// turns finds what is trained, turn by turn.
+func (r *masking) turns(yield func(Span, error) bool) {
+	at := 0
+	for i, m := range r.all {
+		if !m.trained() {
+			continue
+		}
+		s, err := r.turn(i)
+		if err == nil && s.Start < at {
+			err = fmt.Errorf("%w: message %d", ErrNotPrefix, i)
+		}
+		if err != nil {
+			yield(Span{}, err)
+			return
+		}
+		if s.End == s.Start {
+			continue
+		}
+		if at = s.End; !yield(s, nil) {
+			return
+		}
+	}
 }
 
 // turn finds what is trained of message i.

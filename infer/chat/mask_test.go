@@ -11,10 +11,26 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// masked is RenderWithMask with all of its ranges.
+func masked(t *Template, in Input) (string, []Span, error) {
+	text, spans, err := t.RenderWithMask(in)
+	if err != nil {
+		return "", nil, err
+	}
+	var all []Span
+	for s, err := range spans {
+		if err != nil {
+			return "", nil, err
+		}
+		all = append(all, s)
+	}
+	return text, all, nil
+}
+
 func TestRenderWithMask(t *testing.T) {
 	tmpl, _ := demo(t)
 	zero := 0
-	text, spans, err := tmpl.RenderWithMask(Input{Messages: []Message{
+	text, spans, err := masked(tmpl, Input{Messages: []Message{
 		{Role: "system", Content: "Be brief."}, {Role: "user", Content: "Hi"}, {Role: "assistant", Content: "Hello. \n"},
 		{Role: "user", Content: "Bye"}, {Role: "assistant", Content: "No.", Weight: &zero},
 		{Role: "user", Content: "Really"}, {Role: "assistant", Content: "Yes."}}})
@@ -86,7 +102,7 @@ func TestMaskOfThinking(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text, spans, err := tmpl.RenderWithMask(Input{Messages: c.messages})
+			text, spans, err := masked(tmpl, Input{Messages: c.messages})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -119,7 +135,7 @@ func TestNotPrefix(t *testing.T) {
 			t.Fatal(err)
 		}
 		messages := []Message{{Role: "user", Content: "a"}, {Role: "assistant", Content: "b"}, {Role: "user", Content: "c"}, {Role: "assistant", Content: "d"}}
-		if text, spans, err := tmpl.RenderWithMask(Input{Messages: messages}); !errors.Is(err, ErrNotPrefix) {
+		if text, spans, err := masked(tmpl, Input{Messages: messages}); !errors.Is(err, ErrNotPrefix) {
 			t.Errorf("%s: %q, %v, %v, want %v", template, text, spans, err, ErrNotPrefix)
 		}
 	}
