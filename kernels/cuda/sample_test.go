@@ -14,47 +14,49 @@ import (
 // TestSample: tokens, ranks and log-probabilities of both sides, over rows with every kind of parameter.
 func TestSample(t *testing.T) {
 	for _, v := range []int{99, 1000, 49152} {
-		p := newPair(t, Config{Working: kernels.BF16})
-		const rows = 48
-		b := p.step(9, seq{rows, 0, -1})
-		rec := b.rec
-		n := b.gpu.Bucket.Rows
-		raw := make([]float32, n*v)
-		for i := range raw {
-			raw[i] = float32(p.rng.NormFloat64() * 3)
-			if i%v > 0 && p.rng.IntN(5) == 0 {
-				raw[i] = raw[i-1] // ties
+		t.Run(fmt.Sprint(v), func(t *testing.T) {
+			p := newPair(t, Config{Working: kernels.BF16})
+			const rows = 48
+			b := p.step(9, seq{rows, 0, -1})
+			rec := b.rec
+			n := b.gpu.Bucket.Rows
+			raw := make([]float32, n*v)
+			for i := range raw {
+				raw[i] = float32(p.rng.NormFloat64() * 3)
+				if i%v > 0 && p.rng.IntN(5) == 0 {
+					raw[i] = raw[i-1] // ties
+				}
 			}
-		}
-		counts, mask := make([]int32, n*v), make([]int32, n*((v+31)/32))
-		ids, bias := make([]int32, n*8), make([]float32, n*8)
-		for i := range counts {
-			if p.rng.IntN(10) == 0 {
-				counts[i] = int32(p.rng.IntN(3)) | int32(p.rng.IntN(2))*kernels.SeenInPrompt
+			counts, mask := make([]int32, n*v), make([]int32, n*((v+31)/32))
+			ids, bias := make([]int32, n*8), make([]float32, n*8)
+			for i := range counts {
+				if p.rng.IntN(10) == 0 {
+					counts[i] = int32(p.rng.IntN(3)) | int32(p.rng.IntN(2))*kernels.SeenInPrompt
+				}
 			}
-		}
-		for i := range mask {
-			mask[i] = int32(p.rng.Uint32())
-		}
-		for i := range ids {
-			ids[i], bias[i] = int32(i%8*11), float32(p.rng.NormFloat64()*4)
-			if i%8 > 4 {
-				ids[i] = -1
+			for i := range mask {
+				mask[i] = int32(p.rng.Uint32())
 			}
-		}
-		for i := range rows {
-			rec.RowSampler[i], rec.RowForced[i] = int32(rows-1-i), -1
-			rec.RowFlags[i] = int32(i % 16)
-			rec.RowTopK[i] = []int32{0, 1, 5, 40, 200}[i%5]
-			rec.RowTop[i] = []int32{0, 3, 20, 7}[i%4]
-			rec.RowSeedLo[i], rec.RowSeedHi[i], rec.RowDraw[i] = int32(p.rng.Uint32()), int32(p.rng.Uint32()), int32(i*5)
-			rec.RowTemperature[i] = kernels.Bits([]float32{1, 0.7, 1.5}[i%3])
-			rec.RowTopP[i] = kernels.Bits([]float32{1, 0.9, 0.5, 1, 0.99, 0.01, 1}[i%7])
-			rec.RowMinP[i] = kernels.Bits([]float32{0, 0.05, 0.3}[i/3%3])
-			rec.RowRepetition[i], rec.RowPresence[i], rec.RowFrequency[i] = kernels.Bits(1.3), kernels.Bits(0.2), kernels.Bits(0.4)
-		}
-		rec.RowForced[3], rec.RowForced[17] = 11, 0
-		p.sample(fmt.Sprintf("V %d", v), b, v, n, 0, sampleState{raw, bias, counts, mask, ids})
+			for i := range ids {
+				ids[i], bias[i] = int32(i%8*11), float32(p.rng.NormFloat64()*4)
+				if i%8 > 4 {
+					ids[i] = -1
+				}
+			}
+			for i := range rows {
+				rec.RowSampler[i], rec.RowForced[i] = int32(rows-1-i), -1
+				rec.RowFlags[i] = int32(i % 16)
+				rec.RowTopK[i] = []int32{0, 1, 5, 40, 200}[i%5]
+				rec.RowTop[i] = []int32{0, 3, 20, 7}[i%4]
+				rec.RowSeedLo[i], rec.RowSeedHi[i], rec.RowDraw[i] = int32(p.rng.Uint32()), int32(p.rng.Uint32()), int32(i*5)
+				rec.RowTemperature[i] = kernels.Bits([]float32{1, 0.7, 1.5}[i%3])
+				rec.RowTopP[i] = kernels.Bits([]float32{1, 0.9, 0.5, 1, 0.99, 0.01, 1}[i%7])
+				rec.RowMinP[i] = kernels.Bits([]float32{0, 0.05, 0.3}[i/3%3])
+				rec.RowRepetition[i], rec.RowPresence[i], rec.RowFrequency[i] = kernels.Bits(1.3), kernels.Bits(0.2), kernels.Bits(0.4)
+			}
+			rec.RowForced[3], rec.RowForced[17] = 11, 0
+			p.sample(fmt.Sprintf("V %d", v), b, v, n, 0, sampleState{raw, bias, counts, mask, ids})
+		})
 	}
 }
 
