@@ -297,4 +297,20 @@ func TestAdapterWithoutNumbers(t *testing.T) {
 	if got, err := all(t.Context(), beside, 1); err != nil || got[0].Text != want.Text {
 		t.Errorf("beside them %q, %v; alone %q", got[0].Text, err, want.Text)
 	}
+	// K and V that are no numbers are not kept for who asks with the same beginning.
+	cached := e.Stats().KVCached
+	long := request(bad, greedily(20))
+	for i := range 40 {
+		long.Prompt = append(long.Prompt, 5+i%3)
+	}
+	g, err := e.Submit(t.Context(), long)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := all(t.Context(), g, 1); !errors.Is(err, ErrStep) {
+		t.Errorf("a long prompt: %v", err)
+	}
+	if n := e.Stats().KVCached; n != cached {
+		t.Errorf("%d blocks are cached, %d before a long prompt", n, cached)
+	}
 }

@@ -11,7 +11,7 @@ import (
 //	held    refs > 0 sequences use it; with a key it can be found by others too
 //	cached  refs = 0 and it has a key: found by others until it is evicted, least recently used first
 //
-// A block without a key is written by its one holder; a block with a key is full and never written again.
+// A block without a key is written by its one holder; a block with a key is full and never written again, also where the key is taken away.
 type blocks struct {
 	refs   []int32
 	keys   []blockKey // zero: none
@@ -99,6 +99,16 @@ func (b *blocks) publish(id int32, k blockKey) {
 		return
 	}
 	b.keys[id], b.found[k] = k, id
+}
+
+// unpublish takes a held block's key away: nobody else finds it, and with its last holder its content is gone.
+func (b *blocks) unpublish(id int32) {
+	if b.refs[id] <= 0 {
+		panic(fmt.Sprintf("infer: KV block %d is unpublished by nobody", id))
+	}
+	if b.keys[id] != (blockKey{}) {
+		b.forget(id)
+	}
 }
 
 func (b *blocks) leaveIdle(id int32) {

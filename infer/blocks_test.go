@@ -66,6 +66,14 @@ func TestBlocksModel(t *testing.T) {
 					content[id] = k
 				}
 			},
+			"unpublish": func(t *rapid.T) {
+				if len(held) == 0 {
+					t.Skip("nothing is held")
+				}
+				id := rapid.SampledFrom(held).Draw(t, "block")
+				b.unpublish(id)
+				delete(content, id)
+			},
 			"release": func(t *rapid.T) {
 				if len(held) == 0 {
 					t.Skip("nothing is held")

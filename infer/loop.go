@@ -253,6 +253,7 @@ func (e *Engine) publish(it *item, out *results) {
 	}
 	token := out.token[row]
 	if token < 0 || int(token) >= e.run.vocab {
+		e.sched.unpublish(q.work)
 		e.fail(q.work, fmt.Errorf("%w: no token could be drawn; the model's logits are not finite", ErrStep))
 		return
 	}

@@ -200,6 +200,15 @@ func (s *scheduler) confirm(it item) {
 	}
 }
 
+// unpublish keeps what a work's sequences have computed from others: K and V that are no numbers would fail whoever shares them.
+func (s *scheduler) unpublish(w *work) {
+	for _, q := range w.seqs {
+		for _, id := range q.table[:min(q.published, len(q.table))] {
+			s.blocks.unpublish(id)
+		}
+	}
+}
+
 // preempt takes everything from a running sequence and queues it again, ahead of those that have not run.
 func (s *scheduler) preempt(q *sequence) {
 	s.drop(q)

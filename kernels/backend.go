@@ -117,8 +117,9 @@ type ServingOps interface {
 
 	// Sample draws a token for each row of logits [rows, V], F32, which it may overwrite. In this order: penalties, bias, mask,
 	// temperature, min-p, top-k, top-p; then argmax over the kept tokens of logit/temperature + gumbel(seed, RowDraw, token),
-	// so that a seed gives the same draw in any batch. Counts of rows with RowPenalties are updated. Logits that are not all
-	// numbers have no draw: the token is −1, also of a row with a forced one, and its logprob NaN.
+	// so that a seed gives the same draw in any batch. Counts of rows with RowPenalties are updated. Logits of which one is no
+	// number, or all are −Inf, have no draw: the token is −1, also of a row with a forced one, its logprob NaN, and there are no top
+	// ones. +Inf counts as the greatest float32: such a token is drawn where it is allowed, the first of several, and its logprob is 0.
 	Sample(s Stream, out Sampled, logits Tensor, state SamplerState, step Step)
 }
 

@@ -230,9 +230,14 @@ func (t *attentionTask) output(s *scratch, scores, sums []float32, p piece, from
 	clear(o)
 	t.combine(s, o, scores, p.seq, p.base, p.base+p.n, p.rows, p.head*d+from, w, t.cache.v[t.layer])
 	for row := range p.rows {
-		x := o[row*w:][:w]
+		x, token := o[row*w:][:w], int(p.t0)+row/t.group
+		if sum := t.b.k.SumSquares(x); sum-sum != 0 { // it may be what the token does not look at, times 0
+			lo, hi := t.visible(token)
+			clear(x)
+			t.combine(s, x, scores[row*p.n+lo-p.base:], p.seq, lo, hi, 1, p.head*d+from, w, t.cache.v[t.layer])
+		}
 		t.b.k.Scale(x, sums[row])
-		copy(t.out.row(int(p.t0) + row/t.group)[(p.head*t.group+row%t.group)*d+from:], x)
+		copy(t.out.row(token)[(p.head*t.group+row%t.group)*d+from:], x)
 	}
 }
 

@@ -63,6 +63,45 @@ func TestAttention(t *testing.T) {
 	})
 }
 
+// TestAttentionBesideNoNumbers: values that are no numbers reach the tokens that see them and no others, not even those that go over the keys together with them.
+func TestAttentionBesideNoNumbers(t *testing.T) {
+	const heads, kv, size, infinite, none = 6, 3, 40, 9, 13
+	const width = heads * size
+	for _, d := range []kernels.DType{kernels.F32, kernels.BF16} {
+		for _, window := range []int{0, 3} {
+			for _, threads := range []int{1, 4} {
+				for _, context := range []int{0, 300} {
+					r := newRig(t, Config{Threads: threads, Working: d})
+					b := r.step(9, seq{n: 20, context: context, adapter: -1, lane: -1})
+					m := b.step.Bucket.Tokens
+					k, err := r.NewKVCache(kernels.KVSpec{Layers: 1, Blocks: 100, BlockTokens: blockTokens, KVHeads: kv, HeadDim: size})
+					if err != nil {
+						t.Fatal(err)
+					}
+					c := k.(*kvCache)
+					r.fillCache(c)
+					a := kernels.AttentionArgs{Out: r.garbage(m, width), Q: r.random(m, width, 1), Cache: c, Scale: 0.4, Window: window}
+					r.Attention(r.s, a, b.step)
+					want := slices.Clone(values(a.Out))
+					for j := range kv * size {
+						c.v[0].put(r.k, int(b.rec.KVSlot[infinite])*c.width+j, []float32{float32(math.Inf(1 - j%2*2))})
+						c.v[0].put(r.k, int(b.rec.KVSlot[none])*c.width+j, []float32{float32(math.NaN())})
+					}
+					r.Attention(r.s, a, b.step)
+					sees := func(i, p int) bool { return p <= i && (window == 0 || i < p+window) }
+					for i := range 20 {
+						for j, x := range values(a.Out)[i*width:][:width] {
+							if lost := sees(i, infinite) || sees(i, none); !lost && x != want[i*width+j] || lost && x-x == 0 {
+								t.Fatalf("%s, window %d, %d threads, context %d: token %d has %v in column %d, %v without them", d, window, threads, context, i, x, j, want[i*width+j])
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 // TestAttentionShares: what workers share of the last parts has the same bits as on one thread.
 func TestAttentionShares(t *testing.T) {
 	const heads, kv, size = 6, 3, 40

@@ -18,8 +18,8 @@ type race struct {
 func (d race) run(k *simd.Kernels, s *scratch, x []float32, minP float32, topK int, topP float32) int32 {
 	first := k.ArgMax(x)
 	top := x[first]
-	if !(top > negInf) {
-		return int32(first) // nothing is allowed
+	if !(top > negInf) || top > math.MaxFloat32 {
+		return int32(first) // nothing is allowed, or nothing has a chance beside it
 	}
 	least := negInf
 	if minP > 0 {

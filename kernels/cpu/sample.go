@@ -33,18 +33,20 @@ func (b *Backend) runSample(logits mat, out kernels.Sampled, state kernels.Sampl
 
 var negInf = float32(math.Inf(-1))
 
+// bounded takes +Inf for the greatest number: the difference of two is then one too.
+func bounded(x float32) float32 { return min(x, math.MaxFloat32) }
+
 func (t *sampleTask) part(worker, i int) {
 	s := &t.b.scratch[worker]
 	raw := t.logits.row(i)
-	lse := logSumExp(t.b.k, raw)
-	t.top(s, i, raw, lse)
-
-	token, rank := t.r.RowForced[i], int32(1)
-	if sum := t.b.k.SumSquares(raw); sum != sum { // one of them is no number
+	token, rank, lse := t.r.RowForced[i], int32(1), bounded(logSumExp(t.b.k, raw))
+	if sum := t.b.k.SumSquares(raw); sum != sum || lse == negInf { // one of them is no number, or all are −Inf
+		t.top(s, i, nil, lse)
 		ints(t.out.Token, "sample: tokens")[i], ints(t.out.Rank, "sample: ranks")[i] = -1, rank
-		elements[float32](t.out.Logprob, kernels.F32, "sample: logprobs")[i] = sum
+		elements[float32](t.out.Logprob, kernels.F32, "sample: logprobs")[i] = float32(math.NaN())
 		return
 	}
+	t.top(s, i, raw, lse)
 	if token < 0 {
 		token = t.draw(s, i, raw)
 	}
@@ -53,7 +55,7 @@ func (t *sampleTask) part(worker, i int) {
 	}
 	ints(t.out.Token, "sample: tokens")[i] = token
 	at := raw[token]
-	elements[float32](t.out.Logprob, kernels.F32, "sample: logprobs")[i] = at - lse
+	elements[float32](t.out.Logprob, kernels.F32, "sample: logprobs")[i] = bounded(at) - lse
 	for j, v := range raw {
 		if v > at || v == at && int32(j) < token {
 			rank++
@@ -71,7 +73,7 @@ func (t *sampleTask) top(s *scratch, i int, raw []float32, lse float32) {
 	for j := range ids {
 		ids[j], lps[j] = -1, negInf
 		if j < len(best) {
-			ids[j], lps[j] = best[j], raw[best[j]]-lse
+			ids[j], lps[j] = best[j], bounded(raw[best[j]])-lse
 		}
 	}
 }

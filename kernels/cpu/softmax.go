@@ -19,13 +19,15 @@ func softmax(k *simd.Kernels, x []float32, top float32) (sum float64) {
 	return sum + float64(k.SoftmaxExp(x, top))
 }
 
-// logSumExp is log Σ exp(x[i]), −Inf where all are −Inf. x is left as it is.
+// logSumExp is log Σ exp(x[i]), −Inf where all are −Inf, +Inf where one is. x is left as it is.
 func logSumExp(k *simd.Kernels, x []float32) float32 {
 	top, sum := math.Inf(-1), 0.0
 	for at := 0; at < len(x); at += softmaxRun {
 		m, s := k.ExpSumMax(x[at:min(at+softmaxRun, len(x))])
 		switch max, part := float64(m), float64(s); {
 		case math.IsInf(max, -1): // nothing to add
+		case math.IsInf(max, 1):
+			return m
 		case max > top:
 			top, sum = max, sum*math.Exp(top-max)+part
 		default:

@@ -33,9 +33,9 @@ func (b *Backend) Attention(s kernels.Stream, a kernels.AttentionArgs, step kern
 	la, ls := optional(a.LSE, kernels.F32, m, heads, "attention: log-sum-exp")
 	own := s.(*stream)
 	group := heads / kv
-	tensor := dt == kernels.BF16 && (d == 128 || d == 64) && group <= 16 && qs%8 == 0 && os%2 == 0
+	tensor := dt == kernels.BF16 && (d == 128 || d == 64) && group <= 16 && qs%8 == 0 && os%2 == 0 && qa%16 == 0 && oa%4 == 0
 	decode := tensor && step.Bucket.MaxQuery == 1 && !b.config.BatchInvariant && la == 0 && // the prefill kernel has one order for every batch
-		group <= decodeGroup && step.Bucket.Seqs <= decodeSeqs && c.spec.BlockTokens%16 == 0 && os%8 == 0 && (oa|qa)%16 == 0
+		group <= decodeGroup && step.Bucket.Seqs <= decodeSeqs && c.spec.BlockTokens%16 == 0 && os%8 == 0 && oa%16 == 0
 	if decode {
 		seqs, each := step.Bucket.Seqs, 3 // blocks of a multiprocessor
 		if b.decodeBlocks > 0 {

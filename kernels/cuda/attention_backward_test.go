@@ -28,7 +28,7 @@ func (p *pair) backward(b *batch, shape [3]int, window int) {
 	m, n := b.gpu.Bucket.Tokens, b.tokens()
 	hq, kv, d := shape[0], shape[1], shape[2]
 	name := fmt.Sprintf("%v, window %d: ", shape, window)
-	g, c := p.cache(b, kv, d)
+	g, c := p.stale(b, kv, d)
 	defer p.gpu.FreeKVCache(g)
 	defer p.cpu.FreeKVCache(c)
 	q, do := p.filled(m, hq*d, n, 1), p.filled(m, hq*d, n, 1)

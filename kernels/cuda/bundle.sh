@@ -10,11 +10,11 @@
 #   smollm2    SmolLM2's goldens, served, trained and trained through POST /adapters, where SMOLLM2 names a folder with the GGUF (or its pieces, part.*) and GOLDEN one with the references
 #   smoke      the command itself: serve, train, swap, refuse what does not fit (needs python3)
 #   sanitizer  compute-sanitizer's memcheck over the small sizes of every op, where it is installed; SANITIZE says which (a -test.run pattern of cuda.test)
-#   racecheck  its racecheck over a choice of them; RACE says which
+#   racecheck  its racecheck, a family of kernels after another; RACE says which (RACE='prefill sample')
 #   bench      bhive bench gpu $BENCH, with its table in $OUT/bench.json
 #
 # Seconds a step may take: LIMIT_OPS 90, LIMIT_INFER 120, LIMIT_FINETUNE 90 and LIMIT_SERVER 60 (each precision), LIMIT_SMOLLM2 60 (each run), LIMIT_SMOKE 90, LIMIT_SANITIZER 150,
-# LIMIT_RACECHECK 100, LIMIT_BENCH 210. The whole table takes longer than that; `LIMIT_BENCH=540 run bench` has it alone. cuBLASLt is found through LD_LIBRARY_PATH.
+# LIMIT_RACECHECK 60 (each family), LIMIT_BENCH 210. The whole table takes longer than that; `LIMIT_BENCH=540 run bench` has it alone. cuBLASLt is found through LD_LIBRARY_PATH.
 set -u
 cd "$(dirname "$0")"
 here=$PWD
@@ -108,16 +108,45 @@ step_sanitizer() {
 }
 
 # Races are looked for in shared memory, in the kernels that order their accesses by barriers of a block or a warp: of copies by the tensor unit and what waits
-# for them racecheck knows too little.
-step_racecheck() {
-	local tool
-	tool=$(sanitizer) || return
-	limited "${LIMIT_RACECHECK:-100}" "$out/racecheck.log" "$tool" --tool racecheck --racecheck-report analysis --error-exitcode 9 --print-limit 20 \
-		./cuda.test -test.v -test.short -test.run "${RACE:-$races}"
-	checked "$out/racecheck.log"
+# for them racecheck knows too little. A family a line: what it is called, what the names of its kernels have in common, and the smallest tests that launch them.
+families() {
+	cat <<'END'
+norm               norm               ^Test(RowOps|NormBackward)$/^bfloat16$/^7$/^one$|^TestNormBackward$/^bfloat16$/^warps=false$/^7$
+residual           residual           ^TestEpilogues$/^bfloat16$/^7$/^distinct$
+mlp                mlp                ^TestEpilogues$/^bfloat16$/^7$/^distinct$
+qkv                qkv                ^TestQKV$/^bfloat16$/^7$/^distinct$
+qkv_backward       qkv_backward       ^TestQKVBackward$/^bfloat16$/^warps=false$/^7$
+linear             linear_plain       ^TestLinear$/^float32$/^/^/83_45_11/^9$
+linear32           linear32           ^TestLinear$/^bfloat16$/^invariant=true$/^/83_48_5/^17$
+few                few16              ^TestLinear$/^bfloat16$/^invariant=false$/^lt=false$/83_48_5/^9$
+linear_backward    linear_backward    ^TestLinearBackward$/^bfloat16$/^invariant=true$/88_48_8/^7$
+prefill            prefill            ^TestAttention$/^bfloat16$/^invariant=true$/^warps=false$/(8_2_64|8_1_128)/^0$/^7$
+decode             attention_decode   ^TestAttention$/^bfloat16$/^invariant=false$/^warps=false$/(8_2_64|8_1_128)/^0$/^decode3$/^16$
+attention_backward attention_backward ^TestAttentionBackward$/^bfloat16$/^warps=true$/^7$
+cross_entropy      cross_entropy      ^TestCrossEntropy$/^/^invariant=false$/(151_23|160_64)/^7$
+shrink             shrink             ^TestExpandBackward$/^bfloat16$/^7$/^distinct$
+gradient           gradient           ^TestExpandBackward$/^bfloat16$/^7$/^distinct$
+adamw              adamw              ^TestAdamW$/^bfloat16$/^5$/^true$
+grad_norm          grad_squares       ^TestAdamW$/^bfloat16$/^5$/^true$
+gram               gram               ^TestGram$/^bfloat16$/^(7|133)$
+sample             sample             ^TestSample$/^99$
+END
 }
-races='^Test(RowOps|Epilogues|QKV|ExpandBackward|NormBackward|MLPBackward|QKVBackward|AdamW|Gram)$/^bfloat16|^TestSample$|^Test(Linear|CrossEntropy)$/^float32'
-races+='|^Test(Attention|LinearBackward)$/^bfloat16/invariant=true|^TestAttentionBackward$/^bfloat16/warps=true'
+
+step_racecheck() {
+	local tool family kernels tests only=() log
+	tool=$(sanitizer) || return
+	while read -r family kernels tests <&3; do
+		[[ " ${RACE:-$family} " == *" $family "* ]] || continue
+		echo "  $family"
+		log=$out/racecheck-$family.log
+		# Where the tool can be told, it leaves the other kernels as they are.
+		"$tool" --help 2>&1 | grep -q -e --kernel-regex && only=(--kernel-regex "kns=$kernels")
+		limited "${LIMIT_RACECHECK:-60}" "$log" "$tool" --tool racecheck --racecheck-report analysis --error-exitcode 9 --print-limit 20 "${only[@]}" \
+			./cuda.test -test.v -test.short -test.run "$tests" || grep '^=== RUN' "$log" | tail -1
+		checked "$log"
+	done 3< <(families)
+}
 
 step_bench() {
 	# shellcheck disable=SC2086 # BENCH is several words

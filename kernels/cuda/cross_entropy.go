@@ -46,14 +46,16 @@ func (b *Backend) CrossEntropy(s kernels.Stream, nll, dh, h, logits kernels.Tens
 	optional(dh, dt, m, w.in, "cross entropy: dh")
 	matrix(h, dt, m, w.in, "cross entropy: h")
 	v, each := w.out, min(to-from, logits.Rows)
-	if optional(logits, kernels.F32, 1, v, "cross entropy: logits"); !logits.Present() {
+	if optional(logits, kernels.F32, 1, v, "cross entropy: logits"); !logits.Contiguous() || address(logits)%16 != 0 {
+		panic("cuda: cross entropy: logits with gaps, or off a multiple of 16 bytes") // the gradient takes their place, laid out anew
+	}
+	if !logits.Present() {
 		each = b.LossTokens(to-from, w)
 		memory := &buffer{bytes: 4 * int64(each) * int64(v)}
 		logits = kernels.Tensor{Buf: memory, DType: kernels.F32, Rows: each, Cols: v, Stride: v}
 		memory.at = cu.DevicePtr(own.grow(&own.losses, memory.bytes))
 	}
-	counts := own.grow(&own.chunks, 4*int64(parts(to-from, each)))
-	b.launch(s, "chunk_counts", 1, 1, 1, 32, 0, counts, uint64(parts(to-from, each)), uint64(from), uint64(each), r.at(atHead))
+	counts := b.chunkCounts(own, from, to, each, r.at(atHead))
 	gradient, lanes, train := logits, 1, uint64(0)
 	if dt == kernels.BF16 {
 		gradient.DType, gradient.Off, gradient.Stride = kernels.BF16, 2*logits.Off, 2*v

@@ -262,8 +262,27 @@ func (b *Backend) MLP(s kernels.Stream, a kernels.MLPArgs, step kernels.Step) {
 			name, each, width, threads = "mlp_slices", 8*n, 256, 128
 		}
 	}
-	b.launch(s, name+b.suffix(), parts(ff, width), parts(m, each), 1, threads, 4*((z+3)&^3),
-		aa, as, ya, ys, vector(a.Bias, 2*ff, "mlp: bias"), ga, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, r.at(atAdapter), r.at(atHead), uint64(slicesOf(step)))
+	launch := func(tokens int, act, yz, save, adapter, count uint64) {
+		b.launch(s, name+b.suffix(), parts(ff, width), parts(tokens, each), 1, threads, 4*((z+3)&^3),
+			act, as, yz, ys, vector(a.Bias, 2*ff, "mlp: bias"), save, gs, uint64(ff), uint64(z), noAdapters(table, z), offset, adapter, count, uint64(slicesOf(step)))
+	}
+	if most := gridRows * each; m > most {
+		counts, size := b.chunkCounts(s.(*stream), 0, m, most, r.at(atHead)), uint64(dt.Size())
+		for i := range parts(m, most) {
+			at := uint64(i * most)
+			launch(min(most, m-i*most), aa+at*as*size, ya+at*ys*size, ga+at*gs*size, r.at(atAdapter)+4*at, counts+4*uint64(i))
+		}
+		return
+	}
+	launch(m, aa, ya, ga, r.at(atAdapter), r.at(atHead))
+}
+
+// chunkCounts enqueues the counts of the step's tokens in chunks of each of [from, to), and gives their address. They stand there until the stream's next ones.
+func (b *Backend) chunkCounts(s *stream, from, to, each int, head uint64) uint64 {
+	n := parts(to-from, each)
+	counts := s.grow(&s.chunks, 4*int64(n))
+	b.launch(s, "chunk_counts", 1, 1, 1, 32, 0, counts, uint64(n), uint64(from), uint64(each), head)
+	return counts
 }
 
 // Zero: t = 0.

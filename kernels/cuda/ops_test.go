@@ -199,9 +199,12 @@ func (p *pair) rope(positions, d int) both {
 	return p.f32(positions, d, x)
 }
 
-// fillCache writes K and V of all positions of the batch's sequences through QKV steps, on both sides, in layer 1.
-func (p *pair) fillCache(seqs []seq, b *batch, g, c kernels.KVCache, hq, kv, d int) {
+// fillCache writes K and V of all positions of the batch's sequences but one through QKV steps, on both sides, in layer 1.
+func (p *pair) fillCache(seqs []seq, b *batch, g, c kernels.KVCache, hq, kv, d, but int) {
 	for i, s := range seqs {
+		if i == but {
+			continue
+		}
 		n := s.n + s.context
 		f := p.step(9, seq{n, 0, -1})
 		f.rec.Bucket = f.gpu.Bucket
@@ -222,7 +225,7 @@ func (p *pair) attend(seqs []seq, shape [3]int, window int) {
 	b := p.step(9, seqs...)
 	hq, kv, d := shape[0], shape[1], shape[2]
 	g, c := p.cache(b, kv, d)
-	p.fillCache(seqs, b, g, c, hq, kv, d)
+	p.fillCache(seqs, b, g, c, hq, kv, d, -1)
 	m := b.gpu.Bucket.Tokens
 	q, o, lse := p.act(m, hq*d, p.normal(m*hq*d, 1)), p.garbage(m, hq*d), both{}
 	if b.gpu.Bucket.MaxQuery > 1 { // a decode is not saved

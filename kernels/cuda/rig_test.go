@@ -48,7 +48,9 @@ func short[T any](all, few []T) []T {
 func newPair(t testing.TB, c Config) *pair {
 	t.Helper()
 	need(t)
-	hold.Do(func() { Open(c) })
+	if !testing.Short() { // which keeps its backends
+		hold.Do(func() { Open(c) })
+	}
 	g, open := few[c]
 	if !open {
 		var err error

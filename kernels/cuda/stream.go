@@ -24,7 +24,7 @@ type stream struct {
 	workspace scratch        // of cuBLASLt
 	rows      scratch        // of attention backward: lse and delta
 	losses    scratch        // logits of a chunk of tokens, then their gradients
-	chunks    scratch        // tokens of each chunk
+	chunks    scratch        // tokens of each chunk of a step
 	norms     scratch        // partial sums of gradient norms
 }
 

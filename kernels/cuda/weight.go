@@ -179,8 +179,8 @@ func (b *Backend) NewKVCache(s kernels.KVSpec) (kernels.KVCache, error) {
 
 // in is the address of memory [1, ≥ n] for a cache.
 func in(t kernels.Tensor, d kernels.DType, n int) uint64 {
-	if t.DType != d || t.Rows != 1 || t.Cols < n {
-		panic(fmt.Sprintf("cuda: a KV cache of %d elements %s in %s [%d, %d]", n, d, t.DType, t.Rows, t.Cols))
+	if t.DType != d || t.Rows != 1 || t.Cols < n || address(t)%16 != 0 { // kernels read 16 bytes at a time
+		panic(fmt.Sprintf("cuda: a KV cache of %d elements %s in %s [%d, %d] at %#x", n, d, t.DType, t.Rows, t.Cols, address(t)))
 	}
 	return address(t)
 }
@@ -228,8 +228,8 @@ func (b *Backend) SetAdapter(s kernels.Stream, k kernels.AdapterTable, slot int,
 	}
 	if !block.Present() {
 		rank = 0
-	} else if rank <= 0 || block.Rows != 1 || block.Cols%rank != 0 || block.DType != b.config.Working {
-		panic(fmt.Sprintf("cuda: an adapter of rank %d in a block %s [%d, %d]", rank, block.DType, block.Rows, block.Cols))
+	} else if rank <= 0 || block.Rows != 1 || block.Cols%rank != 0 || block.DType != b.config.Working || address(block)%16 != 0 {
+		panic(fmt.Sprintf("cuda: an adapter of rank %d in a block %s [%d, %d] at %#x", rank, block.DType, block.Rows, block.Cols, address(block)))
 	}
 	b.launch(s, "set_adapter", 1, 1, 1, 1, 0, uint64(t.at), uint64(slot), address(block), uint64(rank))
 }

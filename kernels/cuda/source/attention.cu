@@ -1,5 +1,7 @@
 // Attention: o[t] = softmax(scale·q[t]·Kᵀ)·V over the keys of t's own sequence at positions p, Position[t]−window < p ≤ Position[t].
 //   q, o [T, Hq·D]; k, v [slots, Hkv, D] of the layer; lse F32 [T, Hq], optional. Oracle: kernels/cpu Attention.
+// What the cache holds beyond a sequence's tokens is never read. Of its own tokens a tile's masked ones count times 0: one whose values are no numbers
+// makes NaN of those that go over the keys together with it, in all kernels but plain, and in the backward's. Another sequence's never do.
 struct AttentionArgs {
     void* o; ll os;
     const void* q; ll qs;

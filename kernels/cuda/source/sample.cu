@@ -22,6 +22,8 @@ struct SampleArgs {
     const int* head;
 };
 
+constexpr float greatest_float = 3.4028234664e38f; // as which +∞ counts: the difference of two is then a number too
+
 // order maps a float to an unsigned that sorts alike; rank_key is greater for what comes first: higher values, then lower ids.
 __device__ __forceinline__ uint32_t order(float x) {
     const uint32_t b = __float_as_uint(x == 0.f ? 0.f : x);
@@ -132,7 +134,8 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
         }
     };
     bool nan = false;
-    if (a.v % 4 == 0 && a.ls % 4 == 0) {
+    const bool fours = v % 4 == 0 && ((uint64_t)raw & 15) == 0;
+    if (fours) {
 #pragma unroll 4
         for (int i = tid * 4; i < v; i += blockDim.x * 4) {
             const float4 r = *(const float4*)(raw + i);
@@ -150,13 +153,15 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     const int first = (int)~(uint32_t)best;
     const float peak = best >> 32 == order(CUDART_NAN_F) ? CUDART_NAN_F : raw[first];
     const float sum = block_sum(m > -CUDART_INF_F ? l * expf(m - peak) : 0.f, fshared);
-    const float lse = peak + logf(sum);
+    const float lse = peak == CUDART_INF_F ? greatest_float : peak + logf(sum);
 
     for (int j = 0, n = min((int)a.top[row], 20); j < 20; j++) {
         uint64_t next = 0;
         if (j < n) {
-            if (j == 0) next = best;
-            else {
+            if (j == 0) {
+                next = peak > -CUDART_INF_F ? best : 0;
+                if (next == 0) n = 0;
+            } else {
                 for (int i = tid; i < v; i += blockDim.x) {
                     const uint64_t key = rank_key(raw[i], i);
                     if (key < best && key > next && raw[i] > -CUDART_INF_F) next = key;
@@ -169,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
         if (tid == 0) {
             const int id = (int)~(uint32_t)next;
             a.top_id[row * a.ts + j] = next ? id : -1;
-            a.top_logprob[row * a.tls + j] = next ? raw[id] - lse : -CUDART_INF_F;
+            a.top_logprob[row * a.tls + j] = next ? fminf(raw[id], greatest_float) - lse : -CUDART_INF_F;
         }
     }
 
@@ -213,7 +218,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
         best = block_max_key(best, (uint64_t*)shared);
         token = (int)~(uint32_t)best;
         const float top = x[token];
-        if (!greedy && top > -CUDART_INF_F) {
+        if (!greedy && top > -CUDART_INF_F && top < CUDART_INF_F) { // else nothing is allowed, or nothing has a chance beside it
             const float minp = a.minp[row], topp = a.topp[row];
             const int topk = a.topk[row];
             const float least = minp > 0 ? top + (float)log((double)minp) : -CUDART_INF_F;
@@ -248,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
             best = 0;
             for (int g = tid; g * 4 < v; g += blockDim.x) {
                 bool any = false;
-                for (int j = 0; j < 4; j++) any = any || (g * 4 + j < v && x[g * 4 + j] > near - 17.f && rank_key(x[g * 4 + j], g * 4 + j) >= floor);
+                for (int j = 0; j < 4; j++) any = any || (g * 4 + j < v && x[g * 4 + j] >= near - 17.f && rank_key(x[g * 4 + j], g * 4 + j) >= floor);
                 if (!any) continue;
                 uint32_t c[4] = {draw, (uint32_t)g, 0, 0};
                 philox(c, k0, k1);
@@ -262,14 +267,14 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
                 }
             }
             best = block_max_key(best, (uint64_t*)shared);
-            token = (int)~(uint32_t)best;
+            if (best) token = (int)~(uint32_t)best; // else noise is lost beside logits that large
         }
     }
-    if (peak != peak) token = -1; // logits that are no numbers have no draw
+    if (!(peak > -CUDART_INF_F)) token = -1; // logits that are no numbers, or all −∞, have no draw
     if (tid == 0 && flags & 1 && token >= 0) counts[token]++;
     const float own = token >= 0 ? raw[token] : peak;
     unsigned long long above = 0;
-    if (a.v % 4 == 0 && a.ls % 4 == 0) {
+    if (fours) {
 #pragma unroll 4
         for (int i = tid * 4; i < v; i += blockDim.x * 4) {
             const float4 r = *(const float4*)(raw + i);
@@ -281,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     above = block_sum_u64(above, shared);
     if (tid == 0) {
         a.token[row] = token;
-        a.logprob[row] = own - lse;
+        a.logprob[row] = fminf(own, greatest_float) - lse;
         a.rank[row] = (int)above + 1;
     }
 }

@@ -17,8 +17,7 @@ struct CopyArgs {
 template <class A, class C> __device__ void copy(const CopyArgs& a) {
     wait_predecessor();
     allow_successor();
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    const ll r = blockIdx.y;
+    const ll c = blockIdx.x * (ll)blockDim.x + threadIdx.x, r = blockIdx.y;
     if (c < a.cols) ((A*)a.dst)[r * a.ds + c] = to<A>(f(((const C*)a.src)[r * a.ss + c]));
 }
 extern "C" __global__ void copy_f32_f32(const __grid_constant__ CopyArgs a) { copy<float, float>(a); }
