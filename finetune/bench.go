@@ -3,6 +3,8 @@ package finetune
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -28,8 +30,9 @@ type Bench struct {
 	tokens  int
 	norm    float64 // of the last gradient
 
-	mu    sync.Mutex
-	ended []time.Time // of optimizer steps of all tenants that the engine ran
+	mu       sync.Mutex
+	enqueued []time.Time // the units that the engine ran
+	steps    []int       // how many of them were there when an optimizer step of all tenants ended
 }
 
 var _ infer.Background = (*Bench)(nil)
@@ -110,7 +113,9 @@ func (b *Bench) report(r Report) {
 	b.norm = r.GradNorm
 	if last := b.lanes[len(b.lanes)-1]; last.pos.Step == r.Step {
 		b.mu.Lock()
-		b.ended = append(b.ended, time.Now())
+		if n := len(b.enqueued); n > 0 && !slices.Contains(b.steps, n) { // each tenant may find that the last one has ended
+			b.steps = append(b.steps, n)
+		}
 		b.mu.Unlock()
 	}
 }
@@ -122,26 +127,29 @@ func (b *Bench) Ready() bool { return true }
 func (b *Bench) Next() (infer.Unit, bool) { return b.trainer.Next() }
 
 // Enqueue is infer.Background's.
-func (b *Bench) Enqueue(after kernels.Event) kernels.Event { return b.trainer.Enqueue(after) }
+func (b *Bench) Enqueue(after kernels.Event) kernels.Event {
+	b.mu.Lock()
+	b.enqueued = append(b.enqueued, time.Now())
+	b.mu.Unlock()
+	return b.trainer.Enqueue(after)
+}
 
 // Err is the device's failure.
 func (b *Bench) Err() error { return b.trainer.err }
 
-// Rate is the tokens a second of the steps that ended between two moments, from the end of the first of them to the last's.
+// Rate is the tokens a second between two moments, by the units enqueued then: steps may be longer than what lies between. A step's units count alike.
 func (b *Bench) Rate(from, to time.Time) float64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var within []time.Time
-	for _, t := range b.ended {
-		if t.After(from) && t.Before(to) {
-			within = append(within, t)
-		}
-	}
-	if len(within) < 2 {
+	last := len(b.steps) - 1
+	if last < 1 {
 		return 0
 	}
-	n := len(within) - 1
-	return float64(n*b.tokens) / within[n].Sub(within[0]).Seconds()
+	before := func(t time.Time) int {
+		return sort.Search(len(b.enqueued), func(i int) bool { return !b.enqueued[i].Before(t) })
+	}
+	step := float64(b.steps[last]-b.steps[0]) / float64(last)
+	return float64(before(to)-before(from)) / step * float64(b.tokens) / to.Sub(from).Seconds()
 }
 
 // Close frees everything.

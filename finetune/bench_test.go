@@ -2,6 +2,7 @@ package finetune
 
 import (
 	"testing"
+	"time"
 
 	"bhive/kernels/devicetest"
 )
@@ -29,6 +30,21 @@ func TestBench(t *testing.T) {
 	}
 	if !moved {
 		t.Error("no weight has moved")
+	}
+	for range 2 { // as an engine runs them
+		for done := len(b.steps) + 1; len(b.steps) < done; {
+			if _, more := b.Next(); !more {
+				t.Fatal("the benchmark has ended", b.Err())
+			}
+			b.Enqueue(nil)
+		}
+	}
+	from, to := b.enqueued[0], b.enqueued[len(b.enqueued)-1].Add(time.Nanosecond)
+	if rate, want := b.Rate(from, to), 2*48/to.Sub(from).Seconds(); rate < 0.8*want || rate > 1.5*want {
+		t.Errorf("%g tokens a second, want about %g: two steps in %v", rate, want, to.Sub(from))
+	}
+	if half := b.Rate(from, b.enqueued[len(b.enqueued)/4]); half <= 0 {
+		t.Error("no tokens in half a step")
 	}
 	b.Close()
 	if now := m.Backend.Info().MemoryFree; now != free && devicetest.OnCPU() { // a GPU keeps a stream's scratch

@@ -156,8 +156,14 @@ func (e *Engine) reap() bool {
 	s.seen = from.Add(took)
 	s.ended(ended, took)
 	s.gone += n
+	for _, f := range s.waiting { // of what a step before the units took it is not they that it waited for
+		since := from
+		if f.begun.After(since) {
+			since = f.begun
+		}
+		f.waited += max(s.seen.Sub(since), 0)
+	}
 	for len(s.waiting) > 0 && s.waiting[0].behind <= s.gone {
-		s.waiting[0].waited = max(s.seen.Sub(s.waiting[0].begun), 0)
 		s.waiting = slices.Delete(s.waiting, 0, 1)
 	}
 	e.mu.Lock()

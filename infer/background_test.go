@@ -198,7 +198,7 @@ func TestBound(t *testing.T) {
 	}
 }
 
-// TestWaited: a step says how long the units before it ran, from when it was enqueued; one without units that it did not wait.
+// TestWaited: a step says how long the units before it ran since it was enqueued, and not what ran before them; one without units that it did not wait.
 func TestWaited(t *testing.T) {
 	q := &slow{counted: counted{now: time.Unix(1, 0), took: 2 * time.Millisecond, left: 1 << 30, done: make(chan struct{})}}
 	e := &Engine{now: q.clock, besides: besides{sharing: newSharing(0, 5*time.Millisecond)}}
@@ -221,5 +221,16 @@ func TestWaited(t *testing.T) {
 	}
 	if alone.waited != 0 || len(s.waiting) != 0 {
 		t.Errorf("behind none it waited %v; %d are said to wait", alone.waited, len(s.waiting))
+	}
+	// Before this unit a step runs for half of its time.
+	shared := flight{begun: e.now()}
+	s.running = append(s.running, sent{end: q.Enqueue(nil), at: e.now(), predicted: q.took, known: true})
+	s.await(&shared)
+	s.seen = shared.begun.Add(q.took / 2)
+	for len(s.running) > 0 {
+		e.reap()
+	}
+	if !near(shared.waited, q.took/2) {
+		t.Errorf("behind a step and a unit it waited %v for the unit, which took %v", shared.waited, q.took/2)
 	}
 }

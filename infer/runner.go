@@ -46,7 +46,7 @@ type flight struct {
 	shared bool          // they were to fit
 	lost   time.Duration // what they could have taken besides
 	behind int           // units before it, of all
-	waited time.Duration // from when it was enqueued until those were seen to have ended
+	waited time.Duration // since it was enqueued, for those
 }
 
 // over reports whether nothing of it is under way.
