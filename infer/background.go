@@ -53,7 +53,7 @@ type sent struct {
 	predicted time.Duration
 	known     bool
 	slice     int
-	waited    bool // it was seen not to have ended
+	looked    time.Time // when it was last seen not to have ended, with nothing before it
 }
 
 // turn is whose turn it is on the device.
@@ -138,20 +138,20 @@ func (e *Engine) reap() bool {
 	for n < len(s.running) && (s.running[n].end == nil || s.running[n].end.Done()) {
 		n++
 	}
+	now := e.now()
 	if n < len(s.running) {
-		s.running[n].waited = true
+		s.running[n].looked = now
 	}
 	if n == 0 {
 		return false
 	}
-	ended, now := s.running[:n], e.now()
-	from, exact := ended[0].at, true
+	ended, from := s.running[:n], s.running[0].at
 	if s.seen.After(from) { // it waited for what was before it
-		from, exact = s.seen, ended[0].waited
+		from = s.seen
 	}
 	took := now.Sub(from)
-	if predicted := sum(ended); !exact && took > predicted { // it may have ended long before it was looked at
-		took = predicted
+	if ended[n-1].known { // it may have ended long before it was looked at again
+		took = min(took, max(sum(ended), ended[0].looked.Sub(from)))
 	}
 	s.seen = from.Add(took)
 	s.ended(ended, took)

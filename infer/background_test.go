@@ -233,4 +233,15 @@ func TestWaited(t *testing.T) {
 	if !near(shared.waited, q.took/2) {
 		t.Errorf("behind a step and a unit it waited %v for the unit, which took %v", shared.waited, q.took/2)
 	}
+	// This unit is seen to run, and the host looks again long after its end.
+	late := flight{begun: e.now()}
+	s.running = append(s.running, sent{end: q.Enqueue(nil), at: e.now(), predicted: q.took, known: true})
+	s.await(&late)
+	e.reap()
+	q.mu.Lock()
+	q.now = q.now.Add(5 * q.took)
+	q.mu.Unlock()
+	if e.reap(); !near(late.waited, q.took) {
+		t.Errorf("looked at late, a step is said to have waited %v for a unit of %v", late.waited, q.took)
+	}
 }
