@@ -145,15 +145,19 @@ func (e *Engine) reap() bool {
 	if n == 0 {
 		return false
 	}
-	ended, from := s.running[:n], s.running[0].at
+	ended, from, exact := s.running[:n], s.running[0].at, true
 	if s.seen.After(from) { // it waited for what was before it
-		from = s.seen
+		from, exact = s.seen, !ended[0].looked.IsZero()
 	}
-	took := now.Sub(from)
-	if ended[n-1].known { // it may have ended long before it was looked at again
-		took = min(took, max(sum(ended), ended[0].looked.Sub(from)))
+	took, predicted := now.Sub(from), sum(ended)
+	if !exact && took > predicted { // it may have ended long before it was looked at
+		took = predicted
 	}
 	s.seen = from.Add(took)
+	last := s.seen
+	if known := from.Add(max(predicted, ended[0].looked.Sub(from))); ended[n-1].known && known.Before(last) { // or before it was looked at again
+		last = known
+	}
 	s.ended(ended, took)
 	s.gone += n
 	for _, f := range s.waiting { // of what a step before the units took it is not they that it waited for
@@ -161,7 +165,7 @@ func (e *Engine) reap() bool {
 		if f.begun.After(since) {
 			since = f.begun
 		}
-		f.waited += max(s.seen.Sub(since), 0)
+		f.waited += max(last.Sub(since), 0)
 	}
 	for len(s.waiting) > 0 && s.waiting[0].behind <= s.gone {
 		s.waiting = slices.Delete(s.waiting, 0, 1)
