@@ -265,6 +265,29 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// TestConfigurationUnknown: what a YAML file says and no verb would read is refused; every verb's flags may stand in one file.
+func TestConfigurationUnknown(t *testing.T) {
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ text, want string }{
+		{"model: demo\n", "model is no flag"},
+		{"serve:\n  modle: demo\n", "serve-modle is no flag"},
+		{"serve: {model: demo, batches: [1]}\n", "serve-batches is no flag"},
+		{"log-level: info\nserve: {model: demo}\nchat:\nbench: {cpu: {batches: [1, 8]}}\nadapters-ls-server: http://127.0.0.1:1\n", "no server answers at http://127.0.0.1:1"},
+	} {
+		file := filepath.Join(t.TempDir(), "bhive.yaml")
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(bin, "adapters", "ls", "--config", file).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), c.want) {
+			t.Errorf("%q: want %q, got %v:\n%s", c.text, c.want, err, out)
+		}
+	}
+}
+
 // TestHint: the commands that a server shows ask that server.
 func TestHint(t *testing.T) {
 	if said := hint("127.0.0.1:8080", "demo"); strings.Contains(said, "--server") || !strings.Contains(said, `"model": "demo"`) {

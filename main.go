@@ -3,16 +3,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 	kongyaml "github.com/alecthomas/kong-yaml"
+	"gopkg.in/yaml.v3"
 )
 
 // version is set by the Makefile's -ldflags.
@@ -20,7 +23,7 @@ var version = "dev"
 
 // cli is the whole command line.
 type cli struct {
-	Config    kong.ConfigFlag  `help:"YAML file with flags by their names; ./bhive.yaml and ~/.config/bhive.yaml are read where they exist." placeholder:"FILE"`
+	Config    kong.ConfigFlag  `help:"YAML file with flags by their names, a command's below its name, as in serve: {model: demo}; ./bhive.yaml and ~/.config/bhive.yaml are read where they exist." placeholder:"FILE"`
 	LogLevel  slog.Level       `help:"Least severe messages to log: debug, info, warn or error." default:"info"`
 	LogFormat string           `help:"Form of log lines: ${enum}." enum:"text,json" default:"text"`
 	Version   kong.VersionFlag `help:"Print the version and exit." env:"-"`
@@ -62,20 +65,75 @@ func main() {
 	}
 }
 
-// loadFile reads a configuration file; the environment is stronger than it.
+// configFile is a configuration file; the environment is stronger than it.
+type configFile struct {
+	kong.Resolver
+	name string
+	keys []string // joined by hyphens, however they are nested
+}
+
+// loadFile reads a configuration file.
 func loadFile(r io.Reader) (kong.Resolver, error) {
-	file, err := kongyaml.Loader(r)
+	text, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
 	}
-	return kong.ResolverFunc(func(c *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
-		for _, name := range flag.Envs {
-			if _, set := os.LookupEnv(name); set {
-				return nil, nil
-			}
+	f := &configFile{name: "configuration"}
+	if n, ok := r.(interface{ Name() string }); ok {
+		f.name = n.Name()
+	}
+	if f.Resolver, err = kongyaml.Loader(bytes.NewReader(text)); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.name, err)
+	}
+	var tree map[string]any
+	if err := yaml.Unmarshal(text, &tree); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.name, err)
+	}
+	f.keys = leaves(nil, "", tree)
+	return f, nil
+}
+
+// leaves are the keys of a tree that have no keys below them.
+func leaves(keys []string, above string, tree map[string]any) []string {
+	for k, v := range tree {
+		if below, ok := v.(map[string]any); ok {
+			keys = leaves(keys, above+k+"-", below)
+		} else if v != nil {
+			keys = append(keys, above+k)
 		}
-		return file.Resolve(c, parent, flag)
-	}), nil
+	}
+	return keys
+}
+
+func (f *configFile) Resolve(c *kong.Context, parent *kong.Path, flag *kong.Flag) (any, error) {
+	for _, name := range flag.Envs {
+		if _, set := os.LookupEnv(name); set {
+			return nil, nil
+		}
+	}
+	return f.Resolver.Resolve(c, parent, flag)
+}
+
+// Validate refuses keys that are no flag of any verb: they would be ignored.
+func (f *configFile) Validate(app *kong.Application) error {
+	known := map[string]bool{}
+	var visit func(n *kong.Node, above string)
+	visit = func(n *kong.Node, above string) {
+		for _, flag := range n.Flags {
+			known[above+flag.Name] = true
+		}
+		for _, child := range n.Children {
+			visit(child, above+child.Name+"-")
+		}
+	}
+	visit(app.Node, "")
+	slices.Sort(f.keys)
+	for _, k := range f.keys {
+		if !known[k] {
+			return fmt.Errorf("%s: %s is no flag; a command's flags stand below its name, as in: serve: {model: demo}", f.name, k)
+		}
+	}
+	return nil
 }
 
 func newLog(level slog.Level, format string) *slog.Logger {
