@@ -12,6 +12,37 @@ import (
 	"bhive/server/api"
 )
 
+// TestAnotherBase: of adapters that the registry holds for another base the models say nothing, and what is known of one names no base.
+func TestAnotherBase(t *testing.T) {
+	h := ownHive(t, hiveConfig{})
+	c := h.serve(t, nil)
+	h.publish(t, "ours", 4, 1)
+	w := adapters.NewWeights(h.deps.Basis.Geometry, 4, 8)
+	if _, err := h.deps.Registry.Save(t.Context(), adapters.DefaultTenant, adapters.Version{Name: "theirs", BasisDigest: "other", BaseHash: "other"}, w, adapters.PublishOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var models api.ModelList
+	c.get("/v1/models").want(200).into(&models)
+	var names []string
+	for _, m := range models.Data {
+		names = append(names, m.Id)
+	}
+	if want := []string{"demo", "ours"}; !slices.Equal(names, want) {
+		t.Errorf("the models are %v, want %v", names, want)
+	}
+	var model api.Model
+	if c.get("/v1/models/theirs").want(200).into(&model); model.Parent != nil {
+		t.Errorf("its parent is %q", *model.Parent)
+	}
+	for name, want := range map[string]bool{"ours": true, "theirs": false} {
+		var a api.Adapter
+		if c.get("/adapters/" + name).want(200).into(&a); (a.Base != nil) != want {
+			t.Errorf("%s: a base is named: %v", name, a.Base != nil)
+		}
+	}
+	c.post("/v1/completions", object{"model": "theirs", "prompt": "x"}).wantError(409, "", "base_mismatch")
+}
+
 // listingStore counts how often all jobs are read.
 type listingStore struct {
 	adapters.Store

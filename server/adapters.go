@@ -67,7 +67,7 @@ func (s *Server) knownWith(ctx context.Context, name string, latest *finetune.Jo
 	switch {
 	case err == nil:
 		shown := shownVersion(v, v.Number)
-		a.LiveVersion, a.Version, a.Created = &v.Number, &shown, int(v.CreatedAt.Unix())
+		a.LiveVersion, a.Version, a.Created, a.Base = &v.Number, &shown, int(v.CreatedAt.Unix()), s.baseOf(v)
 	case !errors.Is(err, adapters.ErrNotFound):
 		return a, err
 	}

@@ -20,12 +20,20 @@ func (s *Server) baseModel() api.Model {
 	return api.Model{Id: s.d.Model.Name, Object: api.ModelObjectModel, Created: int(s.d.Model.Created.Unix()), OwnedBy: ownedBy, Root: &s.d.Model.Name, MaxModelLen: &length}
 }
 
-// adapterModel is an adapter or a mix as a model: its parent the base, its root what answers.
+// adapterModel is an adapter or a mix as a model: its parent the base, where it is one of it, its root what answers.
 func (s *Server) adapterModel(asks, id string, t adapters.Target) api.Model {
 	m := s.baseModel()
 	root := refTo(asks, t)
-	m.Id, m.Created, m.Root, m.Parent = id, int(t.Parts[0].Version.CreatedAt.Unix()), &root, &s.d.Model.Name
+	m.Id, m.Created, m.Root, m.Parent = id, int(t.Parts[0].Version.CreatedAt.Unix()), &root, s.baseOf(t.Parts[0].Version)
 	return m
+}
+
+// baseOf is the base's name for its adapters, and nil for those that the registry holds of another.
+func (s *Server) baseOf(v adapters.Version) *string {
+	if v.BaseHash != s.d.Basis.BaseHash {
+		return nil
+	}
+	return &s.d.Model.Name
 }
 
 // refTo is versions as a request of that tenant names them.
@@ -57,6 +65,9 @@ func (s *Server) listModels(w http.ResponseWriter, r *http.Request) error {
 		}
 		if err != nil {
 			return err
+		}
+		if s.baseOf(v) == nil {
+			continue // nobody can ask for it here
 		}
 		list.Data = append(list.Data, s.adapterModel(callerOf(r.Context()).home, shownID(r.Context(), a.Tenant, a.Name), adapters.Target{Parts: []adapters.TargetPart{{Version: v, Weight: 1}}}))
 	}

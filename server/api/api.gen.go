@@ -1233,6 +1233,7 @@ type APIKeyListObject string
 
 // Adapter defines model for Adapter.
 type Adapter struct {
+	// Base The served base model; absent where the live version is one of another base.
 	Base        *string       `json:"base,omitempty"`
 	Created     int           `json:"created"`
 	Job         *Job          `json:"job,omitempty"`
