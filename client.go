@@ -33,11 +33,8 @@ func (r remote) send(ctx context.Context, method, path, contentType string, body
 		q.Header.Set("Authorization", "Bearer "+r.APIKey)
 	}
 	answer, err := http.DefaultClient.Do(q)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, fmt.Errorf("no server answers at %s; start one with: bhive serve", r.Server)
-	}
 	if err != nil {
-		return nil, err
+		return nil, r.unreachable(err)
 	}
 	if answer.StatusCode < 400 {
 		return answer, nil
@@ -49,6 +46,14 @@ func (r remote) send(ctx context.Context, method, path, contentType string, body
 		return nil, fmt.Errorf("%s %s: %s", method, path, answer.Status)
 	}
 	return nil, errors.New(e.Error.Message)
+}
+
+// unreachable says what a request came to that had no answer.
+func (r remote) unreachable(err error) error {
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("no server answers at %s; start one with: bhive serve", r.Server)
+	}
+	return err
 }
 
 // call sends in as JSON, where it is not nil, and reads the answer into out, where that is not nil.

@@ -22,7 +22,7 @@ func (c *readyCmd) Run(ctx context.Context) error {
 	}
 	answer, err := http.DefaultClient.Do(q)
 	if err != nil {
-		return err
+		return c.unreachable(err)
 	}
 	defer answer.Body.Close()
 	var said struct{ Reasons []struct{ Message string } }

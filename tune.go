@@ -169,12 +169,24 @@ func (c *tuneCmd) done(r finetune.Result) {
 	if len(c.Prompt) > 0 && c.Prompt[0] != "auto" {
 		prompt = c.Prompt[0]
 	}
-	body, err := json.Marshal(map[string]any{"model": r.Adapter, "messages": []turn{{"user", prompt}}})
+	fmt.Printf("%s@%d is live (loss %.3f at step %d). Try it:\n%s", r.Adapter, r.Version, r.Loss, r.Step, c.hint(r.Adapter, prompt))
+}
+
+// hint is how to call an adapter of the server that was asked, with a key where that one wants it.
+func (c *tuneCmd) hint(adapter, prompt string) string {
+	body, err := json.Marshal(map[string]any{"model": adapter, "messages": []turn{{"user", prompt}}})
 	if err != nil {
 		panic(err) // strings marshal
 	}
-	fmt.Printf("%s@%d is live (loss %.3f at step %d). Try it:\n\n  bhive chat -m %s\n\n  curl %s/v1/chat/completions -H 'Content-Type: application/json' -d '%s'\n",
-		r.Adapter, r.Version, r.Loss, r.Step, r.Adapter, strings.TrimSuffix(c.Server, "/"), strings.ReplaceAll(string(body), "'", `'\''`))
+	at, server, key := strings.TrimSuffix(c.Server, "/"), "", ""
+	if at != "http://127.0.0.1:8080" { // where the verbs look for one
+		server = " --server " + at
+	}
+	if c.APIKey != "" {
+		key = ` -H "Authorization: Bearer $BHIVE_API_KEY"`
+	}
+	return fmt.Sprintf("\n  bin/bhive chat%s -m %s\n\n  curl %s/v1/chat/completions -H 'Content-Type: application/json'%s -d '%s'\n",
+		server, adapter, at, key, strings.ReplaceAll(string(body), "'", `'\''`))
 }
 
 // tuneView shows a job's progress: a bar on a terminal, lines elsewhere.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -37,5 +38,34 @@ func TestTuneFollows(t *testing.T) {
 	end, err := c.follow(t.Context(), &tuneView{out: io.Discard})
 	if err != nil || end.Result == nil || !slices.Equal(asked, []string{"0", "7"}) {
 		t.Errorf("it ended with %+v, %v, and asked for what comes after %q", end, err, asked)
+	}
+}
+
+// TestTuneHint: what tune shows at its end asks the server that trained, and with a key where it took one.
+func TestTuneHint(t *testing.T) {
+	for _, c := range []struct {
+		remote
+		chat, key bool
+	}{
+		{remote{Server: "http://127.0.0.1:8080"}, false, false},
+		{remote{Server: "http://[::1]:9090/", APIKey: "sk-x"}, true, true},
+	} {
+		said := (&tuneCmd{remote: c.remote}).hint("it", "it's")
+		if got := strings.Contains(said, " chat --server http://[::1]:9090 -m it\n"); got != c.chat {
+			t.Errorf("of %s it says:\n%s", c.Server, said)
+		}
+		if got := strings.Contains(said, `-H "Authorization: Bearer $BHIVE_API_KEY"`); got != c.key || strings.Contains(said, "sk-x") {
+			t.Errorf("with the key %q it says:\n%s", c.APIKey, said)
+		}
+	}
+}
+
+// TestReadyNoServer: it says where no server is, as the other verbs do.
+func TestReadyNoServer(t *testing.T) {
+	web := httptest.NewServer(nil)
+	web.Close()
+	err := (&readyCmd{remote{Server: web.URL}}).Run(t.Context())
+	if err == nil || !strings.HasPrefix(err.Error(), "no server answers at "+web.URL) {
+		t.Errorf("it said %v", err)
 	}
 }
