@@ -241,7 +241,7 @@ func (s *Server) publish(ctx context.Context, name string, w *adapters.Weights, 
 
 // lossWarning says what a projection lost; "" where that is nothing.
 func lossWarning(p adapters.Projection, rank int) string {
-	const negligible = 1e-6
+	const negligible = 5e-5 // what two decimals of a percentage show as nothing; bfloat16's rounding loses about 1e-5
 	if p.Exact || 1-p.Kept < negligible {
 		return ""
 	}

@@ -374,3 +374,12 @@ func TestExportIsATar(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestLossWarning: what two decimals of a percentage show as nothing is no loss to warn of.
+func TestLossWarning(t *testing.T) {
+	for kept, want := range map[float64]bool{1: false, 1 - 1e-5: false, 1 - 1e-4: true, 0.2: true} {
+		if said := lossWarning(adapters.Projection{Kept: kept, Modules: []adapters.ModuleKept{{Kept: kept}}}, 64); (said != "") != want {
+			t.Errorf("with %v kept it says %q", kept, said)
+		}
+	}
+}
