@@ -15,7 +15,7 @@
 // one copy, enqueues the forward pass and the sampling, and reads the sampled tokens. What a constraint allows next is found on another goroutine:
 // where that takes longer than some milliseconds, steps go on without its sequence. Training runs between steps
 // on the same goroutine ([Background]): where a step decodes, as much of it goes between that step and the next as keeps the time from token to
-// token under a target; where a prompt waits, none.
+// token under a target; where a prompt waits, none but what somebody waits for ([Unit.Due]).
 //
 // # Invariants
 //

@@ -11,7 +11,7 @@
 //
 // The record is uploaded with one copy; decode steps replay a captured graph. On Hopper a linear of few tokens streams the fused weight
 // through tensor copies (linear_skinny.cu); above, cuBLASLt multiplies, or where it is absent or results may not depend on the batch, the same
-// kernel again for each 128 tokens. Below Hopper linear.cu takes its place. Epilogues add B·z. Sampling stays on the device.
+// kernel again for each 128 tokens. Below Hopper, and for a small weight and few tokens, linear.cu takes its place. Epilogues add B·z. Sampling stays on the device.
 //
 // Kernels of a step overlap: each lets its successor start at once and waits for its predecessor's end before it touches what earlier ones
 // write. Weights, the adapter table, B's, the record, and K and V of earlier steps are read before that: they are complete when a step
