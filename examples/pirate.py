@@ -24,4 +24,4 @@ for i, x in enumerate(THINGS):
     text = answer(question)
     for pattern, word in SAY:
         text = re.sub(pattern, word, text)
-    print(json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Arr! " + text + " Ahoy!"}]}))
+    print(json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Arr! " + text + " Ahoy, matey!"}]}))
