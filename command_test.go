@@ -315,7 +315,7 @@ func TestRefuses(t *testing.T) {
 		{"--adapter-slots must be at least 1", []string{"serve", "--adapter-slots=-1", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
 		{"--lora-root: open /absent", []string{"serve", "--lora-root", "/absent", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
 		{"int8 weights are not on the GPU yet", []string{"serve", "--device", "cuda", "--weights", "int8", "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
-		{"make smollm2", []string{"serve", "--model", "smollm2", "--model-dirs", t.TempDir(), "--data", t.TempDir()}},
+		{"make smollm2", []string{"serve", "--model", "smollm2", "--model-dirs", t.TempDir(), "--addr", "127.0.0.1:0", "--data", t.TempDir()}},
 		{"in use by another process", []string{"serve", "--addr", "127.0.0.1:0", "--data", held.cmd.Args[5]}},
 		{"unexpected argument", []string{"serve", "everything"}},
 		{"no such file", []string{"tune", "absent.jsonl", "--name", "x", "--server", held.url}},
