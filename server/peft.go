@@ -108,9 +108,11 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 		return errDraining
 	}
 	if !dry {
-		if err := s.mayKeep(r.Context(), name); err != nil {
+		kept, err := s.mayKeep(r.Context(), name, 0)
+		if err != nil {
 			return err
 		}
+		defer kept()
 	}
 	body, done := limitBody(w, r, s.config.MaxAdapterBytes+(1<<20))
 	defer done()

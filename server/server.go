@@ -60,6 +60,7 @@ type Server struct {
 	metrics  *Metrics
 	probe    *probe
 	meter    *meter
+	claims   claims
 	bodies   bodies
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
@@ -95,6 +96,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if s.d.ToolCalls == "" {
 		s.d.ToolCalls = toolcall.Find(d.Template)
 	}
+	s.claims = claims{tenants: map[string][]*claim{}}
 	s.probe = &probe{store: d.Store, log: s.log}
 	s.metrics.bind(d, s.probe)
 	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })
