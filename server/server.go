@@ -109,7 +109,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
-	r.Use(withRequestID, s.withAccessLog, s.withRecover, s.withOriginCheck, s.withTenant)
+	r.Use(withRequestID, s.withAccessLog, s.withRecover, s.withOriginCheck, s.withTenant, s.withQuery)
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, &apiError{Status: http.StatusNotFound, Type: "invalid_request_error", Code: "unknown_url", Message: fmt.Sprintf("Unknown request URL: %s %s", r.Method, r.URL.Path)})
 	})
