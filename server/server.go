@@ -64,6 +64,7 @@ type Server struct {
 	bodies   bodies
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
+	exports  sync.Map              // of a tenant: chan struct{}, which holds one for each export at work
 	grammars func() *grammar.Cache // made at the first call
 	draining atomic.Bool
 	drained  chan struct{} // closed when draining begins
@@ -78,6 +79,9 @@ func (s *Server) drain() {
 
 // maxImports is how many adapters are read or summed at once; others wait.
 const maxImports = 2
+
+// maxExports is how many adapters one tenant's clients read out at once; others wait.
+const maxExports = 4
 
 // New makes a server; it acquires nothing.
 func New(c Config, d Deps) (*Server, error) {
