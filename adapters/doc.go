@@ -26,6 +26,7 @@
 //   - Rows of a basis are nested and never change: row i does not depend on R.
 //   - A version is immutable, and its number is never used again, so a Target's Key means the same for ever.
 //   - A leased or pinned entry keeps its slot and its bytes; two entries never share a slot.
+//   - Where a B waits for the device and all on it are leased, after two seconds new leases of one wait behind it.
 //   - The budgets hold at every moment; the parts of a mix that is being summed are not counted.
 //   - Only Pump and Close touch the device. Acquire waits for nothing.
 package adapters

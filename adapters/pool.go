@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // PoolConfig sizes a pool.
@@ -66,7 +67,9 @@ type Pool struct {
 	uploads     []*entry // in stateUploading
 	memoryBusy  bool     // the front of deviceQ waits for memory that was freed
 	freeing     []*entry // forgotten while resident: Pump frees them
-	freeSlots   []int    // a stack
+	leaving     *entry   // the last that gave way, not in entries
+	patience    time.Duration
+	freeSlots   []int // a stack
 	fetching    int
 	hostBytes   int64 // of data held or reserved by fetches
 	deviceBytes int64
@@ -109,6 +112,7 @@ type entry struct {
 	isReady  bool
 	err      error
 	queueAt  *list.Element // in fetchQ or deviceQ
+	since    time.Time     // in deviceQ
 	hostAt   *list.Element
 	deviceAt *list.Element
 }
@@ -140,6 +144,7 @@ func NewPool(c PoolConfig, blobs BlobOpener, d Device) (*Pool, error) {
 	for slot := c.Slots - 1; slot >= 0; slot-- {
 		p.freeSlots = append(p.freeSlots, slot)
 	}
+	p.patience = patience
 	p.mem, _ = d.(HostMemory)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p, nil
@@ -195,7 +200,7 @@ func (p *Pool) enter(t Target, count bool) (*entry, error) {
 	}
 	key := t.content()
 	e := p.entries[key]
-	if e == nil {
+	if e == nil || p.giveWay(e) {
 		var err error
 		if e, err = p.newEntry(key, t); err != nil {
 			return nil, err
@@ -211,8 +216,7 @@ func (p *Pool) enter(t Target, count bool) (*entry, error) {
 	case stateHost:
 		if e.queueAt == nil {
 			p.renew(e)
-			e.queueAt = p.deviceQ.PushBack(e)
-			p.c.Wake()
+			p.queueDevice(e)
 		}
 		if count {
 			p.hostHits++

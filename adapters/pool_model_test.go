@@ -62,6 +62,9 @@ func TestPoolModel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if rapid.Bool().Draw(t, "impatient") {
+			p.patience = 0
+		}
 		type held struct {
 			l    *Lease
 			slot int

@@ -98,6 +98,33 @@ func TestPoolNumberAgain(t *testing.T) {
 	}
 }
 
+// TestPoolGivesWay: requests for one B that overlap without end do not keep another from the device for ever.
+func TestPoolGivesWay(t *testing.T) {
+	p, blobs, dev := newPool(t, PoolConfig{Slots: 1})
+	p.patience = 0
+	busy, other := blobs.add(t, "busy", 1, 2), blobs.add(t, "other", 2, 2)
+	first := acquire(t, p, target(busy))
+	pump(t, p, dev, first)
+	waits := acquire(t, p, target(other))
+	for queued := 0; queued == 0; time.Sleep(100 * time.Microsecond) {
+		p.mu.Lock()
+		queued = p.deviceQ.Len()
+		p.mu.Unlock()
+	}
+	next := acquire(t, p, target(busy))
+	if p.Pump(); isReady(next) || !isReady(first) || first.Slot() != 0 {
+		t.Error("who comes later overtakes, or who was first is disturbed")
+	}
+	first.Release()
+	pump(t, p, dev, waits)
+	if waits.Err() != nil || isReady(next) {
+		t.Errorf("the other has no turn: %v", waits.Err())
+	}
+	waits.Release()
+	pump(t, p, dev, next)
+	next.Release()
+}
+
 func TestPoolMix(t *testing.T) {
 	p, blobs, dev := newPool(t, PoolConfig{DType: F32})
 	a, b := blobs.add(t, "a", 1, 2), blobs.add(t, "b", 2, 3)

@@ -3,6 +3,8 @@ package adapters
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -11,6 +13,29 @@ func (p *Pool) queueFetch(e *entry) {
 	e.state = stateQueued
 	e.queueAt = p.fetchQ.PushBack(e)
 	p.startFetches()
+}
+
+// queueDevice puts an entry in line for the device.
+func (p *Pool) queueDevice(e *entry) {
+	e.since = time.Now()
+	e.queueAt = p.deviceQ.PushBack(e)
+	p.c.Wake()
+}
+
+// patience is how long a B waits for a place on the device before another gives way, if all are leased.
+const patience = 2 * time.Second
+
+// giveWay ends the leasing of a resident B where another has waited too long for a place: the leases that there are keep it to their end, and who
+// asks for it from now on waits behind the other. One at a time gives way.
+func (p *Pool) giveWay(e *entry) bool {
+	first := p.deviceQ.Front()
+	if e.state != stateResident || e.pins > 0 || p.leaving != nil && p.leaving.wanted() || first == nil || time.Since(first.Value.(*entry).since) < p.patience {
+		return false
+	}
+	delete(p.entries, e.key)
+	p.leaving, e.forgotten = e, true
+	p.released(e)
+	return true
 }
 
 // startFetches starts what fetchers and host memory allow, in order.
@@ -102,8 +127,7 @@ func (p *Pool) fetch(e *entry) {
 		e.state, e.host, e.lent = stateHost, packed, lent
 		e.hostAt = p.hostLRU.PushBack(e)
 		if e.wanted() {
-			e.queueAt = p.deviceQ.PushBack(e)
-			p.c.Wake()
+			p.queueDevice(e)
 		}
 	}
 	p.startFetches()
@@ -263,7 +287,11 @@ func (p *Pool) Close() error {
 		p.freeBlock(e)
 	}
 	p.freeing = nil
-	for _, e := range p.entries {
+	all := slices.Collect(maps.Values(p.entries))
+	if p.leaving != nil {
+		all = append(all, p.leaving)
+	}
+	for _, e := range all {
 		if e.block != nil {
 			p.freeBlock(e)
 		}

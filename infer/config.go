@@ -14,7 +14,7 @@ type Config struct {
 	KVBytes     int64 // memory of the KV cache, bytes; default 512 MiB, or by MemoryUtilization
 	KVBlocks    int   // blocks of the KV cache; overrides KVBytes where set
 	PromptRows  int   // rows of logits a step has for prompt logprobs; default 64
-	QueueLimit  int   // requests that may wait before Submit returns ErrQueueFull; default 1024
+	QueueLimit  int   // requests that may wait before Submit returns ErrQueueFull; a tenant with less than its share of them may add one; default 1024
 
 	// MemoryUtilization, where neither KVBytes nor KVBlocks is set, gives the KV cache what Open finds free on the device, but for the share
 	// 1 − MemoryUtilization of its whole memory (scratch of steps, and other processes) and for Reserve; in (0, 1], 0: off.

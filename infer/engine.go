@@ -43,8 +43,9 @@ type Engine struct {
 	idle       chan struct{} // closed when draining and nothing is left
 	stopped    chan struct{} // closed when Run has returned
 	order      uint64
-	active     int // works submitted and not done
-	waiting    int // of those, without a choice that ever ran
+	active     int            // works submitted and not done
+	waiting    int            // of those, without a choice that ever ran
+	lines      map[string]int // of those, by tenant
 	inbox      []*work
 	cancels    []cancellation
 	calls      []*call
@@ -95,7 +96,7 @@ func New(c Config, m *Model, pool *adapters.Pool, device *Device, t *tokenizer.T
 		}
 		c.MaxContext = min(c.MaxContext, c.KVBlocks*c.BlockTokens)
 	} // else Open sees what is free
-	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{}, now: time.Now,
+	return &Engine{config: c, model: m, pool: pool, device: device, tokenizer: t, works: map[*work]struct{}{}, lines: map[string]int{}, now: time.Now,
 		masks:   masks{lanes: map[string]*lane{}},
 		besides: besides{sharing: newSharing(c.TPOTTarget, c.TrainSlice)},
 		wake:    make(chan struct{}, 1), idle: make(chan struct{}), stopped: make(chan struct{}),
@@ -206,8 +207,8 @@ func (e *Engine) accept(w *work) error {
 	switch {
 	case e.draining || e.phase == phaseStopped:
 		return ErrClosed
-	case e.waiting >= e.config.QueueLimit:
-		return fmt.Errorf("%w: %d requests wait", ErrQueueFull, e.waiting)
+	case e.full(w.Tenant):
+		return fmt.Errorf("%w: %d requests wait, %d of them the tenant's", ErrQueueFull, e.waiting, e.lines[w.Tenant])
 	}
 	key := ""
 	if !w.Adapter.Base() {
@@ -224,8 +225,25 @@ func (e *Engine) accept(w *work) error {
 	e.order++
 	w.order = e.order
 	e.active++
-	e.waiting++
+	e.wait(w.Tenant, 1)
 	return nil
+}
+
+// full reports whether the queue has no place for a tenant. A full one has for who has less than a share of it.
+func (e *Engine) full(tenant string) bool {
+	own, tenants := e.lines[tenant], len(e.lines)
+	if own == 0 {
+		tenants++
+	}
+	return e.waiting >= e.config.QueueLimit && own >= e.config.QueueLimit/tenants
+}
+
+// wait counts n requests of a tenant that wait. The mutex is held.
+func (e *Engine) wait(tenant string, n int) {
+	e.waiting += n
+	if e.lines[tenant] += n; e.lines[tenant] == 0 {
+		delete(e.lines, tenant)
+	}
 }
 
 // cancel ends a work from another goroutine.

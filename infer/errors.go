@@ -7,7 +7,7 @@ import (
 )
 
 var (
-	// ErrQueueFull is returned by Submit when QueueLimit requests wait already.
+	// ErrQueueFull is returned by Submit when QueueLimit requests wait already, a share of them the tenant's.
 	ErrQueueFull = errors.New("the queue is full")
 	// ErrMaxTokens is returned by Submit when the prompt and Params.MaxTokens together exceed the context or the KV cache.
 	ErrMaxTokens = errors.New("prompt and text together are too long")

@@ -115,6 +115,39 @@ func TestCloseMeetsSubmit(t *testing.T) {
 	e.Close()
 }
 
+// TestQueueIsShared: a tenant that fills the queue leaves the others room.
+func TestQueueIsShared(t *testing.T) {
+	b := newRig(t, kernels.F32)
+	e, err := New(Config{MaxSeqs: 1, KVBlocks: 128, QueueLimit: 6}, b.model, nil, nil, b.tok)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Open(); err != nil {
+		t.Fatal(err)
+	}
+	submit := func(tenant string) error {
+		_, err := e.Submit(t.Context(), Request{Tenant: tenant, Prompt: []int{5}, Params: greedily(1)})
+		return err
+	}
+	for _, c := range []struct {
+		tenant string
+		room   int
+	}{{"a", 6}, {"b", 3}, {"a", 0}, {"c", 2}, {"b", 0}} {
+		for range c.room {
+			if err := submit(c.tenant); err != nil {
+				t.Fatalf("%s: %v", c.tenant, err)
+			}
+		}
+		if err := submit(c.tenant); !errors.Is(err, ErrQueueFull) {
+			t.Errorf("%s has more than its share: %v", c.tenant, err)
+		}
+	}
+	e.Close()
+	if len(e.lines) != 0 {
+		t.Errorf("still waiting: %v", e.lines)
+	}
+}
+
 // TestPlaceIsFree: whoever has seen the end of a request finds its place in the queue free.
 func TestPlaceIsFree(t *testing.T) {
 	b := newRig(t, kernels.F32)

@@ -191,7 +191,7 @@ func (e *Engine) prepare(q *sequence, f *flight) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if q.index == 0 {
-		e.waiting--
+		e.wait(q.Tenant, -1)
 		q.counted = true
 		e.stats.PromptTokens += int64(len(q.prompt))
 		e.stats.CachedTokens += int64(q.cached)

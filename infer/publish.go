@@ -155,7 +155,7 @@ func (e *Engine) settle(w *work, err error) {
 	}
 	e.mu.Lock()
 	if !w.seqs[0].counted {
-		e.waiting--
+		e.wait(w.Tenant, -1)
 	}
 	e.mu.Unlock()
 	w.gen.finish(err) // behind that, so that whoever has seen the end finds a place in the queue; before Drain ends

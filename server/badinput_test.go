@@ -120,6 +120,19 @@ func TestBadCompletions(t *testing.T) {
 	c.complete(object{"model": "demo", "prompt": "The fox", "max_tokens": 2})
 }
 
+// TestBadQueries: a query with a part that cannot be read is not answered as if without that part.
+func TestBadQueries(t *testing.T) {
+	c := serve(t)
+	shared(t).publish(t, "bad-query", 8, 1)
+	for _, query := range []string{"dry_run=true;rank=8", "dry_run=%zz", "dry_run=true&tenant=a%"} {
+		if message := c.sendTar("/adapters/bad-query/import?"+query, "").wantError(400, "", ""); !strings.Contains(message, "query") {
+			t.Errorf("%s: %s", query, message)
+		}
+		c.get("/adapters/bad-query/export?version=1&"+query).wantError(400, "", "")
+	}
+	c.get("/adapters/bad-query/export?version=1").want(200)
+}
+
 func TestBadAdapters(t *testing.T) {
 	c := serve(t)
 	h := shared(t)

@@ -41,9 +41,11 @@ func (s *Server) composeAdapter(w http.ResponseWriter, r *http.Request) error {
 		return errDraining
 	}
 	ctx := r.Context()
-	if err := s.mayKeep(ctx, name); err != nil {
+	kept, err := s.mayKeep(ctx, name, 0)
+	if err != nil {
 		return err
 	}
+	defer kept()
 	if _, err := s.d.Store.Get(ctx, tenant(ctx), name, 0); err == nil { // before anything is summed and stored
 		return fmt.Errorf("%w: %q", adapters.ErrExists, name)
 	} else if !errors.Is(err, adapters.ErrNotFound) {

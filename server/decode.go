@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -56,6 +57,17 @@ func mediaType(r *http.Request) string {
 		return "application/json"
 	}
 	return t
+}
+
+// withQuery refuses a query that cannot be read as a whole: of one with a bad part, as in ?dry_run=true;rank=8, that part would be as if not given.
+func (s *Server) withQuery(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+			s.fail(w, r, badField("", "the query cannot be read: %s", err))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // decodeJSON reads a JSON object into v. Unknown fields are ignored, as OpenAI-compatible servers do.

@@ -87,6 +87,7 @@ type upload struct {
 	name    string
 	file    bool // has come
 	blob    adapters.BlobInfo
+	kept    func() // gives back the claim on room for it
 }
 
 func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
@@ -97,9 +98,11 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 		return &apiError{Status: http.StatusUnsupportedMediaType, Type: "invalid_request_error", Code: "unsupported_media_type",
 			Message: fmt.Sprintf("the body must be multipart/form-data, not %s", t)}
 	}
-	if err := s.mayKeep(r.Context(), ""); err != nil {
+	room, err := s.mayKeep(r.Context(), "", 0) // before the file is sent; asked again when its size is known
+	if err != nil {
 		return err
 	}
+	room()
 	body, done := limitBody(w, r, s.config.MaxTrainingBytes+formBytes)
 	defer done()
 	r.Body = io.NopCloser(body)
@@ -107,7 +110,8 @@ func (s *Server) createFile(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return unreadableForm(err)
 	}
-	u := upload{s: s, form: form}
+	u := upload{s: s, form: form, kept: func() {}}
+	defer func() { u.kept() }()
 	if err := u.read(r.Context()); err != nil {
 		return err
 	}
@@ -181,7 +185,14 @@ func (u *upload) store(ctx context.Context, part *multipart.Part) error {
 		if content.left == most {
 			return badField("file", "file: is empty")
 		}
-		return u.read(ctx)
+		if err := u.read(ctx); err != nil {
+			return err
+		}
+		kept, err := u.s.mayKeep(ctx, "", most-content.left)
+		if err == nil {
+			u.kept = kept
+		}
+		return err
 	}
 	blob, err := u.s.d.Store.PutBlob(ctx, tenant(ctx), content)
 	switch {

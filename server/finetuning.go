@@ -229,9 +229,11 @@ func (s *Server) submitSpec(ctx context.Context, spec finetune.JobSpec) (finetun
 	if err := s.mayTrain(ctx); err != nil {
 		return finetune.Job{}, err
 	}
-	if err := s.mayKeep(ctx, spec.Name); err != nil {
+	kept, err := s.mayKeep(ctx, spec.Name, 0)
+	if err != nil {
 		return finetune.Job{}, err
 	}
+	defer kept()
 	done, err := s.openFiles(ctx, &spec)
 	if err != nil {
 		return finetune.Job{}, err

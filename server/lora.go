@@ -54,9 +54,11 @@ func (s *Server) loadLoRA(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 	}
-	if err := s.mayKeep(ctx, q.Name); err != nil {
+	kept, err := s.mayKeep(ctx, q.Name, 0)
+	if err != nil {
 		return err
 	}
+	defer kept()
 	leave, err := s.enterImport(ctx)
 	if err != nil {
 		return err

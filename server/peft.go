@@ -36,6 +36,11 @@ func (s *Server) exportAdapter(w http.ResponseWriter, r *http.Request) error {
 		}
 		return versionError(err, name)
 	}
+	leave, err := s.enterExport(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	weights, err := s.load(ctx, v)
 	if err != nil {
 		return err
@@ -53,6 +58,17 @@ func (s *Server) exportAdapter(w http.ResponseWriter, r *http.Request) error {
 		panic(http.ErrAbortHandler)
 	}
 	return nil
+}
+
+// enterExport waits for a turn among those that one tenant's clients have: an export holds a whole adapter in memory for as long as it is read.
+func (s *Server) enterExport(ctx context.Context) (leave func(), err error) {
+	turns, _ := s.exports.LoadOrStore(callerOf(ctx).home, make(chan struct{}, maxExports))
+	select {
+	case turns.(chan struct{}) <- struct{}{}:
+		return func() { <-turns.(chan struct{}) }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // load reads a version's B, which must be of the basis in use.
@@ -108,9 +124,11 @@ func (s *Server) importAdapter(w http.ResponseWriter, r *http.Request) error {
 		return errDraining
 	}
 	if !dry {
-		if err := s.mayKeep(r.Context(), name); err != nil {
+		kept, err := s.mayKeep(r.Context(), name, 0)
+		if err != nil {
 			return err
 		}
+		defer kept()
 	}
 	body, done := limitBody(w, r, s.config.MaxAdapterBytes+(1<<20))
 	defer done()

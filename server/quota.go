@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -106,12 +107,50 @@ func (s *Server) enterRequests(ctx context.Context, requests []infer.Request) (l
 	return s.meter.enter(tenant(ctx), tokens)
 }
 
-// mayKeep refuses, where the tenant keeps as much as it may, a new adapter of that name; "" is a file.
-func (s *Server) mayKeep(ctx context.Context, name string) error {
-	q := s.config.Quotas
-	if q.Adapters == 0 && q.Bytes == 0 {
-		return nil
+// claim is what a request is about to keep: a name, or a file's bytes.
+type claim struct {
+	name  string
+	bytes int64
+}
+
+// claims are those of the requests at work, which the store does not have yet: as many as come at once share what is left.
+type claims struct {
+	mu      sync.Mutex
+	tenants map[string][]*claim // oldest first
+}
+
+// add takes a claim in and gives those before it; done takes it out, once the store has what was claimed, or never will.
+func (c *claims) add(tenant string, one claim) (before []*claim, done func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before = slices.Clone(c.tenants[tenant])
+	c.tenants[tenant] = append(c.tenants[tenant], &one)
+	return before, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.tenants[tenant] = slices.DeleteFunc(c.tenants[tenant], func(o *claim) bool { return o == &one })
+		if len(c.tenants[tenant]) == 0 {
+			delete(c.tenants, tenant)
+		}
 	}
+}
+
+// mayKeep refuses, where the tenant keeps as much as it may, a new adapter of that name; "" is a file of so many bytes. done is to be called when it
+// is stored, or when it will not be.
+func (s *Server) mayKeep(ctx context.Context, name string, bytes int64) (done func(), err error) {
+	if q := s.config.Quotas; q.Adapters == 0 && q.Bytes == 0 {
+		return func() {}, nil
+	}
+	before, done := s.claims.add(tenant(ctx), claim{name, bytes}) // before the store is read: what is claimed no longer is there then
+	if err := s.roomFor(ctx, name, before); err != nil {
+		done()
+		return nil, err
+	}
+	return done, nil
+}
+
+func (s *Server) roomFor(ctx context.Context, name string, claimed []*claim) error {
+	q := s.config.Quotas
 	all, err := s.d.Store.List(ctx, tenant(ctx))
 	if err != nil {
 		return err
@@ -124,6 +163,11 @@ func (s *Server) mayKeep(ctx context.Context, name string) error {
 		names, err := s.names(ctx, all)
 		if err != nil {
 			return err
+		}
+		for _, c := range claimed {
+			if c.name != "" {
+				names[named{tenant(ctx), c.name}] = true
+			}
 		}
 		if !names[named{tenant(ctx), name}] && len(names) >= q.Adapters {
 			return quotaExceeded("adapters", int64(q.Adapters), 0)
@@ -138,6 +182,9 @@ func (s *Server) mayKeep(ctx context.Context, name string) error {
 	}
 	for _, f := range files {
 		bytes += f.Bytes
+	}
+	for _, c := range claimed {
+		bytes += c.bytes
 	}
 	if bytes >= q.Bytes {
 		return quotaExceeded("bytes of adapters and files", q.Bytes, 0)

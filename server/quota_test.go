@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"net/http"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"bhive/adapters"
 	"bhive/infer"
 
 	"pgregory.net/rapid"
@@ -156,6 +158,72 @@ func TestQuotas(t *testing.T) {
 	full.post("/adapters/first/compose", sum).wantError(429, "", "insufficient_quota")
 	full.form("purpose", "fine-tune", "file=a", "x").wantError(429, "", "insufficient_quota")
 	full.post("/v1/completions", ask).want(200)
+}
+
+// What comes at once shares what is left: requests that the store knows nothing of yet count too.
+func TestQuotasAtOnce(t *testing.T) {
+	h := ownHive(t, hiveConfig{})
+	h.publish(t, "first", 4, 1)
+	c := h.serve(t, func(c *Config, _ *Deps) { c.Quotas = Quotas{Adapters: 2, Bytes: 1 << 30} })
+	sum := object{"parts": []object{{"model": "first"}}}
+	ctx := context.WithValue(t.Context(), callerKey{}, caller{home: adapters.DefaultTenant, tenant: adapters.DefaultTenant})
+	done, err := c.server.mayKeep(ctx, "second", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.post("/adapters/third/compose", sum).wantError(429, "", "insufficient_quota")
+	c.post("/adapters", object{"name": "third", "examples": pirates()}).wantError(429, "", "insufficient_quota")
+	done()
+	c.post("/adapters/third/compose", sum).want(201)
+
+	if done, err = c.server.mayKeep(ctx, "", 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	c.form("purpose", "fine-tune", "file=a", "x").wantError(429, "", "insufficient_quota")
+	done()
+	c.form("purpose", "fine-tune", "file=a", "x").want(200)
+	if len(c.server.claims.tenants) != 0 {
+		t.Errorf("claims are left: %v", c.server.claims.tenants)
+	}
+}
+
+// Of files that are sent at once, one has what room there is.
+func TestFilesAtOnce(t *testing.T) {
+	h := ownHive(t, hiveConfig{})
+	c := h.serve(t, func(c *Config, _ *Deps) { c.Quotas = Quotas{Bytes: 1} })
+	const n = 8
+	ends, statuses := make([]*io.PipeWriter, n), make(chan int, n)
+	for i := range n {
+		body, w := io.Pipe()
+		ends[i] = w
+		go func() {
+			r, err := http.Post(c.url+"/v1/files", "multipart/form-data; boundary=b", body)
+			if err != nil {
+				t.Error(err)
+				statuses <- 0
+				return
+			}
+			r.Body.Close()
+			statuses <- r.StatusCode
+		}()
+		if _, err := io.WriteString(w, "--b\r\nContent-Disposition: form-data; name=purpose\r\n\r\nfine-tune\r\n--b\r\nContent-Disposition: form-data; name=file; filename=a\r\n\r\nx"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // all have begun
+	for _, w := range ends {
+		_, _ = io.WriteString(w, "\r\n--b--\r\n")
+		w.Close()
+	}
+	kept := 0
+	for range n {
+		if <-statuses == 200 {
+			kept++
+		}
+	}
+	if kept != 1 {
+		t.Errorf("%d files were kept in the room of one", kept)
+	}
 }
 
 // A prompt that is refused takes nothing of the minute's tokens, however long it was.

@@ -60,9 +60,11 @@ type Server struct {
 	metrics  *Metrics
 	probe    *probe
 	meter    *meter
+	claims   claims
 	bodies   bodies
 	handler  http.Handler
 	imports  chan struct{}         // holds one for each import or sum at work
+	exports  sync.Map              // of a tenant: chan struct{}, which holds one for each export at work
 	grammars func() *grammar.Cache // made at the first call
 	draining atomic.Bool
 	drained  chan struct{} // closed when draining begins
@@ -77,6 +79,9 @@ func (s *Server) drain() {
 
 // maxImports is how many adapters are read or summed at once; others wait.
 const maxImports = 2
+
+// maxExports is how many adapters one tenant's clients read out at once; others wait.
+const maxExports = 4
 
 // New makes a server; it acquires nothing.
 func New(c Config, d Deps) (*Server, error) {
@@ -95,6 +100,7 @@ func New(c Config, d Deps) (*Server, error) {
 	if s.d.ToolCalls == "" {
 		s.d.ToolCalls = toolcall.Find(d.Template)
 	}
+	s.claims = claims{tenants: map[string][]*claim{}}
 	s.probe = &probe{store: d.Store, log: s.log}
 	s.metrics.bind(d, s.probe)
 	s.grammars = sync.OnceValue(func() *grammar.Cache { return newGrammars(d) })
@@ -107,7 +113,7 @@ func (s *Server) Handler() http.Handler { return s.handler }
 
 func (s *Server) routes() http.Handler {
 	r := chi.NewRouter()
-	r.Use(withRequestID, s.withAccessLog, s.withRecover, s.withOriginCheck, s.withTenant)
+	r.Use(withRequestID, s.withAccessLog, s.withRecover, s.withOriginCheck, s.withTenant, s.withQuery)
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, &apiError{Status: http.StatusNotFound, Type: "invalid_request_error", Code: "unknown_url", Message: fmt.Sprintf("Unknown request URL: %s %s", r.Method, r.URL.Path)})
 	})
