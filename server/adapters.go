@@ -102,30 +102,6 @@ func shownVersion(v adapters.Version, live int) api.Version {
 // named is the name of a tenant's adapter.
 type named struct{ tenant, name string }
 
-// names are those of a tenant's adapters (from the store's list) and of the jobs that will publish one. A job that has ended has left a version, or
-// nothing that counts.
-func (s *Server) names(ctx context.Context, all []adapters.Adapter) (map[named]bool, error) {
-	names := map[named]bool{}
-	for _, a := range all {
-		names[named{a.Tenant, a.Name}] = true
-	}
-	jobs, err := s.d.Store.ListJobs(ctx, tenant(ctx), unfinished...)
-	if err != nil {
-		return nil, err
-	}
-	for _, record := range jobs {
-		j, err := s.d.Jobs.Get(ctx, record.Tenant, record.ID)
-		if errors.Is(err, finetune.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		names[named{record.Tenant, j.Spec.Name}] = true
-	}
-	return names, nil
-}
-
 func (s *Server) listAdapters(w http.ResponseWriter, r *http.Request) error {
 	ctx := r.Context()
 	// The jobs before the adapters: what a job that has succeeded published is there then.

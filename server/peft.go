@@ -63,12 +63,7 @@ func (s *Server) exportAdapter(w http.ResponseWriter, r *http.Request) error {
 // enterExport waits for a turn among those that one tenant's clients have: an export holds a whole adapter in memory for as long as it is read.
 func (s *Server) enterExport(ctx context.Context) (leave func(), err error) {
 	turns, _ := s.exports.LoadOrStore(callerOf(ctx).home, make(chan struct{}, maxExports))
-	select {
-	case turns.(chan struct{}) <- struct{}{}:
-		return func() { <-turns.(chan struct{}) }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return takeTurn(ctx, turns.(chan struct{}))
 }
 
 // load reads a version's B, which must be of the basis in use.
@@ -205,9 +200,14 @@ func (p formPart) Read(b []byte) (int, error) {
 
 // enterImport waits for its turn: imports hold whole adapters in memory.
 func (s *Server) enterImport(ctx context.Context) (leave func(), err error) {
+	return takeTurn(ctx, s.imports)
+}
+
+// takeTurn waits for a place among those at work.
+func takeTurn(ctx context.Context, turns chan struct{}) (leave func(), err error) {
 	select {
-	case s.imports <- struct{}{}:
-		return func() { <-s.imports }, nil
+	case turns <- struct{}{}:
+		return func() { <-turns }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

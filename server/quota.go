@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"bhive/adapters"
 	"bhive/finetune"
 	"bhive/infer"
 )
@@ -147,6 +149,30 @@ func (s *Server) mayKeep(ctx context.Context, name string, bytes int64) (done fu
 		return nil, err
 	}
 	return done, nil
+}
+
+// names are those of a tenant's adapters (from the store's list) and of the jobs that will publish one. A job that has ended has left a version, or
+// nothing that counts.
+func (s *Server) names(ctx context.Context, all []adapters.Adapter) (map[named]bool, error) {
+	names := map[named]bool{}
+	for _, a := range all {
+		names[named{a.Tenant, a.Name}] = true
+	}
+	jobs, err := s.d.Store.ListJobs(ctx, tenant(ctx), unfinished...)
+	if err != nil {
+		return nil, err
+	}
+	for _, record := range jobs {
+		j, err := s.d.Jobs.Get(ctx, record.Tenant, record.ID)
+		if errors.Is(err, finetune.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		names[named{record.Tenant, j.Spec.Name}] = true
+	}
+	return names, nil
 }
 
 func (s *Server) roomFor(ctx context.Context, name string, claimed []*claim) error {
