@@ -3,7 +3,6 @@ package finetune
 import (
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -62,7 +61,7 @@ func OpenBench(m *infer.Model, c BenchConfig) (*Bench, error) {
 		return nil, fmt.Errorf("benchmark: %w", err)
 	}
 	r := rand.New(rand.NewPCG(1, 5))
-	for range c.Tenants {
+	for tenant := range c.Tenants {
 		set := make([]Example, c.Sequences)
 		for i := range set {
 			for range c.Length {
@@ -71,9 +70,13 @@ func OpenBench(m *infer.Model, c BenchConfig) (*Bench, error) {
 			}
 		}
 		const endless = 1 << 30
-		lane, err := b.trainer.Add(LaneOptions{Rank: c.Rank, Alpha: 2 * float64(c.Rank), Train: set, Batching: Batching{Examples: c.Sequences, Batches: 1},
+		o := LaneOptions{Rank: c.Rank, Alpha: 2 * float64(c.Rank), Train: set, Batching: Batching{Examples: c.Sequences, Batches: 1},
 			Schedule: Schedule{Kind: ScheduleConstant, Rate: 1e-3, Steps: endless}, Beta1: 0.9, Beta2: 0.999, Epsilon: 1e-8, Clip: 1,
-			Correction: autoCorrection(m.Basis.Method), Report: b.report})
+			Correction: autoCorrection(m.Basis.Method)}
+		if tenant == c.Tenants-1 {
+			o.Report = b.report
+		}
+		lane, err := b.trainer.Add(o)
 		if err != nil {
 			b.Close()
 			return nil, fmt.Errorf("benchmark: %w", err)
@@ -108,15 +111,13 @@ func (b *Bench) Step() (time.Duration, error) {
 	return time.Since(start), nil
 }
 
-// report takes note of a tenant's optimizer step.
+// report takes note of the last tenant's optimizer step, with which the others' have ended.
 func (b *Bench) report(r Report) {
 	b.norm = r.GradNorm
-	if last := b.lanes[len(b.lanes)-1]; last.pos.Step == r.Step {
-		b.mu.Lock()
-		if n := len(b.enqueued); n > 0 && !slices.Contains(b.steps, n) { // each tenant may find that the last one has ended
-			b.steps = append(b.steps, n)
-		}
-		b.mu.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if n := len(b.enqueued); n > 0 { // else nobody enqueues: see Step
+		b.steps = append(b.steps, n)
 	}
 }
 
