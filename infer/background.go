@@ -160,16 +160,7 @@ func (e *Engine) reap() bool {
 	}
 	s.ended(ended, took)
 	s.gone += n
-	for _, f := range s.waiting { // of what a step before the units took it is not they that it waited for
-		since := from
-		if f.begun.After(since) {
-			since = f.begun
-		}
-		f.waited += max(last.Sub(since), 0)
-	}
-	for len(s.waiting) > 0 && s.waiting[0].behind <= s.gone {
-		s.waiting = slices.Delete(s.waiting, 0, 1)
-	}
+	s.waitedFor(from, last)
 	e.mu.Lock()
 	e.stats.BackgroundTime += took
 	e.mu.Unlock()
@@ -235,6 +226,20 @@ func (s *besides) await(f *flight) {
 	if len(s.running) > 0 {
 		f.behind = s.gone + len(s.running)
 		s.waiting = append(s.waiting, f)
+	}
+}
+
+// waitedFor adds to the steps that wait what units took that ran from one moment to another and have ended. What a step before them took is not theirs.
+func (s *besides) waitedFor(from, to time.Time) {
+	for _, f := range s.waiting {
+		since := from
+		if f.begun.After(since) {
+			since = f.begun
+		}
+		f.waited += max(to.Sub(since), 0)
+	}
+	for len(s.waiting) > 0 && s.waiting[0].behind <= s.gone {
+		s.waiting = slices.Delete(s.waiting, 0, 1)
 	}
 }
 
