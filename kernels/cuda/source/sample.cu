@@ -22,8 +22,6 @@ struct SampleArgs {
     const int* head;
 };
 
-constexpr float greatest_float = 3.4028234664e38f; // as which +∞ counts: the difference of two is then a number too
-
 // order maps a float to an unsigned that sorts alike; rank_key is greater for what comes first: higher values, then lower ids.
 __device__ __forceinline__ uint32_t order(float x) {
     const uint32_t b = __float_as_uint(x == 0.f ? 0.f : x);
@@ -153,7 +151,8 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     const int first = (int)~(uint32_t)best;
     const float peak = best >> 32 == order(CUDART_NAN_F) ? CUDART_NAN_F : raw[first];
     const float sum = block_sum(m > -CUDART_INF_F ? l * expf(m - peak) : 0.f, fshared);
-    const float lse = peak == CUDART_INF_F ? greatest_float : peak + logf(sum);
+    // +∞ counts as the greatest number: the difference of two is then one too.
+    const float lse = peak == CUDART_INF_F ? CUDART_MAX_NORMAL_F : peak + logf(sum);
 
     for (int j = 0, n = min((int)a.top[row], 20); j < 20; j++) {
         uint64_t next = 0;
@@ -174,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
         if (tid == 0) {
             const int id = (int)~(uint32_t)next;
             a.top_id[row * a.ts + j] = next ? id : -1;
-            a.top_logprob[row * a.tls + j] = next ? fminf(raw[id], greatest_float) - lse : -CUDART_INF_F;
+            a.top_logprob[row * a.tls + j] = next ? fminf(raw[id], CUDART_MAX_NORMAL_F) - lse : -CUDART_INF_F;
         }
     }
 
@@ -286,7 +285,7 @@ extern "C" __global__ void __launch_bounds__(1024) sample(const __grid_constant_
     above = block_sum_u64(above, shared);
     if (tid == 0) {
         a.token[row] = token;
-        a.logprob[row] = fminf(own, greatest_float) - lse;
+        a.logprob[row] = fminf(own, CUDART_MAX_NORMAL_F) - lse;
         a.rank[row] = (int)above + 1;
     }
 }
